@@ -1,0 +1,49 @@
+# Everything lives in .venv; PYTHON picks the interpreter that makes it.
+PYTHON ?= python3
+BIN := .venv/bin
+EXTRAS ?= test,aot
+export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+
+.PHONY: demo test claims peers lint docs wheel clean
+
+define install
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[$(1)]'
+	@touch $@
+endef
+
+.venv/.demo: pyproject.toml constraints.txt
+	$(call install,demo)
+
+.venv/.test: pyproject.toml constraints.txt
+	$(call install,$(EXTRAS))
+
+.venv/.peers: pyproject.toml constraints.txt
+	$(call install,peers)
+
+.venv/.docs: pyproject.toml constraints.txt
+	$(call install,docs)
+
+demo: .venv/.demo
+	$(BIN)/python -m jaxopt_ext demo
+
+test: .venv/.test
+	$(BIN)/python -m pytest -n 2 --dist loadfile tests
+
+claims: .venv/.test
+	$(BIN)/python -m benchmarks.claims
+
+peers: .venv/.test .venv/.peers
+	$(BIN)/python -m benchmarks.peers
+
+lint: .venv/.test
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+docs: .venv/.docs
+	$(BIN)/python -m nbconvert --to html --execute --output-dir site notebooks/*.ipynb
+
+wheel: .venv/.test
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv .cache dist build site

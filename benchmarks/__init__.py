@@ -1,0 +1,1 @@
+"""Claims of the papers and comparisons with other libraries."""

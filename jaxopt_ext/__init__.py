@@ -1,0 +1,61 @@
+"""Differentiable solvers for JAX.
+
+Families are loaded on first use, so importing the package stays cheap.
+
+- `core`: problems, `solve`, adjoints, objectives, checkpoints.
+- `prox`: functions with a value and a proximal operator.
+- `fixed_point`: Picard, Krasnosel'skii-Mann, Anderson, Halpern.
+- `minimize`: gradient, proximal, coordinate and projection-free methods.
+- `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
+- `optimizers`: gradient transformations for `optax`.
+- `distributed`: graphs, networks and decentralized algorithms.
+- `diffusion`: samplers. `estimators`: models with `fit`.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from .core import *  # noqa: F403
+from .core import __all__ as _core_all
+
+_FAMILIES = (
+    "adapters",
+    "catalog",
+    "core",
+    "diffusion",
+    "distributed",
+    "estimators",
+    "fixed_point",
+    "minimize",
+    "optimizers",
+    "prox",
+    "splitting",
+)
+
+if TYPE_CHECKING:
+    from . import (
+        adapters as adapters,
+        catalog as catalog,
+        core as core,
+        diffusion as diffusion,
+        distributed as distributed,
+        estimators as estimators,
+        fixed_point as fixed_point,
+        minimize as minimize,
+        optimizers as optimizers,
+        prox as prox,
+        splitting as splitting,
+    )
+
+__version__ = "0.1.0"
+__all__ = [*_core_all, *_FAMILIES]
+
+
+def __getattr__(name: str):
+    if name in _FAMILIES:
+        return importlib.import_module(f".{name}", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_FAMILIES])

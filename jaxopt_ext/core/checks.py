@@ -1,0 +1,85 @@
+"""Checks at the door: each raises `ValueError` or `TypeError` with the offending value.
+
+Values that are being traced cannot be inspected and pass; what goes wrong with them shows in a
+solver's status.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+
+def _concrete(value: Any) -> np.ndarray | None:
+    if isinstance(value, jax.core.Tracer):
+        return None
+    if isinstance(value, str) or value is None:
+        raise TypeError(f"expected a number, got {value!r}")
+    return np.asarray(value)
+
+
+def _require(ok, name: str, what: str, value: Any) -> None:
+    if not np.all(ok):
+        raise ValueError(f"{name} must be {what}, got {value}")
+
+
+def positive(name: str, value: Any) -> None:
+    """Raise unless every entry of `value` is finite and > 0."""
+    array = _concrete(value)
+    if array is not None:
+        _require(np.isfinite(array) & (array > 0), name, "positive", value)
+
+
+def nonnegative(name: str, value: Any) -> None:
+    """Raise unless every entry of `value` is >= 0 (infinity allowed)."""
+    array = _concrete(value)
+    if array is not None:
+        _require(array >= 0, name, "non-negative", value)
+
+
+def interval(
+    name: str, value: Any, low: float, high: float, *, open_low=False, open_high=False
+) -> None:
+    """Raise unless every entry of `value` lies between `low` and `high`."""
+    array = _concrete(value)
+    if array is None:
+        return
+    above = array > low if open_low else array >= low
+    below = array < high if open_high else array <= high
+    bounds = f"in {'(' if open_low else '['}{low}, {high}{')' if open_high else ']'}"
+    _require(above & below, name, bounds, value)
+
+
+def finite(name: str, value: PyTree) -> None:
+    """Raise unless every entry of every leaf is finite."""
+    for leaf in jax.tree.leaves(value):
+        array = _concrete(leaf)
+        if array is not None and not np.all(np.isfinite(array)):
+            raise ValueError(f"{name} must be finite, got NaN or infinity")
+
+
+def count(name: str, value: Any, minimum: int = 1) -> None:
+    """Raise unless `value` is a Python int >= `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+
+
+def inexact_tree(name: str, value: PyTree) -> PyTree:
+    """Return `value` with array leaves; raise on no leaves or on integer or boolean ones."""
+    leaves, treedef = jax.tree.flatten(value)
+    if not leaves:
+        raise ValueError(f"{name} is an empty pytree: there is nothing to solve for")
+    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    for array in arrays:
+        if not jnp.issubdtype(array.dtype, jnp.inexact):
+            raise TypeError(f"{name} must hold floating-point arrays, got dtype {array.dtype}")
+    return jax.tree.unflatten(treedef, arrays)
+
+
+def scalar(value: Any):
+    """Convert a Python number to an array leaf (weakly typed), so that a new value never retraces."""
+    return jnp.asarray(value) if isinstance(value, float | int) else value
