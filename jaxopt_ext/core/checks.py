@@ -81,5 +81,5 @@ def inexact_tree(name: str, value: PyTree) -> PyTree:
 
 
 def scalar(value: Any):
-    """Convert a Python number to an array leaf (weakly typed), so that a new value never retraces."""
+    """Make a Python number a weakly typed array leaf, so that a new value never retraces."""
     return jnp.asarray(value) if isinstance(value, float | int) else value

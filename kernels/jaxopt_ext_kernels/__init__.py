@@ -1,0 +1,1 @@
+"""Matrix and sparse kernels for JAX, with Pallas and XLA bodies."""
