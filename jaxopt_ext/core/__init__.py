@@ -1,5 +1,66 @@
-"""Problems, solvers, the one loop, and derivatives of solutions."""
+"""Problems, solvers, the one loop, and derivatives of solutions.
 
-from . import checkpoint as checkpoint, checks as checks
+- Problems: `Smooth`, `Composite`, `Constrained`, `LeastSquares`, `RootFinding`, `FixedPoint`,
+  `Saddle`, `Splitting`, `QuadraticProgram`; their points `PrimalDual` and `SplitPoint`.
+- `solve(problem, solver, x0)` returns a `Solution` with a `Status`.
+- Derivatives: `ImplicitAdjoint` (default), `UnrolledAdjoint`, `OneStepAdjoint`; `attach` gives the
+  implicit derivative to a solution found elsewhere.
+- `AbstractSolver` and `AbstractSplittingSolver` are the contracts for new solvers.
+- `objectives`: losses of linear models. `operators`: linear maps. `checkpoint`: saving trees.
+"""
 
-__all__ = ["checkpoint", "checks"]
+from . import checkpoint, checks, objectives, operators, progress, tree
+from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
+from .closure import hoist
+from .linear import LeastSquaresFallback
+from .problem import (
+    AbstractProblem,
+    Composite,
+    Constrained,
+    FixedPoint,
+    LeastSquares,
+    PrimalDual,
+    QuadraticProgram,
+    RootFinding,
+    Saddle,
+    Smooth,
+    SplitPoint,
+    Splitting,
+)
+from .solution import Solution, Status
+from .solve import solve
+from .solver import AbstractSolver, AbstractSplittingSolver, scalar_field
+
+__all__ = [
+    "AbstractAdjoint",
+    "AbstractProblem",
+    "AbstractSolver",
+    "AbstractSplittingSolver",
+    "Composite",
+    "Constrained",
+    "FixedPoint",
+    "ImplicitAdjoint",
+    "LeastSquares",
+    "LeastSquaresFallback",
+    "OneStepAdjoint",
+    "PrimalDual",
+    "QuadraticProgram",
+    "RootFinding",
+    "Saddle",
+    "Smooth",
+    "Solution",
+    "SplitPoint",
+    "Splitting",
+    "Status",
+    "UnrolledAdjoint",
+    "attach",
+    "checkpoint",
+    "checks",
+    "hoist",
+    "objectives",
+    "operators",
+    "progress",
+    "scalar_field",
+    "solve",
+    "tree",
+]

@@ -1,0 +1,94 @@
+"""Python closures as pytrees.
+
+A function made anew at each call, `lambda w: loss(w, data)`, would be a new static value to
+`jax.jit`: every call would retrace, and traced data inside it would be invisible to derivatives.
+Here the arrays that a function closes over become leaves, and the rest is compared by code.
+"""
+
+import functools
+import types
+from typing import Any
+
+import equinox as eqx
+import jax
+import numpy as np
+from jaxtyping import PyTree
+
+
+class _Code:
+    """Static part of a closure: equal when the code and the module are the same."""
+
+    def __init__(self, function: types.FunctionType):
+        self.function = function
+
+    def _key(self):
+        return self.function.__code__, id(self.function.__globals__)
+
+    def __hash__(self) -> int:
+        return hash(self._key())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Code) and self._key() == other._key()
+
+
+class Closure(eqx.Module):
+    """A Python function whose closed-over and default values are pytree leaves."""
+
+    code: _Code = eqx.field(static=True)
+    cells: tuple[Any, ...]
+    defaults: tuple[Any, ...]
+    keyword_defaults: dict[str, Any]
+
+    def __call__(self, *args, **kwargs):
+        original = self.code.function
+        function = types.FunctionType(
+            original.__code__,
+            original.__globals__,
+            original.__name__,
+            self.defaults,
+            tuple(types.CellType(cell) for cell in self.cells),
+        )
+        function.__kwdefaults__ = self.keyword_defaults
+        return function(*args, **kwargs)
+
+
+def hoist(tree: PyTree) -> PyTree:
+    """Replace every function in `tree` that holds arrays by a callable pytree of those arrays.
+
+    Functions without arrays inside are left as they are, and so are callables whose arrays
+    cannot be reached (methods of ordinary Python objects): those retrace when they change.
+    """
+    return _hoist(tree, ())
+
+
+def _hoist(tree: PyTree, seen: tuple[int, ...]) -> PyTree:
+    return jax.tree.map(
+        lambda leaf: _hoist_leaf(leaf, seen), tree, is_leaf=lambda x: isinstance(x, Closure)
+    )
+
+
+def _hoist_leaf(leaf: Any, seen: tuple[int, ...]) -> Any:
+    if id(leaf) in seen:  # a function that refers to itself
+        return leaf
+    if isinstance(leaf, functools.partial) and not isinstance(leaf, jax.tree_util.Partial):
+        leaf = jax.tree_util.Partial(leaf.func, *leaf.args, **leaf.keywords)
+        return _hoist(leaf, seen)
+    wrapped = getattr(leaf, "__wrapped__", None)
+    if isinstance(wrapped, types.FunctionType) and hasattr(leaf, "lower"):  # jax.jit(function)
+        inner = _hoist_leaf(wrapped, seen)
+        return leaf if inner is wrapped else inner
+    if not isinstance(leaf, types.FunctionType):
+        return leaf
+    try:
+        cells = tuple(cell.cell_contents for cell in leaf.__closure__ or ())
+    except ValueError:  # a cell that is not filled yet
+        return leaf
+    contents = (cells, leaf.__defaults__ or (), leaf.__kwdefaults__ or {})
+    contents = _hoist(contents, (*seen, id(leaf)))
+    if not any(_is_array(x) for x in jax.tree.leaves(contents)):
+        return leaf
+    return Closure(_Code(leaf), *contents)
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, jax.Array | np.ndarray)

@@ -1,0 +1,114 @@
+"""The linear solver behind implicit derivatives."""
+
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+import lineax as lx
+
+from . import checks, tree
+
+
+class _State(eqx.Module):
+    operator: lx.AbstractLinearOperator
+    factors: Any
+    regular: Any
+    flat: bool = eqx.field(static=True)
+
+
+class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
+    """Solve a square system fast if it is regular, and in the least-squares sense if it is not.
+
+    Small systems are factorized by LU, large ones go matrix-free through restarted GMRES. The
+    answer is kept if its true residual is small and, for LU, if the pivots show no rank loss.
+    Otherwise LSMR finds the minimum-norm least-squares solution $A^{+} b$; where it is not needed
+    it takes no step, also under `vmap`.
+
+    **Arguments:**
+
+    - `rtol`: relative residual that counts as solved; `None` is `1e-5` in single and `1e-9` in
+      double precision.
+    - `dense_size`: systems of at most this size are factorized.
+    - `max_steps`: limit on the iterations of GMRES and of LSMR; `None` is ten times the size.
+    """
+
+    rtol: float | None = None
+    dense_size: int = 256
+    max_steps: int | None = None
+
+    def __check_init__(self):
+        if self.rtol is not None:
+            checks.positive("rtol", self.rtol)
+        checks.count("dense_size", self.dense_size, minimum=0)
+
+    def init(self, operator, options):
+        del options
+        if operator.in_size() != operator.out_size():
+            raise ValueError("the residual must be shaped like x")
+        if operator.in_size() > self.dense_size:
+            return _State(lx.linearise(operator), None, jnp.asarray(True), False)
+        matrix = operator.as_matrix()
+        factors = jax.scipy.linalg.lu_factor(matrix)
+        pivots = jnp.abs(jnp.diagonal(factors[0]))
+        rounding = matrix.shape[0] * jnp.finfo(matrix.dtype).eps
+        regular = jnp.min(pivots, initial=jnp.inf) > rounding * jnp.max(pivots, initial=0)
+        dense = lx.MatrixLinearOperator(matrix)
+        return _State(dense, (factors, eqxi.Static(False)), regular, True)
+
+    def compute(self, state, vector, options):
+        del options
+        flat, unravel = jax.flatten_util.ravel_pytree(vector)
+        operator = state.operator if state.flat else _ravelled(state.operator, vector, unravel)
+        tolerance = self.rtol or (1e-9 if flat.dtype == jnp.float64 else 1e-5)
+        norm = jnp.linalg.norm(flat)
+        scale = jnp.where(norm > 0, norm, 1)
+        unit = flat / scale
+
+        if state.flat:
+            factors, transposed = state.factors
+            x = jax.scipy.linalg.lu_solve(factors, unit, trans=int(transposed.value))
+        else:
+            # GMRES demands its tolerance of the last update too, so ask for less than we check.
+            gmres = lx.GMRES(
+                rtol=0.0,
+                atol=0.1 * tolerance,
+                norm=tree.norm,
+                max_steps=self.max_steps,
+                restart=min(40, flat.size),
+                stagnation_iters=3,
+            )
+            x, _, _ = gmres.compute(gmres.init(operator, {}), unit, {})
+        gap = jnp.linalg.norm(operator.mv(x) - unit)
+        solved = state.regular & (gap <= tolerance)  # False for NaN
+
+        lsmr = lx.LSMR(rtol=0.1 * tolerance, atol=0.1 * tolerance, max_steps=self.max_steps)
+        rest = jnp.where(solved, 0, unit)
+        fallback, result, stats = lsmr.compute(lsmr.init(operator, {}), rest, {})
+        x = jnp.where(solved, x, fallback) * scale
+        return unravel(x), result, stats
+
+    def transpose(self, state, options):
+        factors = state.factors
+        if factors is not None:
+            factors = (factors[0], eqxi.Static(not factors[1].value))
+        return _State(state.operator.T, factors, state.regular, state.flat), options
+
+    def conj(self, state, options):
+        if state.factors is None:
+            return _State(lx.conj(state.operator), None, state.regular, state.flat), options
+        (lu, pivots), transposed = state.factors
+        factors = ((lu.conj(), pivots), transposed)
+        return _State(lx.conj(state.operator), factors, state.regular, state.flat), options
+
+    def assume_full_rank(self):
+        return True
+
+
+def _ravelled(operator, vector, unravel):
+    def mv(v):
+        return jax.flatten_util.ravel_pytree(operator.mv(unravel(v)))[0]
+
+    flat = jax.eval_shape(lambda v: jax.flatten_util.ravel_pytree(v)[0], vector)
+    return lx.FunctionLinearOperator(mv, flat)

@@ -1,0 +1,88 @@
+"""Linear maps given as matrices or matrix-free."""
+
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, PyTree
+
+LinearMap = Any
+"""A matrix, a `lineax` operator, a scalar multiple of the identity, or `None` for the identity."""
+
+
+class Map(eqx.Module):
+    """A linear map with its adjoint, made by `as_map`."""
+
+    forward: Callable[[PyTree[Array]], PyTree[Array]]
+    adjoint: Callable[[PyTree[Array]], PyTree[Array]]
+
+    def __call__(self, x: PyTree[Array]) -> PyTree[Array]:
+        return self.forward(x)
+
+
+class _Scale(eqx.Module):
+    factor: Any
+
+    def __call__(self, x):
+        return jax.tree.map(lambda leaf: self.factor * leaf, x)
+
+
+class _Matrix(eqx.Module):
+    matrix: Array
+    transposed: bool = eqx.field(static=True)
+
+    def __call__(self, x):
+        return self.matrix.conj().T @ x if self.transposed else self.matrix @ x
+
+
+class _Lineax(eqx.Module):
+    operator: lx.AbstractLinearOperator
+    transposed: bool = eqx.field(static=True)
+
+    def __call__(self, x):
+        operator = lx.conj(self.operator).T if self.transposed else self.operator
+        return operator.mv(x)
+
+
+def as_map(operator: LinearMap) -> Map:
+    """A `Map` from anything that stands for a linear map.
+
+    **Arguments:**
+
+    - `operator`: a matrix of shape `(m, n)`, a `lineax.AbstractLinearOperator`, a scalar, a `Map`,
+      or `None` for the identity.
+
+    **Raises:** `TypeError` for anything else; `ValueError` for an array that is neither a scalar
+    nor a matrix.
+    """
+    if operator is None:
+        return Map(_Scale(1), _Scale(1))
+    if isinstance(operator, Map):
+        return operator
+    if isinstance(operator, lx.AbstractLinearOperator):
+        return Map(_Lineax(operator, False), _Lineax(operator, True))
+    if isinstance(operator, float | int) or eqx.is_array_like(operator):
+        if jnp.ndim(operator) == 0:
+            return Map(_Scale(operator), _Scale(jnp.conj(operator)))
+        if jnp.ndim(operator) != 2:
+            raise ValueError(f"a linear map must be a matrix, got shape {jnp.shape(operator)}")
+        matrix = jnp.asarray(operator)
+        return Map(_Matrix(matrix, False), _Matrix(matrix, True))
+    raise TypeError(f"expected a matrix, a lineax operator, a scalar or None, got {operator!r}")
+
+
+def dense(operator: LinearMap, x: PyTree[Array]) -> Array:
+    """The matrix of a linear map on vectors shaped like `x`."""
+    if eqx.is_array(operator) and jnp.ndim(operator) == 2:
+        return operator
+    if isinstance(operator, lx.AbstractLinearOperator):
+        return operator.as_matrix()
+    flat, unravel = jax.flatten_util.ravel_pytree(x)
+
+    def column(e):
+        return jax.flatten_util.ravel_pytree(as_map(operator)(unravel(e)))[0]
+
+    return jax.vmap(column, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))

@@ -1,0 +1,462 @@
+"""Problems: what is solved, by structure.
+
+Each is a pytree whose array leaves (data, penalties, constraints) can be differentiated with
+respect to, and each has a residual: a pytree shaped like the solution, zero exactly at one.
+"""
+
+import abc
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+from jaxtyping import Array, Float, PyTree
+
+from . import checks, tree
+from .operators import LinearMap, as_map
+
+
+class AbstractProblem(eqx.Module):
+    """A problem, known by its residual."""
+
+    @abc.abstractmethod
+    def residual(self, x: PyTree[Array]) -> PyTree[Array]:
+        """A pytree shaped like `x` that is zero exactly at a solution.
+
+        Its derivatives in `x` and in the problem's leaves are what `ImplicitAdjoint` uses.
+        """
+
+    def start(self, x: PyTree[Array]) -> PyTree[Array]:
+        """Complete what the user gave as `x0` to a point shaped like a solution."""
+        return x
+
+    def check(self, x: PyTree[Array]) -> None:
+        """Raise `ValueError` or `TypeError` if `x` cannot be a starting point. Looks at shapes
+        only, while tracing, and so costs nothing when a solve runs again."""
+
+    def tags(self) -> frozenset[object]:
+        """`lineax` tags of the residual's Jacobian."""
+        return frozenset()
+
+
+def _check_objective(name: str, fun: Callable[..., Any], x: PyTree[Array]) -> None:
+    out = jax.eval_shape(fun, x)
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != ():
+        raise ValueError(f"{name} must return a scalar, got {out}")
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"{name} must return a real floating-point number, got {out.dtype}")
+
+
+def _check_shaped_like(name: str, out: PyTree, x: PyTree) -> None:
+    shapes = jax.tree.map(jnp.shape, (out, x), is_leaf=eqx.is_array)
+    if jax.tree.structure(out) != jax.tree.structure(x) or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{name} must be shaped like x: got {_describe(out)} for x shaped {_describe(x)}"
+        )
+
+
+def _describe(x: PyTree) -> PyTree:
+    return jax.tree.map(jnp.shape, x)
+
+
+class Smooth(AbstractProblem):
+    """Minimize a differentiable function: $\\min_x f(x)$.
+
+    **Arguments:**
+
+    - `fun`: `x -> f(x)`, a real scalar. Data may be closed over, or held in an equinox module.
+    """
+
+    fun: Callable[[PyTree[Array]], Float[Array, ""]]
+
+    def residual(self, x):
+        return tree.gradient(self.fun, x)
+
+    def check(self, x):
+        _check_objective("fun", self.fun, x)
+
+    def tags(self):
+        return frozenset({lx.symmetric_tag})
+
+
+class Composite(AbstractProblem):
+    """Minimize a smooth plus a proximable function: $\\min_x f(x) + g(x)$.
+
+    The residual is $x - \\mathrm{prox}_g(x - \\nabla f(x))$.
+
+    **Arguments:**
+
+    - `smooth`: $f$, differentiable.
+    - `nonsmooth`: $g$, a function of `jaxopt_ext.prox`.
+    """
+
+    smooth: Callable[[PyTree[Array]], Float[Array, ""]]
+    nonsmooth: Any
+
+    def __check_init__(self):
+        _check_prox("nonsmooth", self.nonsmooth)
+
+    def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
+        """$f(x) + g(x)$."""
+        return self.smooth(x) + self.nonsmooth(x)
+
+    def residual(self, x):
+        moved = jax.tree.map(jnp.subtract, x, tree.gradient(self.smooth, x))
+        return jax.tree.map(jnp.subtract, x, self.nonsmooth.prox(moved, 1.0))
+
+    def check(self, x):
+        _check_objective("smooth", self.smooth, x)
+        out = jax.eval_shape(lambda x: self.nonsmooth.prox(x, 1.0), x)
+        _check_shaped_like("the prox of nonsmooth", out, x)
+
+
+class Constrained(AbstractProblem):
+    """Minimize a smooth function over a set: $\\min_{x \\in C} f(x)$.
+
+    The residual is $x - P_C(x - \\nabla f(x))$.
+
+    **Arguments:**
+
+    - `smooth`: $f$, differentiable.
+    - `feasible`: $C$, a set of `jaxopt_ext.prox`.
+    """
+
+    smooth: Callable[[PyTree[Array]], Float[Array, ""]]
+    feasible: Any
+
+    def __check_init__(self):
+        if not hasattr(self.feasible, "project"):
+            raise TypeError(f"feasible must be a set with a projection, got {self.feasible!r}")
+
+    def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
+        """$f(x)$ on the set, infinity outside."""
+        return self.smooth(x) + self.feasible(x)
+
+    def residual(self, x):
+        moved = jax.tree.map(jnp.subtract, x, tree.gradient(self.smooth, x))
+        return jax.tree.map(jnp.subtract, x, self.feasible.project(moved))
+
+    def check(self, x):
+        _check_objective("smooth", self.smooth, x)
+        _check_shaped_like("the projection", jax.eval_shape(self.feasible.project, x), x)
+
+
+class FixedPoint(AbstractProblem):
+    """Find $x = T(x)$.
+
+    **Arguments:**
+
+    - `fun`: $T$, from a pytree to a pytree of the same shapes.
+    """
+
+    fun: Callable[[PyTree[Array]], PyTree[Array]]
+
+    def residual(self, x):
+        return jax.tree.map(jnp.subtract, self.fun(x), x)
+
+    def check(self, x):
+        _check_shaped_like("fun(x)", jax.eval_shape(self.fun, x), x)
+
+
+class RootFinding(AbstractProblem):
+    """Find $F(x) = 0$ for a map between spaces of the same shape.
+
+    **Arguments:**
+
+    - `fun`: $F$.
+    """
+
+    fun: Callable[[PyTree[Array]], PyTree[Array]]
+
+    def residual(self, x):
+        return self.fun(x)
+
+    def check(self, x):
+        _check_shaped_like("fun(x)", jax.eval_shape(self.fun, x), x)
+
+
+class LeastSquares(AbstractProblem):
+    """Minimize a sum of squares: $\\min_x \\tfrac12 \\|r(x)\\|^2$.
+
+    **Arguments:**
+
+    - `residuals`: $r$, from a pytree to a pytree.
+    """
+
+    residuals: Callable[[PyTree[Array]], PyTree[Array]]
+
+    def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
+        """$\\tfrac12 \\|r(x)\\|^2$."""
+        r = self.residuals(x)
+        return 0.5 * tree.vdot(r, r)
+
+    def residual(self, x):
+        return tree.gradient(self.objective, x)
+
+    def tags(self):
+        return frozenset({lx.symmetric_tag})
+
+
+class Saddle(AbstractProblem):
+    """Minimize $f(x) + g(Kx)$ through its saddle $\\min_x \\max_y f(x) + \\langle Kx, y\\rangle -
+    g^*(y)$.
+
+    A solution is the pair `PrimalDual(primal, dual)`. An optional smooth $h(x)$ is added to the
+    objective.
+
+    **Arguments:**
+
+    - `f`, `g`: functions of `jaxopt_ext.prox`.
+    - `K`: a matrix, a `lineax` operator, or `None` for the identity.
+    - `smooth`: $h$, differentiable, or `None`.
+    """
+
+    f: Any
+    g: Any
+    K: LinearMap = None
+    smooth: Callable[[PyTree[Array]], Float[Array, ""]] | None = None
+
+    def __check_init__(self):
+        _check_prox("f", self.f)
+        _check_prox("g", self.g)
+
+    def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
+        """$f(x) + g(Kx) + h(x)$ of the primal variable."""
+        value = self.f(x) + self.g(as_map(self.K)(x))
+        return value if self.smooth is None else value + self.smooth(x)
+
+    def primal_gradient(self, x: PyTree[Array], y: PyTree[Array]) -> PyTree[Array]:
+        """$K^* y + \\nabla h(x)$."""
+        pulled = as_map(self.K).adjoint(y)
+        if self.smooth is None:
+            return pulled
+        return jax.tree.map(jnp.add, pulled, tree.gradient(self.smooth, x))
+
+    def residual(self, x):
+        primal, dual = x
+        moved = jax.tree.map(jnp.subtract, primal, self.primal_gradient(primal, dual))
+        primal_residual = jax.tree.map(jnp.subtract, primal, self.f.prox(moved, 1.0))
+        # y = prox_{g*}(y + Kx) reads Kx = prox_g(y + Kx).
+        mapped = as_map(self.K)(primal)
+        shifted = jax.tree.map(jnp.add, dual, mapped)
+        dual_residual = jax.tree.map(jnp.subtract, mapped, self.g.prox(shifted, 1.0))
+        return PrimalDual(primal_residual, dual_residual)
+
+    def start(self, x):
+        if isinstance(x, PrimalDual):
+            return x
+        return PrimalDual(x, _zeros(_shapes_of_map("K", self.K, x)))
+
+    def check(self, x):
+        _check_pair("Saddle", x)
+        mapped = _shapes_of_map("K", self.K, x.primal)
+        _check_shaped_like("Kx", mapped, x.dual)
+
+
+class PrimalDual(NamedTuple):
+    """A primal point and the multipliers that certify it."""
+
+    primal: PyTree[Array]
+    dual: PyTree[Array]
+
+
+class Splitting(AbstractProblem):
+    """Minimize $f(x) + g(z)$ subject to $Ax + Bz = c$.
+
+    A solution is the triple `SplitPoint(x, z, dual)` with the multiplier of the constraint, in
+    the Lagrangian $f(x) + g(z) + \\langle y, Ax + Bz - c\\rangle$.
+
+    **Arguments:**
+
+    - `f`, `g`: functions of `jaxopt_ext.prox`; $f$ may also be any differentiable function.
+    - `A`, `B`: matrices, `lineax` operators, scalars, or `None` for the identity.
+    - `c`: the right-hand side, shaped like $Ax$; zero if `None`.
+    """
+
+    f: Any
+    g: Any
+    A: LinearMap = None
+    B: LinearMap = -1.0
+    c: PyTree[Array] | None = None
+
+    def __check_init__(self):
+        _check_prox("g", self.g)
+        if not callable(self.f):
+            raise TypeError(f"f must be a function, got {self.f!r}")
+
+    def objective(self, x: PyTree[Array], z: PyTree[Array]) -> Float[Array, ""]:
+        """$f(x) + g(z)$."""
+        return self.f(x) + self.g(z)
+
+    def gap(self, x: PyTree[Array], z: PyTree[Array]) -> PyTree[Array]:
+        """$Ax + Bz - c$."""
+        total = jax.tree.map(jnp.add, as_map(self.A)(x), as_map(self.B)(z))
+        return total if self.c is None else jax.tree.map(jnp.subtract, total, self.c)
+
+    def residual(self, x):
+        x, z, y = x
+        return SplitPoint(
+            _stationarity(self.f, x, as_map(self.A).adjoint(y)),
+            _stationarity(self.g, z, as_map(self.B).adjoint(y)),
+            self.gap(x, z),
+        )
+
+    def check(self, x):
+        if not isinstance(x, SplitPoint):
+            raise TypeError(f"Splitting is solved for a SplitPoint(x, z, dual), got {type(x)}")
+        Ax = _shapes_of_map("A", self.A, x.x)
+        Bz = _shapes_of_map("B", self.B, x.z)
+        _check_shaped_like("Bz", Bz, Ax)
+        _check_shaped_like("the dual", x.dual, Ax)
+        if self.c is not None:
+            _check_shaped_like("c", self.c, Ax)
+
+    def start(self, x):
+        if isinstance(x, SplitPoint):
+            return x
+        zeros = _zeros(_shapes_of_map("A", self.A, x))
+        if isinstance(self.B, lx.AbstractLinearOperator) or jnp.ndim(self.B or 0) == 2:
+            z = _zeros(jax.eval_shape(as_map(self.B).adjoint, zeros))
+        else:  # a multiple of the identity
+            z = zeros
+        return SplitPoint(x, z, zeros)
+
+
+class SplitPoint(NamedTuple):
+    """The two variables of a splitting and the multiplier of the constraint between them."""
+
+    x: PyTree[Array]
+    z: PyTree[Array]
+    dual: PyTree[Array]
+
+
+class QuadraticProgram(AbstractProblem):
+    """Minimize $\\tfrac12 x^\\top P x + q^\\top x$ subject to $l \\le Ax \\le u$.
+
+    Equalities are rows with $l = u$; infinite bounds are allowed. A solution is the pair
+    `PrimalDual(primal, dual)` with $Px + q + A^\\top y = 0$ and $y$ in the normal cone of
+    $[l, u]$ at $Ax$.
+
+    **Arguments:**
+
+    - `P`: symmetric positive semidefinite, a matrix `(n, n)` or a `lineax` operator.
+    - `q`: shape `(n,)`.
+    - `A`: a matrix `(m, n)` or a `lineax` operator.
+    - `l`, `u`: shape `(m,)`.
+
+    **Raises:** `ValueError` on mismatched shapes, $l > u$, a `P` that is not symmetric, or NaN
+    in any bound.
+    """
+
+    P: LinearMap
+    q: Float[Array, " n"]
+    A: LinearMap
+    l: Float[Array, " m"]
+    u: Float[Array, " m"]
+
+    def __init__(self, P, q, A, l, u):
+        self.P, self.A = _matrix_or_operator(P), _matrix_or_operator(A)
+        self.q, self.l, self.u = (jnp.asarray(v) for v in (q, l, u))
+        n, m = self.q.shape[-1:], self.l.shape[-1:]
+        for name, matrix, shape in (("P", self.P, n + n), ("A", self.A, m + n)):
+            if eqx.is_array(matrix) and matrix.shape[-2:] != shape:
+                raise ValueError(
+                    f"{name} must have shape {shape} to fit q {self.q.shape} and l "
+                    f"{self.l.shape}, got {matrix.shape}"
+                )
+            if isinstance(matrix, lx.AbstractLinearOperator):
+                size = (matrix.out_size(), matrix.in_size())
+                if size != shape:
+                    raise ValueError(f"{name} must map as {shape}, got {size}")
+        if self.l.shape != self.u.shape:
+            raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
+        if not any(isinstance(v, jax.core.Tracer) for v in (self.l, self.u)):
+            checks.nonnegative("u - l", jnp.where(jnp.isinf(self.u - self.l), 1, self.u - self.l))
+            if bool(jnp.any(self.l == jnp.inf)) or bool(jnp.any(self.u == -jnp.inf)):
+                raise ValueError("l must be below +inf and u above -inf")
+        if eqx.is_array(self.P) and not isinstance(self.P, jax.core.Tracer):
+            skew = jnp.max(jnp.abs(self.P - jnp.swapaxes(self.P, -1, -2)), initial=0)
+            scale = jnp.max(jnp.abs(self.P), initial=0)
+            if bool(skew > 1e3 * jnp.finfo(self.P.dtype).eps * scale):
+                raise ValueError(f"P must be symmetric, entries differ by {float(skew):.3g}")
+
+    @classmethod
+    def from_inequalities(cls, P, q, A=None, b=None, G=None, h=None) -> "QuadraticProgram":
+        """The form $Ax = b$, $Gx \\le h$ of many textbooks; either pair may be left out."""
+        q = jnp.asarray(q)
+        rows, lower, upper = [], [], []
+        for name, matrix, bound, equal in (("A", A, b, True), ("G", G, h, False)):
+            if (matrix is None) != (bound is None):
+                raise ValueError(f"{name} and its right-hand side come together")
+            if matrix is None:
+                continue
+            bound = jnp.asarray(bound, q.dtype)
+            rows.append(jnp.asarray(matrix, q.dtype))
+            upper.append(bound)
+            lower.append(bound if equal else jnp.full_like(bound, -jnp.inf))
+        if not rows:
+            rows, lower = [jnp.zeros((0, q.shape[-1]), q.dtype)], [jnp.zeros(0, q.dtype)]
+            upper = lower
+        return cls(P, q, *(jnp.concatenate(part) for part in (rows, lower, upper)))
+
+    def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
+        """$\\tfrac12 x^\\top P x + q^\\top x$."""
+        return 0.5 * jnp.vdot(x, as_map(self.P)(x)) + jnp.vdot(self.q, x)
+
+    def residual(self, x):
+        primal, dual = x
+        A = as_map(self.A)
+        Ax = A(primal)
+        stationarity = as_map(self.P)(primal) + self.q + A.adjoint(dual)
+        return PrimalDual(stationarity, Ax - jnp.clip(Ax + dual, self.l, self.u))
+
+    def start(self, x):
+        if isinstance(x, PrimalDual):
+            return x
+        return PrimalDual(jnp.zeros_like(self.q) if x is None else x, jnp.zeros_like(self.l))
+
+    def check(self, x):
+        _check_pair("QuadraticProgram", x)
+        for name, given, wanted in (("primal", x.primal, self.q), ("dual", x.dual, self.l)):
+            _check_shaped_like(f"the {name} starting point", given, wanted)
+
+
+def _zeros(shapes: PyTree) -> PyTree[Array]:
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def _matrix_or_operator(operator: Any) -> Any:
+    if isinstance(operator, lx.AbstractLinearOperator):
+        return operator
+    array = jnp.asarray(operator)
+    if array.ndim < 2:
+        raise ValueError(f"expected a matrix, got shape {array.shape}")
+    return array
+
+
+def _stationarity(function: Any, x: PyTree[Array], pulled: PyTree[Array]) -> PyTree[Array]:
+    if hasattr(function, "prox"):
+        moved = function.prox(jax.tree.map(jnp.subtract, x, pulled), 1.0)
+        return jax.tree.map(jnp.subtract, x, moved)
+    return jax.tree.map(jnp.add, tree.gradient(function, x), pulled)
+
+
+def _check_prox(name: str, function: Any) -> None:
+    if not (callable(function) and hasattr(function, "prox")):
+        raise TypeError(f"{name} must have a value and a prox, got {function!r}")
+
+
+def _check_pair(name: str, x: Any) -> None:
+    if not isinstance(x, PrimalDual):
+        raise TypeError(f"{name} is solved for a PrimalDual(primal, dual), got {type(x).__name__}")
+
+
+def _shapes_of_map(name: str, operator: LinearMap, x: PyTree[Array]) -> PyTree:
+    try:
+        return jax.eval_shape(as_map(operator), x)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} does not fit a variable shaped {_describe(x)}: {error}"
+        ) from error

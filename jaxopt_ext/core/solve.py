@@ -1,0 +1,237 @@
+"""The one loop."""
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import equinox.internal as eqxi
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+
+from . import checks, tree
+from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
+from .closure import hoist
+from .problem import AbstractProblem
+from .progress import progress_bar
+from .solution import Solution, Status
+from .solver import AbstractSolver
+
+Trace = bool | Callable[[AbstractProblem, PyTree[Array], Any], PyTree[Array]]
+
+
+class _Carry(eqx.Module):
+    x: PyTree[Array]
+    state: PyTree
+    steps: Int[Array, ""]
+    residual: Float[Array, ""]
+    status: Status
+
+
+def solve(
+    problem: AbstractProblem,
+    solver: AbstractSolver,
+    x0: PyTree[Array] = None,
+    *,
+    key: PRNGKeyArray | None = None,
+    adjoint: AbstractAdjoint = ImplicitAdjoint(),  # noqa: B008  (immutable)
+    state: PyTree = None,
+    trace: Trace = False,
+    progress: bool = False,
+    throw: bool = False,
+) -> Solution:
+    """Solve `problem` with `solver`, starting from `x0`.
+
+    The call is compiled once for each structure of problem and solver: new numbers in their
+    leaves, or in arrays that their functions close over, do not trace again. Derivatives flow to
+    the problem's leaves and closed-over arrays, never to `x0`, `state` or the solver's
+    hyperparameters.
+
+    **Arguments:**
+
+    - `problem`: any `AbstractProblem`.
+    - `solver`: any solver that takes this type of problem; an `optax` transformation or an
+      `optimistix` solver is wrapped.
+    - `x0`: starting point, a pytree of floating-point arrays.
+    - `key`: random key for randomized solvers; `jax.random.key(0)` if not given.
+    - `adjoint`: how the solution is differentiated.
+    - `state`: a `Solution.state` to go on from; `x0` is then the value reached.
+    - `trace`: `True` records the residual after each step; a function `(problem, x, state) ->
+      pytree` records what it returns.
+    - `progress`: show a progress bar if the solve takes longer than a second. Needs a call
+      outside of JAX transformations.
+    - `throw`: raise a runtime error unless the solve converged.
+
+    **Returns:** a `Solution`.
+
+    **Raises:** `TypeError` if the solver does not take this problem type or `x0` does not hold
+    floating-point arrays; `ValueError` if shapes do not fit.
+    """
+    if not isinstance(solver, AbstractSolver):
+        from ..adapters import as_solver  # adapters import their libraries only when used
+
+        solver = as_solver(solver)
+    if not isinstance(problem, solver.problems):
+        takes = ", ".join(kind.__name__ for kind in solver.problems)
+        raise TypeError(f"{type(solver).__name__} takes {takes}, not {type(problem).__name__}")
+    problem, solver, trace = hoist((problem, solver, trace))
+    x0 = checks.inexact_tree("x0", problem.start(x0))
+    key = jax.random.key(0) if key is None else key
+
+    if progress and trace is False and not _traced((problem, solver, x0, state)):
+        solution = _solve_with_bar(problem, solver, x0, key, state)
+    else:
+        if progress:
+            warnings.warn("no progress bar inside a transformation or with a trace", stacklevel=2)
+        solution = _solve(problem, solver, x0, key, adjoint, state, trace)
+    if throw:
+        solution = solution.status.error_if(solution, solution.status != Status.converged)
+    return solution
+
+
+@eqx.filter_jit
+def _solve(problem, solver, x0, key, adjoint, state, trace):
+    problem.check(x0)
+    if isinstance(adjoint, UnrolledAdjoint):
+        if trace is not False:
+            raise ValueError("a trace and UnrolledAdjoint do not go together")
+        carry = _start(problem, solver, x0, key, state)
+        carry = _loop(
+            problem,
+            solver,
+            carry,
+            solver.max_steps,
+            kind="checkpointed",
+            max_steps=solver.max_steps,
+            checkpoints=adjoint.checkpoints,
+        )
+        return _finish(problem, solver, carry)
+
+    frozen, fixed_solver = _stop_gradient((problem, solver))
+    carry = _start(frozen, fixed_solver, *_stop_gradient((x0, key, state)))
+    recorded = None
+    if trace is False:
+        carry = _loop(frozen, fixed_solver, carry, solver.max_steps, kind="lax")
+    else:
+        carry, recorded = _traced_loop(frozen, fixed_solver, carry, trace)
+    solution = _finish(frozen, fixed_solver, carry)
+
+    if isinstance(adjoint, OneStepAdjoint):
+        state = solver.refresh(problem, carry.x, carry.state)
+        value, _ = fixed_solver.step(problem, carry.x, state)
+        value, _ = fixed_solver.finish(problem, value, state)
+    elif isinstance(adjoint, ImplicitAdjoint):
+        value = attach(solution.value, problem, adjoint)
+    else:
+        raise TypeError(f"adjoint must be an AbstractAdjoint, got {adjoint!r}")
+    return eqx.tree_at(
+        lambda s: (s.value, s.trace), solution, (value, recorded), is_leaf=lambda x: x is None
+    )
+
+
+def _start(problem, solver, x0, key, state) -> _Carry:
+    if state is None:
+        state = solver.init(problem, x0, key)
+    else:
+        state = solver.refresh(problem, x0, state)
+    state = jax.tree.map(lambda s: jnp.asarray(s) if isinstance(s, float | int) else s, state)
+    infinity = jnp.asarray(jnp.inf, tree.real_dtype(x0))
+    return _Carry(x0, state, jnp.asarray(0, jnp.int32), infinity, Status.running)
+
+
+def _step(problem, solver, carry: _Carry, last_step: Int[Array, ""] | int) -> _Carry:
+    x, state = solver.step(problem, carry.x, carry.state)
+    x = tree.cast_like(x, carry.x)
+    residual = jnp.asarray(solver.error(problem, x, state), carry.residual.dtype)
+    steps = carry.steps + 1
+    status = Status.where(steps >= last_step, Status.step_limit, Status.running)
+    verdict = solver.status(problem, x, state)
+    status = Status.where(verdict == Status.running, status, verdict)
+    status = Status.where(residual <= solver.tol, Status.converged, status)
+    status = Status.where(_all_finite((x, residual)), status, Status.nonfinite)
+    return _Carry(x, state, steps, residual, status)
+
+
+def _all_finite(x: PyTree[Array]) -> Bool[Array, ""]:
+    # A sum is non-finite if any term is; it costs one pass and no temporary.
+    return jnp.isfinite(tree.sum_leaves(jax.tree.map(lambda leaf: jnp.sum(jnp.abs(leaf)), x)))
+
+
+def _loop(problem, solver, carry, limit, **options) -> _Carry:
+    dynamic, static = eqx.partition(carry, eqx.is_array)
+
+    def condition(dynamic):
+        carry = eqx.combine(dynamic, static)
+        return (carry.status == Status.running) & (carry.steps < limit)
+
+    def body(dynamic):
+        carry = _step(problem, solver, eqx.combine(dynamic, static), solver.max_steps)
+        return eqx.partition(carry, eqx.is_array)[0]
+
+    dynamic = eqxi.while_loop(condition, body, dynamic, **options)
+    return eqx.combine(dynamic, static)
+
+
+def _traced_loop(problem, solver, carry, trace):
+    def record(carry):
+        return carry.residual if trace is True else trace(problem, carry.x, carry.state)
+
+    dynamic, static = eqx.partition(carry, eqx.is_array)
+
+    def body(dynamic, _):
+        carry = eqx.combine(dynamic, static)
+        running = carry.status == Status.running
+        advance = lambda d: eqx.partition(
+            _step(problem, solver, eqx.combine(d, static), solver.max_steps), eqx.is_array
+        )[0]
+        dynamic = jax.lax.cond(running, advance, lambda d: d, dynamic)
+        return dynamic, record(eqx.combine(dynamic, static))
+
+    dynamic, recorded = jax.lax.scan(body, dynamic, length=solver.max_steps)
+    return eqx.combine(dynamic, static), recorded
+
+
+def _finish(problem, solver, carry: _Carry) -> Solution:
+    x, state = solver.finish(problem, carry.x, carry.state)
+    x = tree.cast_like(x, carry.x)
+    return Solution(x, carry.steps, carry.residual, carry.status, state)
+
+
+def _stop_gradient(x: PyTree) -> PyTree:
+    dynamic, static = eqx.partition(x, eqx.is_inexact_array)
+    return eqx.combine(jax.lax.stop_gradient(dynamic), static)
+
+
+def _traced(x: PyTree) -> bool:
+    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
+
+
+@eqx.filter_jit
+def _open(problem, solver, x0, key, state) -> _Carry:
+    problem.check(x0)
+    return _start(problem, solver, x0, key, state)
+
+
+@eqx.filter_jit
+def _advance(problem, solver, carry, limit) -> _Carry:
+    return _loop(problem, solver, carry, limit, kind="lax")
+
+
+_close = eqx.filter_jit(_finish)
+
+
+def _solve_with_bar(problem, solver, x0, key, state) -> Solution:
+    """The same loop in pieces of about a tenth of a second, so that the bar can move."""
+    carry, done, piece = _open(problem, solver, x0, key, state), 0, 1
+    with progress_bar(solver.max_steps, type(solver).__name__) as advance:
+        while carry.status == Status.running:
+            start = time.perf_counter()
+            carry = _advance(problem, solver, carry, jnp.asarray(done + piece, jnp.int32))
+            steps = int(carry.steps)
+            advance(steps - done, residual=carry.residual)
+            if time.perf_counter() - start < 0.1:
+                piece *= 2
+            done = steps
+    return _close(problem, solver, carry)

@@ -1,0 +1,65 @@
+"""Arithmetic on pytrees that `optax.tree` does not have."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, PyTree
+
+
+def value_and_gradient(fun: Callable[..., Array], x: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
+    """Value and steepest-ascent direction of a real function.
+
+    For complex leaves this is the conjugate of what `jax.grad` returns, so that `x - t * gradient`
+    descends.
+    """
+    value, gradient = jax.value_and_grad(fun)(x)
+    return value, jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, gradient)
+
+
+def gradient(fun: Callable[..., Array], x: PyTree[Array]) -> PyTree[Array]:
+    """Steepest-ascent direction of a real function; see `value_and_gradient`."""
+    return value_and_gradient(fun, x)[1]
+
+
+def vdot(a: PyTree[Array], b: PyTree[Array]) -> Array:
+    """Real inner product $\\mathrm{Re}\\langle a, b\\rangle$ over all leaves."""
+    products = jax.tree.map(lambda x, y: jnp.real(jnp.vdot(x, y)), a, b)
+    return sum_leaves(products)
+
+
+def norm(a: PyTree[Array]) -> Array:
+    """Euclidean norm over all leaves, with derivative zero at zero."""
+    square = vdot(a, a)
+    return jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), square)
+
+
+def sum_leaves(tree: PyTree[Array]) -> Array:
+    """Sum of all leaves, in the widest of their types."""
+    leaves = jax.tree.leaves(tree)
+    total = leaves[0]
+    for leaf in leaves[1:]:
+        total = total + leaf
+    return total
+
+
+def size(tree: PyTree[Any]) -> int:
+    """Number of entries over all leaves."""
+    return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))
+
+
+def real_dtype(tree: PyTree[Array]) -> Any:
+    """The real floating type that holds norms of `tree`."""
+    return jnp.finfo(jnp.result_type(*jax.tree.leaves(tree))).dtype
+
+
+def where(condition: Array, a: PyTree[Array], b: PyTree[Array]) -> PyTree[Array]:
+    """Choose between two trees by one condition."""
+    return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
+
+
+def cast_like(a: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
+    """Give each leaf of `a` the type of its twin in `like`."""
+    return jax.tree.map(lambda x, y: jnp.asarray(x, dtype=jnp.result_type(y)), a, like)
