@@ -1,5 +1,6 @@
 """Eight host devices, 64-bit types and one compilation cache for the whole suite."""
 
+import contextlib
 import os
 import pathlib
 
@@ -9,6 +10,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 import jax
+import jax.monitoring
 import jax.numpy as jnp
 import pytest
 
@@ -30,3 +32,28 @@ def dtype(request):
 @pytest.fixture
 def key():
     return jax.random.key(0)
+
+
+class Traces:
+    count = 0
+
+
+@pytest.fixture
+def trace_count():
+    """A context manager that counts the functions traced inside it."""
+
+    @contextlib.contextmanager
+    def counting():
+        traces = Traces()
+
+        def listen(event, duration, **kwargs):
+            if event == "/jax/core/compile/jaxpr_trace_duration":
+                traces.count += 1
+
+        jax.monitoring.register_event_duration_secs_listener(listen)
+        try:
+            yield traces
+        finally:
+            jax.monitoring.unregister_event_duration_listener(listen)
+
+    return counting

@@ -9,11 +9,17 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 
+def is_traced(value: PyTree) -> bool:
+    """Whether any leaf is being traced, so that its numbers cannot be looked at."""
+    return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
+
+
 def _concrete(value: Any) -> np.ndarray | None:
-    if isinstance(value, jax.core.Tracer):
+    if isinstance(value, Tracer):
         return None
     if isinstance(value, str) or value is None:
         raise TypeError(f"expected a number, got {value!r}")

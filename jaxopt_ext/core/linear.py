@@ -7,6 +7,7 @@ import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax.flatten_util import ravel_pytree
 
 from . import checks, tree
 
@@ -59,7 +60,7 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
 
     def compute(self, state, vector, options):
         del options
-        flat, unravel = jax.flatten_util.ravel_pytree(vector)
+        flat, unravel = ravel_pytree(vector)
         operator = state.operator if state.flat else _ravelled(state.operator, vector, unravel)
         tolerance = self.rtol or (1e-9 if flat.dtype == jnp.float64 else 1e-5)
         norm = jnp.linalg.norm(flat)
@@ -108,7 +109,7 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
 
 def _ravelled(operator, vector, unravel):
     def mv(v):
-        return jax.flatten_util.ravel_pytree(operator.mv(unravel(v)))[0]
+        return ravel_pytree(operator.mv(unravel(v)))[0]
 
-    flat = jax.eval_shape(lambda v: jax.flatten_util.ravel_pytree(v)[0], vector)
+    flat = jax.eval_shape(lambda v: ravel_pytree(v)[0], vector)
     return lx.FunctionLinearOperator(mv, flat)

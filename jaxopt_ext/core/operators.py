@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 LinearMap = Any
@@ -80,9 +81,9 @@ def dense(operator: LinearMap, x: PyTree[Array]) -> Array:
         return operator
     if isinstance(operator, lx.AbstractLinearOperator):
         return operator.as_matrix()
-    flat, unravel = jax.flatten_util.ravel_pytree(x)
+    flat, unravel = ravel_pytree(x)
 
     def column(e):
-        return jax.flatten_util.ravel_pytree(as_map(operator)(unravel(e)))[0]
+        return ravel_pytree(as_map(operator)(unravel(e)))[0]
 
     return jax.vmap(column, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))

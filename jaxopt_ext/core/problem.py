@@ -372,11 +372,11 @@ class QuadraticProgram(AbstractProblem):
                     raise ValueError(f"{name} must map as {shape}, got {size}")
         if self.l.shape != self.u.shape:
             raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
-        if not any(isinstance(v, jax.core.Tracer) for v in (self.l, self.u)):
+        if not checks.is_traced((self.l, self.u)):
             checks.nonnegative("u - l", jnp.where(jnp.isinf(self.u - self.l), 1, self.u - self.l))
             if bool(jnp.any(self.l == jnp.inf)) or bool(jnp.any(self.u == -jnp.inf)):
                 raise ValueError("l must be below +inf and u above -inf")
-        if eqx.is_array(self.P) and not isinstance(self.P, jax.core.Tracer):
+        if eqx.is_array(self.P) and not checks.is_traced(self.P):
             skew = jnp.max(jnp.abs(self.P - jnp.swapaxes(self.P, -1, -2)), initial=0)
             scale = jnp.max(jnp.abs(self.P), initial=0)
             if bool(skew > 1e3 * jnp.finfo(self.P.dtype).eps * scale):

@@ -9,7 +9,7 @@ import equinox as eqx
 import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from . import checks, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
@@ -80,7 +80,7 @@ def solve(
     x0 = checks.inexact_tree("x0", problem.start(x0))
     key = jax.random.key(0) if key is None else key
 
-    if progress and trace is False and not _traced((problem, solver, x0, state)):
+    if progress and trace is False and not checks.is_traced((problem, solver, x0, state)):
         solution = _solve_with_bar(problem, solver, x0, key, state)
     else:
         if progress:
@@ -132,10 +132,8 @@ def _solve(problem, solver, x0, key, adjoint, state, trace):
 
 
 def _start(problem, solver, x0, key, state) -> _Carry:
-    if state is None:
-        state = solver.init(problem, x0, key)
-    else:
-        state = solver.refresh(problem, x0, state)
+    fresh = state is None
+    state = solver.init(problem, x0, key) if fresh else solver.refresh(problem, x0, state)
     state = jax.tree.map(lambda s: jnp.asarray(s) if isinstance(s, float | int) else s, state)
     infinity = jnp.asarray(jnp.inf, tree.real_dtype(x0))
     return _Carry(x0, state, jnp.asarray(0, jnp.int32), infinity, Status.running)
@@ -150,13 +148,8 @@ def _step(problem, solver, carry: _Carry, last_step: Int[Array, ""] | int) -> _C
     verdict = solver.status(problem, x, state)
     status = Status.where(verdict == Status.running, status, verdict)
     status = Status.where(residual <= solver.tol, Status.converged, status)
-    status = Status.where(_all_finite((x, residual)), status, Status.nonfinite)
+    status = Status.where(tree.all_finite((x, residual)), status, Status.nonfinite)
     return _Carry(x, state, steps, residual, status)
-
-
-def _all_finite(x: PyTree[Array]) -> Bool[Array, ""]:
-    # A sum is non-finite if any term is; it costs one pass and no temporary.
-    return jnp.isfinite(tree.sum_leaves(jax.tree.map(lambda leaf: jnp.sum(jnp.abs(leaf)), x)))
 
 
 def _loop(problem, solver, carry, limit, **options) -> _Carry:
@@ -202,10 +195,6 @@ def _finish(problem, solver, carry: _Carry) -> Solution:
 def _stop_gradient(x: PyTree) -> PyTree:
     dynamic, static = eqx.partition(x, eqx.is_inexact_array)
     return eqx.combine(jax.lax.stop_gradient(dynamic), static)
-
-
-def _traced(x: PyTree) -> bool:
-    return any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(x))
 
 
 @eqx.filter_jit

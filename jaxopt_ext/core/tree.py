@@ -45,6 +45,14 @@ def sum_leaves(tree: PyTree[Array]) -> Array:
     return total
 
 
+def all_finite(tree: PyTree[Array]) -> Array:
+    """Whether every entry is finite, in one pass without temporaries.
+
+    Finite entries whose absolute sum overflows count as infinite.
+    """
+    return jnp.isfinite(sum_leaves(jax.tree.map(lambda leaf: jnp.sum(jnp.abs(leaf)), tree)))
+
+
 def size(tree: PyTree[Any]) -> int:
     """Number of entries over all leaves."""
     return sum(int(np.prod(np.shape(leaf))) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,120 @@
+"""Anderson acceleration."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from ..core import AbstractSolver, FixedPoint, checks, scalar_field, tree
+from .picard import mix
+
+
+class _State(eqx.Module):
+    points: PyTree[Array]
+    residuals: PyTree[Array]
+    gram: Float[Array, "m m"]
+    steps: Int[Array, ""]
+    accepted: Int[Array, ""]
+    first_error: Float[Array, ""]
+    error: Float[Array, ""]
+
+
+class Anderson(AbstractSolver):
+    """Anderson acceleration of $x = T(x)$, regularized and safeguarded.
+
+    From the last $m$ points $x_i$ with residuals $r_i = T(x_i) - x_i$,
+
+    $$\\alpha = \\arg\\min_{\\sum \\alpha_i = 1} \\|\\textstyle\\sum \\alpha_i r_i\\|^2
+      + \\epsilon \\, \\|R\\|_F^2 \\|\\alpha\\|^2, \\qquad
+      x_{k+1} = \\sum_i \\alpha_i (x_i + \\beta r_i).$$
+
+    The safeguard takes the accelerated point only while
+    $\\|r_k\\| \\le D \\|r_0\\| (a + 1)^{-1.001}$, with $a$ the number of points taken so far, and an
+    averaged step $x + \\tfrac12 r$ otherwise, so that nonexpansive maps converge. One evaluation of
+    $T$ a step; the Gram matrix is updated, not computed again.
+
+    **Arguments:**
+
+    - `history`: $m$.
+    - `mixing`: $\\beta$.
+    - `regularization`: $\\epsilon$, raised to the rounding of the type where it is below.
+    - `safeguard`: $D$; infinity turns it off.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Anderson, Iterative Procedures for Nonlinear Integral Equations, 1965. Zhang,
+    O'Donoghue, Boyd, Globally Convergent Type-I Anderson Acceleration for Nonsmooth Fixed-Point
+    Iterations, 2020, arXiv:1808.03971.
+    """
+
+    history: int = eqx.field(static=True, default=5)
+    mixing: Float[Array, ""] = scalar_field(1.0)
+    regularization: Float[Array, ""] = scalar_field(1e-10)
+    safeguard: Float[Array, ""] = scalar_field(1e6)
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 1000
+    problems = (FixedPoint,)
+
+    def __check_init__(self):
+        checks.count("history", self.history)
+        checks.positive("mixing", self.mixing)
+        checks.nonnegative("regularization", self.regularization)
+        checks.interval("safeguard", self.safeguard, 0, float("inf"), open_low=True)
+
+    def init(self, problem, x, key):
+        empty = jax.tree.map(lambda a: jnp.zeros((self.history, *a.shape), a.dtype), x)
+        dtype = tree.real_dtype(x)
+        zero = jnp.asarray(0, jnp.int32)
+        infinity = jnp.asarray(jnp.inf, dtype)
+        gram = jnp.zeros((self.history, self.history), dtype)
+        return _State(empty, empty, gram, zero, zero, infinity, infinity)
+
+    def step(self, problem, x, state):
+        residual = jax.tree.map(jnp.subtract, problem.fun(x), x)
+        slot = state.steps % self.history
+        points = _store(state.points, x, slot)
+        residuals = _store(state.residuals, residual, slot)
+        products = jax.vmap(lambda r: tree.vdot(r, residual))(residuals)
+        gram = state.gram.at[slot].set(products).at[:, slot].set(products)
+
+        filled = jnp.arange(self.history) <= state.steps
+        weights = self._weights(gram, filled)
+        mixing = self.mixing.astype(weights.dtype)
+        accelerated = jax.tree.map(
+            lambda p, r: jnp.tensordot(weights.astype(p.dtype), p + mixing * r, axes=1),
+            points,
+            residuals,
+        )
+        error = tree.norm(residual)
+        first = jnp.where(state.steps == 0, error, state.first_error)
+        bound = self.safeguard * first * (state.accepted.astype(error.dtype) + 1) ** -1.001
+        accept = (error <= bound) & tree.all_finite(accelerated)
+        plain = mix(x, jax.tree.map(jnp.add, x, residual), jnp.asarray(0.5, error.dtype))
+        new = tree.where(accept, accelerated, plain)
+        state = _State(
+            points,
+            residuals,
+            gram,
+            state.steps + 1,
+            state.accepted + accept.astype(jnp.int32),
+            first,
+            error,
+        )
+        return new, state
+
+    def _weights(self, gram, filled):
+        diagonal = jnp.diagonal(gram)
+        scale = jnp.max(jnp.where(filled, diagonal, 0))
+        scale = jnp.where(scale > 0, scale, 1)
+        floor = 4 * jnp.finfo(gram.dtype).eps
+        ridge = jnp.maximum(self.regularization.astype(gram.dtype), floor)
+        both = filled[:, None] & filled[None, :]
+        system = jnp.where(both, gram / scale, 0) + jnp.diag(jnp.where(filled, ridge, 1.0))
+        weights = jnp.linalg.solve(system, filled.astype(gram.dtype))
+        return weights / jnp.sum(weights)
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+def _store(buffer: PyTree[Array], value: PyTree[Array], slot: Int[Array, ""]) -> PyTree[Array]:
+    return jax.tree.map(lambda b, v: b.at[slot].set(v), buffer, value)

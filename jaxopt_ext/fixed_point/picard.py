@@ -1,0 +1,114 @@
+"""Plain and averaged fixed-point iterations."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..core import AbstractSolver, FixedPoint, checks, scalar_field, tree
+
+
+def residual_norm(x: PyTree[Array], mapped: PyTree[Array]) -> Float[Array, ""]:
+    """$\\|T(x) - x\\|$."""
+    return tree.norm(jax.tree.map(jnp.subtract, mapped, x))
+
+
+def mix(x: PyTree[Array], y: PyTree[Array], weight: Float[Array, ""]) -> PyTree[Array]:
+    """$(1 - w) x + w y$."""
+    return jax.tree.map(lambda a, b: a + weight.astype(a.real.dtype) * (b - a), x, y)
+
+
+class Picard(AbstractSolver):
+    """The iteration $x \\leftarrow T(x)$, for contractions.
+
+    The error is $\\|T(x) - x\\|$ at the point before the step.
+
+    **Arguments:**
+
+    - `tol`, `max_steps`: see `AbstractSolver`.
+    """
+
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 1000
+    problems = (FixedPoint,)
+
+    def init(self, problem, x, key):
+        return jnp.asarray(jnp.inf, tree.real_dtype(x))
+
+    def step(self, problem, x, state):
+        mapped = problem.fun(x)
+        return mapped, residual_norm(x, mapped)
+
+    def error(self, problem, x, state):
+        return state
+
+
+class KrasnoselskiiMann(AbstractSolver):
+    """The averaged iteration $x \\leftarrow (1 - \\alpha) x + \\alpha T(x)$.
+
+    It converges for every nonexpansive map with a fixed point, where Picard's may circle for ever,
+    and $\\|T(x_k) - x_k\\| = O(1/\\sqrt{k})$.
+
+    **Arguments:**
+
+    - `averaging`: $\\alpha \\in (0, 1]$.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Krasnosel'skii 1955; Mann, Mean Value Methods in Iteration, 1953.
+    """
+
+    averaging: Float[Array, ""] = scalar_field(0.5)
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 5000
+    problems = (FixedPoint,)
+
+    def __check_init__(self):
+        checks.interval("averaging", self.averaging, 0, 1, open_low=True)
+
+    def init(self, problem, x, key):
+        return jnp.asarray(jnp.inf, tree.real_dtype(x))
+
+    def step(self, problem, x, state):
+        mapped = problem.fun(x)
+        return mix(x, mapped, self.averaging), residual_norm(x, mapped)
+
+    def error(self, problem, x, state):
+        return state
+
+
+class _HalpernState(eqx.Module):
+    anchor: PyTree[Array]
+    steps: Array
+    error: Float[Array, ""]
+
+
+class Halpern(AbstractSolver):
+    """The anchored iteration $x_{k+1} = \\lambda_k x_0 + (1 - \\lambda_k) T(x_k)$,
+    $\\lambda_k = 1 / (k + 2)$.
+
+    For nonexpansive maps $\\|T(x_k) - x_k\\| \\le 2 \\|x_0 - x^*\\| / (k + 1)$, the best rate there
+    is, and the limit is the fixed point nearest to $x_0$.
+
+    **Arguments:**
+
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Halpern, Fixed Points of Nonexpanding Maps, 1967. Lieder, On the Convergence Rate
+    of the Halpern-Iteration, 2021.
+    """
+
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 5000
+    problems = (FixedPoint,)
+
+    def init(self, problem, x, key):
+        return _HalpernState(x, jnp.asarray(0, jnp.int32), jnp.asarray(jnp.inf, tree.real_dtype(x)))
+
+    def step(self, problem, x, state):
+        mapped = problem.fun(x)
+        weight = 1 / (state.steps.astype(state.error.dtype) + 2)
+        new = mix(mapped, state.anchor, weight)
+        return new, _HalpernState(state.anchor, state.steps + 1, residual_norm(x, mapped))
+
+    def error(self, problem, x, state):
+        return state.error

@@ -1,0 +1,107 @@
+"""How far proximal and projected gradient steps go."""
+
+import abc
+from collections.abc import Callable
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..core import checks, scalar_field, tree
+
+
+class AbstractStepSize(eqx.Module):
+    """A rule that picks the step size of a proximal step."""
+
+    @abc.abstractmethod
+    def first(self) -> Float[Array, ""]:
+        """The step size to begin with."""
+
+    @abc.abstractmethod
+    def take(
+        self,
+        fun: Callable[[PyTree[Array]], Float[Array, ""]],
+        y: PyTree[Array],
+        value: Float[Array, ""],
+        gradient: PyTree[Array],
+        prox: Callable[[PyTree[Array], Float[Array, ""]], PyTree[Array]],
+        step: Float[Array, ""],
+    ) -> tuple[PyTree[Array], Float[Array, ""]]:
+        """Return `prox(y - step * gradient, step)` and the step size used."""
+
+
+def _forward_backward(y, gradient, prox, step):
+    return prox(jax.tree.map(lambda a, g: a - step.astype(g.real.dtype) * g, y, gradient), step)
+
+
+class FixedStep(AbstractStepSize):
+    """The same step size always; convergence asks for at most $1/L$.
+
+    **Arguments:**
+
+    - `step_size`: $> 0$.
+    """
+
+    step_size: Float[Array, ""] = eqx.field(converter=checks.scalar)
+
+    def __check_init__(self):
+        checks.positive("step_size", self.step_size)
+
+    def first(self):
+        return self.step_size
+
+    def take(self, fun, y, value, gradient, prox, step):
+        return _forward_backward(y, gradient, prox, step), step
+
+
+class Backtracking(AbstractStepSize):
+    """Shrink the step until the quadratic upper bound holds,
+
+    $$f(x) \\le f(y) + \\langle \\nabla f(y), x - y\\rangle + \\tfrac{1}{2t} \\|x - y\\|^2 .$$
+
+    Each search starts from `growth` times the last step size. The bound is tested up to the
+    rounding of $f$.
+
+    **Arguments:**
+
+    - `initial`: first step size tried.
+    - `shrink`: factor in $(0, 1)$.
+    - `growth`: factor $\\ge 1$.
+    - `max_shrinks`: give up searching after so many factors.
+    """
+
+    initial: Float[Array, ""] = scalar_field(1.0)
+    shrink: Float[Array, ""] = scalar_field(0.5)
+    growth: Float[Array, ""] = scalar_field(1.1)
+    max_shrinks: int = 60
+
+    def __check_init__(self):
+        checks.positive("initial", self.initial)
+        checks.interval("shrink", self.shrink, 0, 1, open_low=True, open_high=True)
+        checks.interval("growth", self.growth, 1, float("inf"))
+        checks.count("max_shrinks", self.max_shrinks)
+
+    def first(self):
+        return self.initial
+
+    def take(self, fun, y, value, gradient, prox, step):
+        rounding = 4 * jnp.finfo(value.dtype).eps
+
+        def too_long(carry):
+            x, step, shrinks = carry
+            move = jax.tree.map(jnp.subtract, x, y)
+            slope, square = tree.vdot(gradient, move), tree.vdot(move, move)
+            bound = value + slope + 0.5 * square / step
+            excess = fun(x) - bound
+            return ~(excess <= rounding * jnp.abs(value)) & (shrinks < self.max_shrinks)
+
+        def shorten(carry):
+            _, step, shrinks = carry
+            step = step * self.shrink.astype(step.dtype)
+            return _forward_backward(y, gradient, prox, step), step, shrinks + 1
+
+        step = step * self.growth.astype(step.dtype)
+        start = (_forward_backward(y, gradient, prox, step), step, jnp.asarray(0, jnp.int32))
+        x, step, _ = jax.lax.while_loop(too_long, shorten, start)
+        return x, step

@@ -1,0 +1,221 @@
+"""One small problem of each type, with a parameter to differentiate by and an independent answer."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import cvxpy as cp
+import jax.numpy as jnp
+import numpy as np
+import scipy.optimize
+
+import jaxopt_ext as jxt
+from jaxopt_ext import prox
+
+RNG = np.random.default_rng(7)
+ROWS, COLUMNS = 12, 5
+A = RNG.normal(size=(ROWS, COLUMNS)) / np.sqrt(ROWS)
+TRUE = np.array([1.0, -2.0, 0.0, 0.5, 0.0])
+B = A @ TRUE + 0.1 * RNG.normal(size=ROWS)
+CONTRACTION = 0.7 * np.linalg.qr(RNG.normal(size=(COLUMNS, COLUMNS)))[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A family of problems in one parameter `theta`, a vector.
+
+    - `build(theta)`: the problem, in the type of `theta`.
+    - `start(dtype)`: a starting point.
+    - `primal(value)`: the part of a solution that the oracle knows.
+    - `oracle(theta)`: that part, by other means, in double precision.
+    - `theta`: the parameter's value.
+    - `pytree(theta)`: the same problem over a dictionary, where it makes sense.
+    """
+
+    build: Callable[[Any], Any]
+    start: Callable[[Any], Any]
+    oracle: Callable[[np.ndarray], np.ndarray]
+    theta: np.ndarray
+    primal: Callable[[Any], Any] = lambda value: value
+    pytree: Callable[[Any], Any] | None = None
+
+
+def _cast(*arrays, like):
+    return tuple(jnp.asarray(a, like.dtype) for a in arrays)
+
+
+def _zeros(dtype):
+    return jnp.zeros(COLUMNS, dtype)
+
+
+def _split(w):
+    return {"a": w[:2], "b": (w[2:],)}
+
+
+def _join(tree):
+    return jnp.concatenate([tree["a"], tree["b"][0]])
+
+
+def _ridge(theta):
+    a, b = _cast(A, B, like=theta)
+    return lambda w: 0.5 * jnp.sum((a @ w - b) ** 2) + 0.5 * jnp.sum(theta * w**2)
+
+
+def _solve_ridge(theta):
+    return np.linalg.solve(A.T @ A + np.diag(theta), A.T @ B)
+
+
+def _cvx(objective, *constraints, variable):
+    problem = cp.Problem(cp.Minimize(objective), list(constraints))
+    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-13, tol_gap_rel=1e-13, tol_feas=1e-13)
+    return np.asarray(variable.value)
+
+
+def _solve_lasso(weights):
+    w = cp.Variable(COLUMNS)
+    fit = cp.sum_squares(A @ w - B) / (2 * ROWS)
+    return _cvx(fit + cp.norm1(cp.multiply(weights, w)), variable=w)
+
+
+def _solve_l1(weights):
+    w = cp.Variable(COLUMNS)
+    fit = 0.5 * cp.sum_squares(A @ w - B)
+    return _cvx(fit + cp.norm1(cp.multiply(weights, w)), variable=w)
+
+
+def _solve_simplex(theta):
+    w = cp.Variable(COLUMNS)
+    objective = 0.5 * cp.sum_squares(A @ w - B) + theta @ w
+    return _cvx(objective, w >= 0, cp.sum(w) == 1, variable=w)
+
+
+def _solve_qp(q):
+    w = cp.Variable(COLUMNS)
+    objective = 0.5 * cp.sum_squares(A @ w) + q @ w
+    return _cvx(objective, cp.sum(w) == 1, w[:3] >= 0, w <= 2, variable=w)
+
+
+def _build_qp(q):
+    a = jnp.asarray(A, q.dtype)
+    rows = jnp.concatenate([jnp.ones((1, COLUMNS)), jnp.eye(COLUMNS)]).astype(q.dtype)
+    lower = jnp.asarray([1, 0, 0, 0, -jnp.inf, -jnp.inf], q.dtype)
+    upper = jnp.asarray([1, 2, 2, 2, 2, 2], q.dtype)
+    return jxt.QuadraticProgram(a.T @ a, q, rows, lower, upper)
+
+
+def _root(theta):
+    m = jnp.asarray(CONTRACTION, theta.dtype)
+    return lambda x: x + jnp.tanh(m @ x) - theta
+
+
+def _residuals(theta):
+    a, b = _cast(A, B, like=theta)
+    return lambda w: (a @ w - b, jnp.sqrt(theta) * jnp.sin(w))
+
+
+def _squares(theta, w):
+    return np.sum((A @ w - B) ** 2) + np.sum(theta * np.sin(w) ** 2)
+
+
+def _solve_squares(theta):
+    start = scipy.optimize.minimize(lambda w: _squares(theta, w), np.zeros(COLUMNS), tol=1e-9)
+    fun = lambda w: np.concatenate([A @ w - B, np.sqrt(theta) * np.sin(w)])
+    options = {"xtol": 1e-15, "ftol": 1e-15, "gtol": 1e-15}
+    return scipy.optimize.least_squares(fun, start.x, **options).x
+
+
+def _quadratic_prox(theta, rows=None):
+    b = jnp.asarray(B, theta.dtype)
+    return prox.Shifted(prox.L2Squared(1.0), b)
+
+
+WEIGHTS = np.array([0.02, 0.03, 0.04, 0.05, 0.06])
+
+CASES: dict[type, Case] = {
+    jxt.Smooth: Case(
+        lambda theta: jxt.Smooth(_ridge(theta)),
+        _zeros,
+        _solve_ridge,
+        np.linspace(0.5, 1.0, COLUMNS),
+        pytree=lambda theta: jxt.Smooth(lambda t: _ridge(theta)(_join(t))),
+    ),
+    jxt.Composite: Case(
+        lambda theta: jxt.Composite(
+            jxt.objectives.SquaredLoss(*_cast(A, B, like=theta)), prox.L1(theta)
+        ),
+        _zeros,
+        _solve_lasso,
+        WEIGHTS / 5,
+        pytree=lambda theta: jxt.Composite(
+            lambda t: jxt.objectives.SquaredLoss(*_cast(A, B, like=theta))(_join(t)),
+            prox.L1(_split(theta)),
+        ),
+    ),
+    jxt.Constrained: Case(
+        lambda theta: jxt.Constrained(
+            lambda w: (
+                0.5 * jnp.sum((_cast(A, like=w)[0] @ w - _cast(B, like=w)[0]) ** 2) + theta @ w
+            ),
+            prox.Simplex(1.0),
+        ),
+        lambda dtype: jnp.full(COLUMNS, 1 / COLUMNS, dtype),
+        _solve_simplex,
+        np.array([0.1, 0.2, -0.3, 0.1, 0.0]),
+        pytree=lambda theta: jxt.Constrained(
+            lambda t: (
+                0.5 * jnp.sum((jnp.asarray(A, theta.dtype) @ _join(t) - B) ** 2) + theta @ _join(t)
+            ),
+            prox.Simplex(1.0),
+        ),
+    ),
+    jxt.FixedPoint: Case(
+        lambda theta: jxt.FixedPoint(lambda x: jnp.asarray(CONTRACTION, x.dtype) @ x + theta),
+        _zeros,
+        lambda theta: np.linalg.solve(np.eye(COLUMNS) - CONTRACTION, theta),
+        np.arange(1.0, 1 + COLUMNS),
+        pytree=lambda theta: jxt.FixedPoint(
+            lambda t: _split(jnp.asarray(CONTRACTION, theta.dtype) @ _join(t) + theta)
+        ),
+    ),
+    jxt.RootFinding: Case(
+        lambda theta: jxt.RootFinding(_root(theta)),
+        _zeros,
+        lambda theta: (
+            scipy.optimize.root(
+                lambda x: x + np.tanh(CONTRACTION @ x) - theta, np.zeros(COLUMNS), tol=1e-14
+            ).x
+        ),
+        np.linspace(-0.5, 0.5, COLUMNS),
+    ),
+    jxt.LeastSquares: Case(
+        lambda theta: jxt.LeastSquares(_residuals(theta)),
+        _zeros,
+        _solve_squares,
+        np.linspace(0.2, 0.4, COLUMNS),
+    ),
+    jxt.Saddle: Case(
+        lambda theta: jxt.Saddle(
+            prox.L1(theta), _quadratic_prox(theta), jnp.asarray(A, theta.dtype)
+        ),
+        _zeros,
+        _solve_l1,
+        WEIGHTS,
+        primal=lambda value: value.primal,
+    ),
+    jxt.Splitting: Case(
+        lambda theta: jxt.Splitting(
+            _quadratic_prox(theta), prox.L1(theta), None, -jnp.asarray(A, theta.dtype)
+        ),
+        lambda dtype: jnp.zeros(ROWS, dtype),
+        _solve_l1,
+        WEIGHTS,
+        primal=lambda value: value.z,
+    ),
+    jxt.QuadraticProgram: Case(
+        _build_qp,
+        _zeros,
+        _solve_qp,
+        np.array([0.3, -0.2, 0.1, 0.4, -0.5]),
+        primal=lambda value: value.primal,
+    ),
+}

@@ -1,0 +1,226 @@
+"""Every solver in the catalogue keeps the contract of solvers."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from problems import CASES
+
+import jaxopt_ext as jxt
+from jaxopt_ext import catalog
+
+ROWS = catalog.rows("solver")
+CHECKS = (
+    "oracle",
+    "float32",
+    "jit",
+    "vmap",
+    "pytree",
+    "gradient",
+    "retrace",
+    "key",
+    "nonfinite",
+    "construction",
+)
+
+
+def _kinds(row):
+    """The problem types of a row that the suite has a case for."""
+    return [kind for kind in row.example().problems if kind in CASES]
+
+
+PAIRS = [
+    pytest.param(row, kind, id=f"{row.name}-{kind.__name__}")
+    for row in ROWS
+    for kind in _kinds(row)
+]
+FIRST = [pytest.param(row, _kinds(row)[0], id=row.name) for row in ROWS]
+
+
+def _skip(row, check):
+    if check in row.opt_outs:
+        pytest.skip(row.opt_outs[check])
+
+
+def _sharp(solver, dtype):
+    tol = 1e-9 if dtype == jnp.float64 else 1e-4
+    return dataclasses.replace(solver, tol=tol, max_steps=max(solver.max_steps, 20_000))
+
+
+def _theta(case, dtype):
+    return jnp.asarray(case.theta, dtype)
+
+
+def _solve(solver, case, theta, start=None):
+    start = case.start(theta.dtype) if start is None else start
+    return jxt.solve(case.build(theta), solver, start)
+
+
+@functools.cache
+def _oracle(kind):
+    case = CASES[kind]
+    return case.oracle(case.theta)
+
+
+@functools.cache
+def _reference(row, kind):
+    """The solution in double precision, found once for all checks."""
+    return _solve(_sharp(row.example(), jnp.float64), CASES[kind], _theta(CASES[kind], jnp.float64))
+
+
+def test_there_are_solvers_and_known_opt_outs():
+    assert ROWS
+    for row in ROWS:
+        assert set(row.opt_outs) <= set(CHECKS), row.name
+        assert _kinds(row), row.name
+
+
+@pytest.mark.parametrize(("row", "kind"), PAIRS)
+def test_agrees_with_an_independent_solution(row, kind):
+    _skip(row, "oracle")
+    solution = _reference(row, kind)
+    assert solution.status == jxt.Status.converged, solution.status
+    assert solution.residual <= 1e-9
+    found = CASES[kind].primal(solution.value)
+    np.testing.assert_allclose(found, _oracle(kind), atol=3e-7)
+
+
+@pytest.mark.parametrize(("row", "kind"), PAIRS)
+def test_stays_in_single_precision(row, kind):
+    _skip(row, "float32")
+    case = CASES[kind]
+    solution = _solve(_sharp(row.example(), jnp.float32), case, _theta(case, jnp.float32))
+    kinds = {x.dtype for x in jax.tree.leaves((solution.value, solution.residual))}
+    assert kinds == {jnp.dtype(jnp.float32)}
+    assert solution.status == jxt.Status.converged, (solution.status, solution.residual)
+    np.testing.assert_allclose(case.primal(solution.value), _oracle(kind), atol=5e-3)
+
+
+@pytest.mark.parametrize(("row", "kind"), FIRST)
+def test_jit_changes_nothing(row, kind):
+    _skip(row, "jit")
+    case = CASES[kind]
+    solver = _sharp(row.example(), jnp.float64)
+    theta = _theta(case, jnp.float64)
+    jitted = jax.jit(lambda t: case.primal(_solve(solver, case, t).value))(theta)
+    eager = case.primal(_reference(row, kind).value)
+    np.testing.assert_allclose(jitted, eager, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize(("row", "kind"), FIRST)
+def test_vmap_equals_a_loop(row, kind):
+    _skip(row, "vmap")
+    case = CASES[kind]
+    solver = _sharp(row.example(), jnp.float64)
+    thetas = _theta(case, jnp.float64) * jnp.array([[1.0], [1.1], [0.5]])
+
+    def one(theta):
+        solution = _solve(solver, case, theta)
+        return case.primal(solution.value), solution.steps, solution.status._value
+
+    batched = jax.vmap(one)(thetas)
+    looped = [one(theta) for theta in thetas]
+    for i, (value, steps, status) in enumerate(looped):
+        np.testing.assert_allclose(batched[0][i], value, rtol=0, atol=1e-7)
+        assert abs(int(batched[1][i]) - int(steps)) <= max(2, 0.05 * int(steps))
+        assert int(batched[2][i]) == int(status)
+
+
+@pytest.mark.parametrize(("row", "kind"), FIRST)
+def test_takes_pytrees(row, kind):
+    _skip(row, "pytree")
+    case = CASES[kind]
+    if case.pytree is None:
+        pytest.skip(f"{kind.__name__} is solved over arrays or pairs of them")
+    start = case.start(jnp.float64)
+    start = {"a": start[:2], "b": (start[2:],)}
+    problem = case.pytree(_theta(case, jnp.float64))
+    value = jxt.solve(problem, _sharp(row.example(), jnp.float64), start).value
+    assert jax.tree.structure(value) == jax.tree.structure(start)
+    joined = jnp.concatenate([value["a"], value["b"][0]])
+    np.testing.assert_allclose(joined, _oracle(kind), atol=3e-7)
+
+
+@pytest.mark.parametrize(("row", "kind"), PAIRS)
+def test_gradient_equals_central_differences_of_the_oracle(row, kind):
+    _skip(row, "gradient")
+    case = CASES[kind]
+    solver = _sharp(row.example(), jnp.float64)
+    direction = np.cos(np.arange(len(case.theta)))
+    weights = np.sin(1 + np.arange(len(_oracle(kind))))
+
+    def score(theta):
+        return jnp.vdot(weights, case.primal(_solve(solver, case, theta).value))
+
+    step = 1e-4
+    ahead, behind = (case.oracle(case.theta + s * step * direction) for s in (1, -1))
+    wanted = weights @ (ahead - behind) / (2 * step)
+    theta = _theta(case, jnp.float64)
+    reverse = jnp.vdot(jax.grad(score)(theta), direction)
+    np.testing.assert_allclose(reverse, wanted, rtol=1e-4, atol=1e-5)
+    if kind is _kinds(row)[0]:
+        forward = jax.jvp(score, (theta,), (jnp.asarray(direction),))[1]
+        np.testing.assert_allclose(forward, reverse, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(("row", "kind"), FIRST)
+def test_new_numbers_do_not_retrace(row, kind, trace_count):
+    _skip(row, "retrace")
+    case = CASES[kind]
+    theta, start = _theta(case, jnp.float64), case.start(jnp.float64)
+    solver = row.example()
+    problems = [case.build(theta), case.build(theta * 1.5), case.build(theta * 2)]
+    for problem in problems[:2]:
+        jxt.solve(problem, solver, start)
+    solver = dataclasses.replace(solver, tol=1e-3)
+    with trace_count() as traces:
+        jxt.solve(problems[2], solver, start)
+    assert traces.count == 0
+
+
+@pytest.mark.parametrize(("row", "kind"), FIRST)
+def test_same_key_same_result(row, kind):
+    _skip(row, "key")
+    case, solver = CASES[kind], row.example()
+    problem, start = case.build(_theta(case, jnp.float64)), case.start(jnp.float64)
+    first, second = (
+        jxt.solve(problem, solver, start, key=jax.random.key(3)).value for _ in range(2)
+    )
+    for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("row", "kind"), FIRST)
+def test_nan_in_the_data_is_reported(row, kind):
+    _skip(row, "nonfinite")
+    case = CASES[kind]
+    theta = _theta(case, jnp.float64).at[1].set(jnp.nan)
+    solution = jxt.solve(_unchecked(case, theta), row.example(), case.start(jnp.float64))
+    assert solution.status == jxt.Status.nonfinite, solution.status
+
+
+def _unchecked(case, theta):
+    """Build the problem with valid numbers, then put `theta` in, as a traced value would be."""
+    valid = jnp.asarray(case.theta)
+    leaves, treedef = jax.tree.flatten(jxt.hoist(case.build(valid)))
+    swapped = [
+        theta if jnp.shape(x) == theta.shape and np.array_equal(x, valid) else x for x in leaves
+    ]
+    assert any(x is theta for x in swapped)
+    return jax.tree.unflatten(treedef, swapped)
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+def test_bad_hyperparameters_raise_at_construction(row):
+    _skip(row, "construction")
+    solver = row.example()
+    for name, value, error in (
+        ("tol", -1.0, ValueError),
+        ("max_steps", 0, ValueError),
+        ("max_steps", 1.5, TypeError),
+    ):
+        with pytest.raises(error, match=name):
+            dataclasses.replace(solver, **{name: value})
