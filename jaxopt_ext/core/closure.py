@@ -53,10 +53,11 @@ class Closure(eqx.Module):
 
 
 def hoist(tree: PyTree) -> PyTree:
-    """Replace every function in `tree` that holds arrays by a callable pytree of those arrays.
+    """Replace every Python function in `tree` by a callable pytree of what it closes over.
 
-    Functions without arrays inside are left as they are, and so are callables whose arrays
-    cannot be reached (methods of ordinary Python objects): those retrace when they change.
+    Two functions made by the same line of code then differ by their leaves only. Callables whose
+    arrays cannot be reached (methods of ordinary Python objects) are left as they are and retrace
+    when they change.
     """
     return _hoist(tree, ())
 
@@ -75,8 +76,7 @@ def _hoist_leaf(leaf: Any, seen: tuple[int, ...]) -> Any:
         return _hoist(leaf, seen)
     wrapped = getattr(leaf, "__wrapped__", None)
     if isinstance(wrapped, types.FunctionType) and hasattr(leaf, "lower"):  # jax.jit(function)
-        inner = _hoist_leaf(wrapped, seen)
-        return leaf if inner is wrapped else inner
+        return _hoist_leaf(wrapped, seen) if wrapped.__closure__ else leaf
     if not isinstance(leaf, types.FunctionType):
         return leaf
     try:
@@ -85,10 +85,18 @@ def _hoist_leaf(leaf: Any, seen: tuple[int, ...]) -> Any:
         return leaf
     contents = (cells, leaf.__defaults__ or (), leaf.__kwdefaults__ or {})
     contents = _hoist(contents, (*seen, id(leaf)))
-    if not any(_is_array(x) for x in jax.tree.leaves(contents)):
+    if not all(_is_array(x) or _is_hashable(x) for x in jax.tree.leaves(contents)):
         return leaf
     return Closure(_Code(leaf), *contents)
 
 
 def _is_array(x: Any) -> bool:
     return isinstance(x, jax.Array | np.ndarray)
+
+
+def _is_hashable(x: Any) -> bool:
+    try:
+        hash(x)
+    except TypeError:
+        return False
+    return True

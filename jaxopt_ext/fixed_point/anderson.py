@@ -29,9 +29,9 @@ class Anderson(AbstractSolver):
       x_{k+1} = \\sum_i \\alpha_i (x_i + \\beta r_i).$$
 
     The safeguard takes the accelerated point only while
-    $\\|r_k\\| \\le D \\|r_0\\| (a + 1)^{-1.001}$, with $a$ the number of points taken so far, and an
-    averaged step $x + \\tfrac12 r$ otherwise, so that nonexpansive maps converge. One evaluation of
-    $T$ a step; the Gram matrix is updated, not computed again.
+    $\\|r_k\\| \\le D \\|r_0\\| (a + 1)^{-1.001}$, with $a$ the number of points taken so far, and
+    an averaged step $x + \\tfrac12 r$ otherwise, so that nonexpansive maps converge. One evaluation
+    of $T$ a step; the Gram matrix is updated, not computed again.
 
     **Arguments:**
 

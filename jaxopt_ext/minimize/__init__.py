@@ -1,1 +1,54 @@
-""""""
+"""Minimization of smooth and composite functions.
+
+Smooth:
+
+- `GradientDescent`, with an Armijo or Wolfe line search. Quasi-Newton methods come from `optax`
+  and `optimistix`: `solve` takes their objects as they are.
+
+Smooth plus proximable, or over a set one can project on:
+
+- `FISTA`: the default choice; accelerated, restarted, backtracking.
+- `ProximalGradient`: its plain form; on a `Constrained` problem, projected gradient.
+- `BlockCoordinateDescent`: sparse linear models, with `Cyclic`, `Shuffled` or `Random` order;
+  `GreedyCoordinateDescent`: very sparse ones.
+- `MirrorDescent`: geometries other than the Euclidean, the simplex above all.
+
+Over a set with a linear oracle:
+
+- `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
+
+Step sizes are objects: `Backtracking`, `FixedStep`.
+"""
+
+from .block_coordinate import (
+    BlockCoordinateDescent,
+    Cyclic,
+    GreedyCoordinateDescent,
+    Random,
+    Shuffled,
+)
+from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
+from .gradient_descent import GradientDescent
+from .mirror_descent import EntropicOrthant, EntropicSimplex, Euclidean, MirrorDescent
+from .proximal_gradient import FISTA, ProximalGradient
+from .step_size import Backtracking, FixedStep
+
+__all__ = [
+    "FISTA",
+    "AwayFrankWolfe",
+    "Backtracking",
+    "BlockCoordinateDescent",
+    "Cyclic",
+    "EntropicOrthant",
+    "EntropicSimplex",
+    "Euclidean",
+    "FixedStep",
+    "FrankWolfe",
+    "GradientDescent",
+    "GreedyCoordinateDescent",
+    "MirrorDescent",
+    "PairwiseFrankWolfe",
+    "ProximalGradient",
+    "Random",
+    "Shuffled",
+]

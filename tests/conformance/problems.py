@@ -1,4 +1,4 @@
-"""One small problem of each type, with a parameter to differentiate by and an independent answer."""
+"""A small problem of each type, a parameter to differentiate by, and an independent answer."""
 
 import dataclasses
 from collections.abc import Callable
@@ -160,7 +160,7 @@ CASES: dict[type, Case] = {
         ),
         lambda dtype: jnp.full(COLUMNS, 1 / COLUMNS, dtype),
         _solve_simplex,
-        np.array([0.1, 0.2, -0.3, 0.1, 0.0]),
+        np.array([0.9, -2.0, -0.6, 0.2, 0.1]),
         pytree=lambda theta: jxt.Constrained(
             lambda t: (
                 0.5 * jnp.sum((jnp.asarray(A, theta.dtype) @ _join(t) - B) ** 2) + theta @ _join(t)

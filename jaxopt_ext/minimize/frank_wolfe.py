@@ -1,0 +1,282 @@
+"""Projection-free methods: Frank-Wolfe with away steps and pairwise steps."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, PyTree
+
+from ..core import AbstractSolver, Constrained, checks, scalar_field, tree
+
+
+class _State(eqx.Module):
+    curvature: Float[Array, ""]
+    error: Float[Array, ""]
+
+
+def _subtract(a, b):
+    return jax.tree.map(jnp.subtract, a, b)
+
+
+def _shift(x, direction, gamma):
+    return jax.tree.map(lambda a, d: a + gamma.astype(a.dtype) * d, x, direction)
+
+
+def adaptive_step(fun, x, value, direction, gap, limit, curvature):
+    """Step $\\gamma = \\min(g / (M \\|d\\|^2), \\gamma_{\\max})$ with $M$ doubled until
+    $f(x + \\gamma d) \\le f(x) - \\gamma g + \\tfrac{M}{2} \\gamma^2 \\|d\\|^2$.
+
+    **Returns:** $\\gamma$ and $M$.
+
+    **Reference:** Pedregosa et al., Linearly Convergent Frank-Wolfe with Backtracking Line-Search,
+    2020, arXiv:1806.05123.
+    """
+    square = tree.vdot(direction, direction)
+    rounding = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+    def gamma_of(m):
+        scaled = m * square
+        return jnp.where(scaled * limit > gap, gap / jnp.where(scaled > 0, scaled, 1), limit)
+
+    def too_long(carry):
+        m, doublings = carry
+        gamma = gamma_of(m)
+        bound = value - gamma * gap + 0.5 * m * gamma**2 * square
+        excess = fun(_shift(x, direction, gamma)) - bound
+        return ~(excess <= rounding) & (doublings < 60)
+
+    def double(carry):
+        m, doublings = carry
+        return 2 * m, doublings + 1
+
+    start = (0.7 * curvature, jnp.asarray(0, jnp.int32))
+    m, _ = jax.lax.while_loop(too_long, double, start)
+    return gamma_of(m), m
+
+
+class FrankWolfe(AbstractSolver):
+    """The conditional gradient method,
+
+    $$s \\in \\arg\\min_{s \\in C} \\langle \\nabla f(x), s\\rangle, \\qquad
+      x \\leftarrow x + \\gamma (s - x).$$
+
+    The error is the duality gap $\\langle \\nabla f(x), x - s\\rangle$, an upper bound on
+    $f(x) - f^*$ for convex $f$; it falls as $O(1/k)$. Start at a point of the set.
+
+    **Arguments:**
+
+    - `curvature`: first guess of the curvature along a step, corrected at each step.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Frank, Wolfe, An Algorithm for Quadratic Programming, 1956. Jaggi, Revisiting
+    Frank-Wolfe, 2013.
+    """
+
+    curvature: Float[Array, ""] = scalar_field(1.0)
+    tol: Float[Array, ""] = scalar_field(1e-4)
+    max_steps: int = 5000
+    problems = (Constrained,)
+
+    def __check_init__(self):
+        checks.positive("curvature", self.curvature)
+
+    def init(self, problem, x, key):
+        dtype = tree.real_dtype(x)
+        return _State(self.curvature.astype(dtype), jnp.asarray(jnp.inf, dtype))
+
+    def step(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        direction = _subtract(problem.feasible.linear_minimizer(gradient), x)
+        gap = -tree.vdot(gradient, direction)
+        one = jnp.ones_like(gap)
+        gamma, m = adaptive_step(problem.smooth, x, value, direction, gap, one, state.curvature)
+        return _shift(x, direction, gamma), _State(m, gap)
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+class _ActiveSet(eqx.Module):
+    """A convex combination of atoms, in buffers of a fixed size."""
+
+    atoms: PyTree[Array]
+    weights: Float[Array, " m"]
+
+    def best(self, gradient) -> tuple[Array, Array]:
+        """The atom with the largest inner product with the gradient, and its index."""
+        scores = jax.vmap(lambda atom: tree.vdot(gradient, atom))(self.atoms)
+        index = jnp.argmax(jnp.where(self.weights > 0, scores, -jnp.inf))
+        return self.take(index), index
+
+    def take(self, index) -> PyTree[Array]:
+        return jax.tree.map(lambda a: a[index], self.atoms)
+
+    def locate(self, atom) -> tuple[Array, Bool[Array, ""]]:
+        """Where `atom` is or could be put, and whether there is room for it."""
+        equal = jax.vmap(lambda a: _equal(a, atom))(self.atoms) & (self.weights > 0)
+        present = jnp.any(equal)
+        index = jnp.where(present, jnp.argmax(equal), jnp.argmin(self.weights))
+        return index, present | (self.weights[index] == 0)
+
+    def add(self, index, atom, amount) -> "_ActiveSet":
+        atoms = jax.tree.map(
+            lambda buffer, a: buffer.at[index].set(jnp.where(amount > 0, a, buffer[index])),
+            self.atoms,
+            atom,
+        )
+        return _ActiveSet(atoms, self.weights.at[index].add(amount))
+
+    def point(self) -> PyTree[Array]:
+        return jax.tree.map(
+            lambda a: jnp.tensordot(self.weights.astype(a.dtype), a, axes=1), self.atoms
+        )
+
+
+def _equal(a, b):
+    same = jax.tree.map(lambda x, y: jnp.all(x == y), a, b)
+    return jnp.all(jnp.stack(jax.tree.leaves(same)))
+
+
+class _ActiveState(eqx.Module):
+    active: _ActiveSet
+    curvature: Float[Array, ""]
+    error: Float[Array, ""]
+
+
+class _Directions(eqx.Module):
+    toward: PyTree[Array]
+    toward_index: Array
+    away: PyTree[Array]
+    away_index: Array
+    gap: Float[Array, ""]
+    away_gap: Float[Array, ""]
+    room: Bool[Array, ""]
+
+
+def _start(solver, x) -> _ActiveState:
+    dtype = tree.real_dtype(x)
+    size = solver.max_atoms
+    atoms = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype).at[0].set(a), x)
+    active = _ActiveSet(atoms, jnp.zeros(size, dtype).at[0].set(1))
+    infinity = jnp.asarray(jnp.inf, dtype)
+    return _ActiveState(active, solver.curvature.astype(dtype), infinity)
+
+
+def _directions(problem, x, gradient, active) -> _Directions:
+    toward = problem.feasible.linear_minimizer(gradient)
+    away, away_index = active.best(gradient)
+    toward_index, room = active.locate(toward)
+    gap = tree.vdot(gradient, _subtract(x, toward))
+    away_gap = tree.vdot(gradient, _subtract(away, x))
+    return _Directions(toward, toward_index, away, away_index, gap, away_gap, room)
+
+
+class AwayFrankWolfe(AbstractSolver):
+    """Frank-Wolfe with away steps: linear convergence over polytopes.
+
+    The iterate is kept as a convex combination of atoms. Each step goes towards the best atom of
+    the set or away from the worst atom in use, whichever has the larger slope. The error is the
+    Frank-Wolfe gap.
+
+    **Arguments:**
+
+    - `max_atoms`: how many atoms can be in use. When all are, steps away free one.
+    - `curvature`: see `FrankWolfe`.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Guélat, Marcotte, Some Comments on Wolfe's Away Step, 1986. Lacoste-Julien,
+    Jaggi, On the Global Linear Convergence of Frank-Wolfe Optimization Variants, 2015, arXiv:1511.05932.
+    """
+
+    max_atoms: int = eqx.field(static=True, default=64)
+    curvature: Float[Array, ""] = scalar_field(1.0)
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 5000
+    problems = (Constrained,)
+
+    def __check_init__(self):
+        checks.count("max_atoms", self.max_atoms, minimum=2)
+        checks.positive("curvature", self.curvature)
+
+    def init(self, problem, x, key):
+        return _start(self, x)
+
+    def step(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        active = state.active
+        d = _directions(problem, x, gradient, active)
+        forward = (d.gap >= d.away_gap) & d.room
+        direction = tree.where(forward, _subtract(d.toward, x), _subtract(x, d.away))
+        slope = jnp.where(forward, d.gap, d.away_gap)
+        share = active.weights[d.away_index]
+        rest = jnp.where(share < 1, 1 - share, 1)
+        limit = jnp.where(forward, 1, jnp.where(share < 1, share / rest, 0))
+        gamma, m = adaptive_step(problem.smooth, x, value, direction, slope, limit, state.curvature)
+        # Towards: everything shrinks by 1 - gamma. Away: everything grows by 1 + gamma.
+        scaled = active.weights * jnp.where(forward, 1 - gamma, 1 + gamma)
+        active = eqx.tree_at(lambda a: a.weights, active, scaled)
+        active = active.add(d.toward_index, d.toward, jnp.where(forward, gamma, 0))
+        drop = ~forward & (gamma >= limit)
+        weights = active.weights.at[d.away_index].add(jnp.where(forward, 0, -gamma))
+        return _settle(active, weights, drop, d.away_index, m, d.gap)
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+class PairwiseFrankWolfe(AbstractSolver):
+    """Frank-Wolfe with pairwise steps: weight moves from the worst atom in use to the best one.
+
+    The error is the Frank-Wolfe gap.
+
+    **Arguments:**
+
+    - `max_atoms`: how many atoms can be in use. When all are, a step away frees one.
+    - `curvature`: see `FrankWolfe`.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Lacoste-Julien, Jaggi, On the Global Linear Convergence of Frank-Wolfe
+    Optimization Variants, 2015, arXiv:1511.05932.
+    """
+
+    max_atoms: int = eqx.field(static=True, default=64)
+    curvature: Float[Array, ""] = scalar_field(1.0)
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 5000
+    problems = (Constrained,)
+
+    def __check_init__(self):
+        checks.count("max_atoms", self.max_atoms, minimum=2)
+        checks.positive("curvature", self.curvature)
+
+    def init(self, problem, x, key):
+        return _start(self, x)
+
+    def step(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        active = state.active
+        d = _directions(problem, x, gradient, active)
+        share = active.weights[d.away_index]
+        pair = d.room
+        rest = jnp.where(share < 1, 1 - share, 1)
+        limit = jnp.where(pair, share, jnp.where(share < 1, share / rest, 0))
+        direction = tree.where(pair, _subtract(d.toward, d.away), _subtract(x, d.away))
+        slope = jnp.where(pair, d.gap + d.away_gap, d.away_gap)
+        gamma, m = adaptive_step(problem.smooth, x, value, direction, slope, limit, state.curvature)
+        scaled = active.weights * jnp.where(pair, 1, 1 + gamma)
+        active = eqx.tree_at(lambda a: a.weights, active, scaled)
+        active = active.add(d.toward_index, d.toward, jnp.where(pair, gamma, 0))
+        weights = active.weights.at[d.away_index].add(-gamma)
+        drop = (gamma >= limit) & (d.toward_index != d.away_index)
+        return _settle(active, weights, drop, d.away_index, m, d.gap)
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+def _settle(active, weights, drop, away_index, curvature, gap):
+    """Remove a dropped atom and the rounding of the weights; read off the point."""
+    alone = weights[away_index] >= jnp.sum(weights)
+    weights = weights.at[away_index].set(jnp.where(drop & ~alone, 0, weights[away_index]))
+    weights = jnp.maximum(weights, 0)
+    active = _ActiveSet(active.atoms, weights / jnp.sum(weights))
+    return active.point(), _ActiveState(active, curvature, gap)

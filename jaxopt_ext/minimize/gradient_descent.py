@@ -1,0 +1,54 @@
+"""Gradient descent with a line search."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float
+
+from ..core import AbstractSolver, Smooth, scalar_field, tree
+
+
+class _State(eqx.Module):
+    search: Any
+    error: Float[Array, ""]
+
+
+class GradientDescent(AbstractSolver):
+    """Steepest descent $x \\leftarrow x - t \\nabla f(x)$ with $t$ from a line search.
+
+    The error is the gradient's norm at the point before the step. With exact arithmetic every
+    accumulation point is stationary. For better directions pass `optax.lbfgs()` or an `optimistix`
+    solver to `solve`.
+
+    **Arguments:**
+
+    - `line_search`: an `optax` line search; zoom (strong Wolfe) by default, or
+      `optax.scale_by_backtracking_linesearch` (Armijo); `optax.scale(t)` keeps $t$ fixed.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Nocedal, Wright, Numerical Optimization, 2006, chapter 3.
+    """
+
+    line_search: optax.GradientTransformation = optax.scale_by_zoom_linesearch(
+        max_linesearch_steps=30
+    )
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 5000
+    problems = (Smooth,)
+
+    def init(self, problem, x, key):
+        return _State(self.line_search.init(x), jnp.asarray(jnp.inf, tree.real_dtype(x)))
+
+    def step(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(problem.fun, x)
+        direction = optax.tree.scale(-1, gradient)
+        search = optax.with_extra_args_support(self.line_search)
+        updates, inner = search.update(
+            direction, state.search, x, value=value, grad=gradient, value_fn=problem.fun
+        )
+        return optax.apply_updates(x, updates), _State(inner, tree.norm(gradient))
+
+    def error(self, problem, x, state):
+        return state.error

@@ -1,0 +1,136 @@
+"""Mirror descent."""
+
+import abc
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Float, PyTree
+
+from ..core import AbstractSolver, Constrained, checks, scalar_field, tree
+
+
+class AbstractMirrorMap(eqx.Module):
+    """A geometry: the Bregman divergence of a convex function, and its steps on a set."""
+
+    @abc.abstractmethod
+    def step(self, problem, x: PyTree, gradient: PyTree, step_size: Array) -> PyTree:
+        """$\\arg\\min_{u \\in C} \\langle g, u\\rangle + D(u, x) / t$."""
+
+    @abc.abstractmethod
+    def divergence(self, x: PyTree, y: PyTree) -> Float[Array, ""]:
+        """$D(x, y)$."""
+
+
+class EntropicSimplex(AbstractMirrorMap):
+    """Negative entropy on a simplex: multiplicative weights, $u \\propto x e^{-t g}$.
+
+    The total mass is that of `x`, so start in the feasible set, away from its boundary.
+    """
+
+    def step(self, problem, x, gradient, step_size):
+        flat, unravel = ravel_pytree(x)
+        slope, _ = ravel_pytree(gradient)
+        logits = jnp.where(flat > 0, jnp.log(jnp.where(flat > 0, flat, 1)), -jnp.inf)
+        return unravel(jnp.sum(flat) * jax.nn.softmax(logits - step_size * slope))
+
+    def divergence(self, x, y):
+        def leaf(a, b):
+            ratio = jnp.where(a > 0, a, 1) / jnp.where(b > 0, b, 1)
+            return jnp.sum(jnp.where(a > 0, a * jnp.log(ratio), 0) - a + b)
+
+        return tree.sum_leaves(jax.tree.map(leaf, x, y))
+
+
+class EntropicOrthant(AbstractMirrorMap):
+    """Negative entropy on the positive orthant: $u = x e^{-t g}$."""
+
+    def step(self, problem, x, gradient, step_size):
+        return jax.tree.map(lambda a, g: a * jnp.exp(-step_size * g), x, gradient)
+
+    def divergence(self, x, y):
+        return EntropicSimplex().divergence(x, y)
+
+
+class Euclidean(AbstractMirrorMap):
+    """Half the squared distance: the projected gradient method."""
+
+    def step(self, problem, x, gradient, step_size):
+        return problem.feasible.project(jax.tree.map(lambda a, g: a - step_size * g, x, gradient))
+
+    def divergence(self, x, y):
+        gap = jax.tree.map(jnp.subtract, x, y)
+        return 0.5 * tree.vdot(gap, gap)
+
+
+class _State(eqx.Module):
+    step_size: Float[Array, ""]
+    error: Float[Array, ""]
+
+
+class MirrorDescent(AbstractSolver):
+    """Mirror descent with backtracking on relative smoothness,
+
+    $$x^+ = \\arg\\min_{u \\in C} \\langle \\nabla f(x), u\\rangle + \\tfrac1t D(u, x),$$
+
+    with $t$ halved until $f(x^+) \\le f(x) + \\langle \\nabla f(x), x^+ - x\\rangle + D(x^+, x)/t$.
+
+    The error is the norm of $x - P_C(x - \\nabla f(x))$ at the point before the step.
+
+    **Arguments:**
+
+    - `mirror_map`: the geometry.
+    - `step_size`: first $t$.
+    - `growth`: factor $\\ge 1$ on the last step size at the start of each search.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Beck, Teboulle, Mirror Descent and Nonlinear Projected Subgradient Methods, 2003.
+    Lu, Freund, Nesterov, Relatively Smooth Convex Optimization by First-Order Methods, 2018,
+    arXiv:1610.05708.
+    """
+
+    mirror_map: AbstractMirrorMap = EntropicSimplex()
+    step_size: Float[Array, ""] = scalar_field(1.0)
+    growth: Float[Array, ""] = scalar_field(1.2)
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 5000
+    problems = (Constrained,)
+
+    def __check_init__(self):
+        checks.positive("step_size", self.step_size)
+        checks.interval("growth", self.growth, 1, float("inf"))
+
+    def init(self, problem, x, key):
+        dtype = tree.real_dtype(x)
+        return _State(self.step_size.astype(dtype), jnp.asarray(jnp.inf, dtype))
+
+    def step(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        rounding = 4 * jnp.finfo(value.dtype).eps
+
+        def candidate(t):
+            return self.mirror_map.step(problem, x, gradient, t)
+
+        def too_long(carry):
+            new, t, halvings = carry
+            move = jax.tree.map(jnp.subtract, new, x)
+            bound = value + tree.vdot(gradient, move) + self.mirror_map.divergence(new, x) / t
+            excess = problem.smooth(new) - bound
+            return ~(excess <= rounding * jnp.abs(value)) & (halvings < 60)
+
+        def shorten(carry):
+            _, t, halvings = carry
+            return candidate(0.5 * t), 0.5 * t, halvings + 1
+
+        t = state.step_size * self.growth.astype(state.step_size.dtype)
+        start = (candidate(t), t, jnp.asarray(0, jnp.int32))
+        new, t, _ = jax.lax.while_loop(too_long, shorten, start)
+        moved = problem.feasible.project(jax.tree.map(jnp.subtract, x, gradient))
+        error = tree.norm(jax.tree.map(jnp.subtract, x, moved))
+        # Growth for ever would overflow once the iterates stop moving.
+        t = jnp.minimum(t, 1 / jnp.finfo(t.dtype).eps)
+        return new, _State(t, error)
+
+    def error(self, problem, x, state):
+        return state.error
