@@ -56,7 +56,122 @@ class Row:
         return functools.reduce(getattr, self.public.split("."), jxt)
 
 
-SOLVERS: tuple[Row, ...] = ()
+SOLVERS: tuple[Row, ...] = (
+    Row(
+        "Gradient descent",
+        "minimize.GradientDescent",
+        "solver",
+        "Nocedal, Wright, Numerical Optimization, 2006",
+        lambda: jxt.minimize.GradientDescent(),
+    ),
+    Row(
+        "Proximal gradient",
+        "minimize.ProximalGradient",
+        "solver",
+        "Combettes, Wajs, Signal Recovery by Proximal Forward-Backward Splitting, 2005",
+        lambda: jxt.minimize.ProximalGradient(),
+    ),
+    Row(
+        "FISTA",
+        "minimize.FISTA",
+        "solver",
+        "Beck, Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm, 2009",
+        lambda: jxt.minimize.FISTA(),
+        claim="minimize/fista",
+    ),
+    Row(
+        "Block coordinate descent",
+        "minimize.BlockCoordinateDescent",
+        "solver",
+        "Tseng, Yun, A Coordinate Gradient Descent Method for Nonsmooth Separable Minimization, "
+        "2009",
+        lambda: jxt.minimize.BlockCoordinateDescent(selection=jxt.minimize.Shuffled()),
+        claim="minimize/block_coordinate",
+        opt_outs={"pytree": "blocks are the entries of the leading axis of one array"},
+    ),
+    Row(
+        "Greedy coordinate descent",
+        "minimize.GreedyCoordinateDescent",
+        "solver",
+        "Nutini et al., Coordinate Descent Converges Faster with the Gauss-Southwell Rule, 2015, "
+        "arXiv:1506.00552",
+        lambda: jxt.minimize.GreedyCoordinateDescent(),
+        claim="minimize/block_coordinate",
+        opt_outs={"pytree": "blocks are the entries of the leading axis of one array"},
+    ),
+    Row(
+        "Mirror descent",
+        "minimize.MirrorDescent",
+        "solver",
+        "Beck, Teboulle, Mirror Descent and Nonlinear Projected Subgradient Methods, 2003",
+        lambda: jxt.minimize.MirrorDescent(),
+    ),
+    Row(
+        "Frank-Wolfe",
+        "minimize.FrankWolfe",
+        "solver",
+        "Jaggi, Revisiting Frank-Wolfe, 2013",
+        lambda: jxt.minimize.FrankWolfe(),
+        claim="minimize/frank_wolfe",
+        opt_outs={
+            name: "its error falls as 1/k, so the tight tolerance of this check is out of reach"
+            for name in ("oracle", "pytree", "gradient", "vmap")
+        },
+    ),
+    Row(
+        "Away-step Frank-Wolfe",
+        "minimize.AwayFrankWolfe",
+        "solver",
+        "Lacoste-Julien, Jaggi, On the Global Linear Convergence of Frank-Wolfe Variants, 2015, "
+        "arXiv:1511.05932",
+        lambda: jxt.minimize.AwayFrankWolfe(),
+        claim="minimize/frank_wolfe",
+    ),
+    Row(
+        "Pairwise Frank-Wolfe",
+        "minimize.PairwiseFrankWolfe",
+        "solver",
+        "Lacoste-Julien, Jaggi, On the Global Linear Convergence of Frank-Wolfe Variants, 2015, "
+        "arXiv:1511.05932",
+        lambda: jxt.minimize.PairwiseFrankWolfe(),
+        claim="minimize/frank_wolfe",
+    ),
+    Row(
+        "Picard iteration",
+        "fixed_point.Picard",
+        "solver",
+        "Picard 1890; Banach 1922",
+        lambda: jxt.fixed_point.Picard(),
+    ),
+    Row(
+        "Krasnosel'skii-Mann iteration",
+        "fixed_point.KrasnoselskiiMann",
+        "solver",
+        "Mann, Mean Value Methods in Iteration, 1953",
+        lambda: jxt.fixed_point.KrasnoselskiiMann(),
+    ),
+    Row(
+        "Halpern iteration",
+        "fixed_point.Halpern",
+        "solver",
+        "Lieder, On the Convergence Rate of the Halpern-Iteration, 2021",
+        lambda: jxt.fixed_point.Halpern(),
+        claim="fixed_point/halpern",
+        opt_outs={
+            name: "its residual falls as 1/k, so the tight tolerance of this check is out of reach"
+            for name in ("oracle", "pytree", "gradient", "vmap", "float32")
+        },
+    ),
+    Row(
+        "Anderson acceleration",
+        "fixed_point.Anderson",
+        "solver",
+        "Zhang, O'Donoghue, Boyd, Globally Convergent Type-I Anderson Acceleration, 2020, "
+        "arXiv:1808.03971",
+        lambda: jxt.fixed_point.Anderson(),
+        claim="fixed_point/anderson",
+    ),
+)
 
 OPTIMIZERS: tuple[Row, ...] = ()
 

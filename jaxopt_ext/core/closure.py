@@ -39,17 +39,26 @@ class Closure(eqx.Module):
     defaults: tuple[Any, ...]
     keyword_defaults: dict[str, Any]
 
-    def __call__(self, *args, **kwargs):
+    def rebuild(self) -> types.FunctionType:
+        """The function again, with functions, not closures, in its cells."""
         original = self.code.function
+        cells, defaults, keyword_defaults = jax.tree.map(
+            lambda x: x.rebuild() if isinstance(x, Closure) else x,
+            (self.cells, self.defaults, self.keyword_defaults),
+            is_leaf=lambda x: isinstance(x, Closure),
+        )
         function = types.FunctionType(
             original.__code__,
             original.__globals__,
             original.__name__,
-            self.defaults,
-            tuple(types.CellType(cell) for cell in self.cells),
+            defaults,
+            tuple(types.CellType(cell) for cell in cells),
         )
-        function.__kwdefaults__ = self.keyword_defaults
-        return function(*args, **kwargs)
+        function.__kwdefaults__ = keyword_defaults
+        return function
+
+    def __call__(self, *args, **kwargs):
+        return self.rebuild()(*args, **kwargs)
 
 
 def hoist(tree: PyTree) -> PyTree:

@@ -184,7 +184,8 @@ class AwayFrankWolfe(AbstractSolver):
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Reference:** Guélat, Marcotte, Some Comments on Wolfe's Away Step, 1986. Lacoste-Julien,
-    Jaggi, On the Global Linear Convergence of Frank-Wolfe Optimization Variants, 2015, arXiv:1511.05932.
+    Jaggi, On the Global Linear Convergence of Frank-Wolfe Optimization Variants, 2015,
+    arXiv:1511.05932.
     """
 
     max_atoms: int = eqx.field(static=True, default=64)

@@ -1,0 +1,291 @@
+"""Functions of each coordinate alone. They take any pytree and act leaf by leaf."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..core import checks, tree
+from .function import AbstractFunction, AbstractSet, magnitude, part, shrink, spread
+
+Parameter = Any
+"""A number, an array broadcast against `x`, or a pytree of arrays like `x`."""
+
+
+def parameter_field(**options) -> Any:
+    """A parameter kept as array leaves."""
+    return eqx.field(converter=lambda p: jax.tree.map(checks.scalar, p), **options)
+
+
+def _check(check, name, value, *bounds):
+    for leaf in jax.tree.leaves(value):
+        check(name, leaf, *bounds)
+
+
+class AbstractCoordinatewise(AbstractFunction):
+    """A sum over coordinates of one scalar function with parameters."""
+
+    @abc.abstractmethod
+    def parameters(self) -> tuple[Parameter, ...]:
+        """The parameters, in the order of the scalar functions below."""
+
+    @abc.abstractmethod
+    def scalar(self, x: Array, *parameters: Array) -> Array:
+        """The value at each coordinate."""
+
+    @abc.abstractmethod
+    def scalar_prox(self, x: Array, step: Array, *parameters: Array) -> Array:
+        """The prox at each coordinate."""
+
+    def __call__(self, x: PyTree[Array]) -> Float[Array, ""]:
+        spreads = [spread(p, x) for p in self.parameters()]
+        values = jax.tree.map(lambda *args: jnp.sum(self.scalar(*args)), x, *spreads)
+        return tree.sum_leaves(values)
+
+    def prox(self, x: PyTree[Array], step: Any = 1.0) -> PyTree[Array]:
+        spreads = [spread(p, x) for p in (step, *self.parameters())]
+        return jax.tree.map(self.scalar_prox, x, *spreads)
+
+    def block(self, index: Any) -> AbstractFunction:
+        return type(self)(*(part(p, index) for p in self.parameters()))
+
+
+class Zero(AbstractFunction):
+    """The zero function."""
+
+    convex = True
+
+    def __call__(self, x):
+        return jnp.zeros((), tree.real_dtype(x))
+
+    def prox(self, x, step=1.0):
+        return x
+
+    def block(self, index):
+        return self
+
+
+class L1(AbstractCoordinatewise):
+    """$\\sum_i w_i |x_i|$.
+
+    **Arguments:**
+
+    - `weight`: $w \\ge 0$.
+    """
+
+    weight: Parameter = parameter_field(default=1.0)
+    convex = True
+
+    def __check_init__(self):
+        _check(checks.nonnegative, "weight", self.weight)
+
+    def parameters(self):
+        return (self.weight,)
+
+    def scalar(self, x, w):
+        return w * magnitude(x)
+
+    def scalar_prox(self, x, step, w):
+        return shrink(x, step * w)
+
+
+class L2Squared(AbstractCoordinatewise):
+    """$\\tfrac12 \\sum_i w_i |x_i|^2$.
+
+    **Arguments:**
+
+    - `weight`: $w \\ge 0$.
+    """
+
+    weight: Parameter = parameter_field(default=1.0)
+    convex = True
+
+    def __check_init__(self):
+        _check(checks.nonnegative, "weight", self.weight)
+
+    def parameters(self):
+        return (self.weight,)
+
+    def scalar(self, x, w):
+        return 0.5 * w * (x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2)
+
+    def scalar_prox(self, x, step, w):
+        return x / (1 + step * w)
+
+
+class ElasticNet(AbstractCoordinatewise):
+    """$\\sum_i a_i |x_i| + \\tfrac12 b_i |x_i|^2$.
+
+    **Arguments:**
+
+    - `l1`, `l2`: $a, b \\ge 0$.
+    """
+
+    l1: Parameter = parameter_field(default=1.0)
+    l2: Parameter = parameter_field(default=1.0)
+    convex = True
+
+    def __check_init__(self):
+        _check(checks.nonnegative, "l1", self.l1)
+        _check(checks.nonnegative, "l2", self.l2)
+
+    def parameters(self):
+        return self.l1, self.l2
+
+    def scalar(self, x, a, b):
+        size = magnitude(x)
+        return a * size + 0.5 * b * size**2
+
+    def scalar_prox(self, x, step, a, b):
+        return shrink(x, step * a) / (1 + step * b)
+
+
+class L0(AbstractCoordinatewise):
+    """$\\sum_i w_i [x_i \\ne 0]$; not convex, its prox is hard thresholding.
+
+    **Arguments:**
+
+    - `weight`: $w \\ge 0$.
+    """
+
+    weight: Parameter = parameter_field(default=1.0)
+    convex = False
+
+    def __check_init__(self):
+        _check(checks.nonnegative, "weight", self.weight)
+
+    def parameters(self):
+        return (self.weight,)
+
+    def scalar(self, x, w):
+        return jnp.where(x != 0, w, 0)
+
+    def scalar_prox(self, x, step, w):
+        return jnp.where(magnitude(x) ** 2 > 2 * step * w, x, 0)
+
+
+class SCAD(AbstractCoordinatewise):
+    """The smoothly clipped absolute deviation penalty: $\\lambda |x|$ near zero, quadratic between
+    $\\lambda$ and $a \\lambda$, constant beyond.
+
+    The prox is single-valued for steps below $a - 1$.
+
+    **Arguments:**
+
+    - `weight`: $\\lambda \\ge 0$.
+    - `a`: $> 2$, 3.7 in the paper.
+
+    **Reference:** Fan, Li, Variable Selection via Nonconcave Penalized Likelihood and its Oracle
+    Properties, 2001.
+    """
+
+    weight: Parameter = parameter_field(default=1.0)
+    a: Parameter = parameter_field(default=3.7)
+    convex = False
+
+    def __check_init__(self):
+        _check(checks.nonnegative, "weight", self.weight)
+        for leaf in jax.tree.leaves(self.a):
+            checks.interval("a", leaf, 2, float("inf"), open_low=True)
+
+    def parameters(self):
+        return self.weight, self.a
+
+    def scalar(self, x, w, a):
+        size = magnitude(x)
+        middle = (2 * a * w * size - size**2 - w**2) / (2 * (a - 1))
+        flat = 0.5 * w**2 * (a + 1)
+        return jnp.where(size <= w, w * size, jnp.where(size <= a * w, middle, flat))
+
+    def scalar_prox(self, x, step, w, a):
+        size = magnitude(x)
+        middle = shrink(x, a * w * step / (a - 1)) / (1 - step / (a - 1))
+        near = size <= w * (1 + step)
+        return jnp.where(near, shrink(x, step * w), jnp.where(size <= a * w, middle, x))
+
+
+class MCP(AbstractCoordinatewise):
+    """The minimax concave penalty: $\\lambda |x| - x^2 / (2 \\gamma)$ up to $\\gamma \\lambda$,
+    constant beyond; its prox is firm thresholding.
+
+    The prox is single-valued for steps below $\\gamma$.
+
+    **Arguments:**
+
+    - `weight`: $\\lambda \\ge 0$.
+    - `gamma`: $> 1$, 3 by custom.
+
+    **Reference:** Zhang, Nearly Unbiased Variable Selection under Minimax Concave Penalty, 2010.
+    """
+
+    weight: Parameter = parameter_field(default=1.0)
+    gamma: Parameter = parameter_field(default=3.0)
+    convex = False
+
+    def __check_init__(self):
+        _check(checks.nonnegative, "weight", self.weight)
+        for leaf in jax.tree.leaves(self.gamma):
+            checks.interval("gamma", leaf, 1, float("inf"), open_low=True)
+
+    def parameters(self):
+        return self.weight, self.gamma
+
+    def scalar(self, x, w, gamma):
+        size = magnitude(x)
+        inner = w * size - size**2 / (2 * gamma)
+        return jnp.where(size <= gamma * w, inner, 0.5 * gamma * w**2)
+
+    def scalar_prox(self, x, step, w, gamma):
+        inner = shrink(x, step * w) / (1 - step / gamma)
+        return jnp.where(magnitude(x) <= gamma * w, inner, x)
+
+
+class NonNegative(AbstractSet):
+    """$\\{x : x \\ge 0\\}$."""
+
+    convex = True
+
+    def project(self, x):
+        return jax.tree.map(lambda a: jnp.maximum(a, 0), x)
+
+    def block(self, index):
+        return self
+
+
+class Box(AbstractSet):
+    """$\\{x : l \\le x \\le u\\}$; bounds may be infinite.
+
+    **Arguments:**
+
+    - `lower`, `upper`: numbers, arrays or pytrees like `x`.
+    """
+
+    lower: Parameter = parameter_field()
+    upper: Parameter = parameter_field()
+    convex = True
+
+    def __check_init__(self):
+        if jax.tree.structure(self.lower) == jax.tree.structure(self.upper):
+            gaps = jax.tree.map(
+                lambda l, u: jnp.where(jnp.isfinite(u - l), u - l, jnp.sign(u - l)),
+                self.lower,
+                self.upper,
+            )
+            _check(checks.nonnegative, "upper - lower", gaps)
+
+    def project(self, x):
+        return jax.tree.map(jnp.clip, x, spread(self.lower, x), spread(self.upper, x))
+
+    def linear_minimizer(self, g):
+        return jax.tree.map(
+            lambda g, l, u: jnp.where(g > 0, l, u),
+            g,
+            spread(self.lower, g),
+            spread(self.upper, g),
+        )
+
+    def block(self, index):
+        return Box(part(self.lower, index), part(self.upper, index))

@@ -1,0 +1,218 @@
+"""Flats, half-spaces and cones."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..core import checks, tree
+from .coordinatewise import parameter_field
+from .function import AbstractSet
+from .spectral import positive_part
+
+
+def _check_normal(normal):
+    if not checks.is_traced(normal):
+        size = tree.norm(jax.tree.map(jnp.asarray, normal))
+        checks.positive("the norm of normal", size)
+
+
+class Hyperplane(AbstractSet):
+    """$\\{x : \\langle a, x\\rangle = b\\}$.
+
+    **Arguments:**
+
+    - `normal`: $a \\ne 0$, shaped like `x`.
+    - `offset`: $b$.
+    """
+
+    normal: PyTree[Array] = parameter_field()
+    offset: Any = parameter_field(default=0.0)
+    convex = True
+
+    def __check_init__(self):
+        _check_normal(self.normal)
+
+    def project(self, x):
+        gap = tree.vdot(self.normal, x) - self.offset
+        scale = gap / tree.vdot(self.normal, self.normal)
+        return jax.tree.map(lambda a, n: a - (scale * n).astype(a.dtype), x, self.normal)
+
+
+class Halfspace(AbstractSet):
+    """$\\{x : \\langle a, x\\rangle \\le b\\}$.
+
+    **Arguments:**
+
+    - `normal`: $a \\ne 0$, shaped like `x`.
+    - `offset`: $b$.
+    """
+
+    normal: PyTree[Array] = parameter_field()
+    offset: Any = parameter_field(default=0.0)
+    convex = True
+
+    def __check_init__(self):
+        _check_normal(self.normal)
+
+    def project(self, x):
+        gap = jnp.maximum(tree.vdot(self.normal, x) - self.offset, 0)
+        scale = gap / tree.vdot(self.normal, self.normal)
+        return jax.tree.map(lambda a, n: a - (scale * n).astype(a.dtype), x, self.normal)
+
+
+class AffineSet(AbstractSet):
+    """$\\{x : A x = b\\}$ for a vector $x$; of all least-squares solutions if there is no other.
+
+    The pseudo-inverse is computed once, at construction, so $A$ may have dependent rows.
+
+    **Arguments:**
+
+    - `matrix`: $A$, shape `(m, n)` with $m \\ge 1$.
+    - `rhs`: $b$, shape `(m,)`.
+
+    **Raises:** `ValueError` if shapes do not fit or a row of $A$ is zero while its $b$ is not.
+    """
+
+    matrix: Float[Array, "m n"]
+    rhs: Float[Array, " m"]
+    pseudo_inverse: Float[Array, "n m"]
+    convex = True
+
+    def __init__(self, matrix, rhs):
+        self.matrix, self.rhs = jnp.asarray(matrix), jnp.asarray(rhs)
+        if self.matrix.ndim != 2 or self.matrix.shape[:1] != self.rhs.shape:
+            raise ValueError(
+                f"matrix and rhs do not fit: shapes {self.matrix.shape} and {self.rhs.shape}"
+            )
+        if 0 in self.matrix.shape:
+            raise ValueError(f"matrix must have rows and columns, got shape {self.matrix.shape}")
+        if not checks.is_traced((self.matrix, self.rhs)):
+            empty = jnp.all(self.matrix == 0, axis=1) & (self.rhs != 0)
+            if bool(jnp.any(empty)):
+                row = int(jnp.argmax(empty))
+                raise ValueError(f"row {row} of matrix is zero but rhs there is {self.rhs[row]}")
+        self.pseudo_inverse = jnp.linalg.pinv(self.matrix)
+
+    def project(self, x):
+        return x - self.pseudo_inverse @ (self.matrix @ x - self.rhs)
+
+
+class SecondOrderCone(AbstractSet):
+    """$\\{(t, v) : \\|v\\|_2 \\le t\\}$ for a vector whose first entry is $t$."""
+
+    convex = True
+
+    def project(self, x):
+        t, v = x[0], x[1:]
+        norm = tree.norm(v)
+        half = 0.5 * (t + norm)
+        safe = jnp.where(norm > 0, norm, 1)
+        edge = jnp.concatenate([half[None], half * v / safe])
+        return jnp.where(norm <= t, x, jnp.where(norm <= -t, jnp.zeros_like(x), edge))
+
+
+class PSDCone(AbstractSet):
+    """Hermitian positive semidefinite matrices, batched over leading axes.
+
+    A matrix that is not Hermitian is projected too: its Hermitian part is the nearest. The
+    derivative is exact also where eigenvalues coincide.
+    """
+
+    convex = True
+
+    def project(self, x: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
+        return positive_part(0.5 * (x + jnp.swapaxes(x.conj(), -1, -2)))
+
+
+class TransportPolytope(AbstractSet):
+    """$\\{X \\ge 0 : X 1 = p, X^\\top 1 = q\\}$, the couplings of two vectors of equal mass.
+
+    The projection is $\\max(Z + u 1^\\top + 1 v^\\top, 0)$ with multipliers found by a semismooth
+    Newton method with line search on the dual. On the support found, the multipliers solve a linear
+    system, and that is what derivatives see.
+
+    **Arguments:**
+
+    - `row_sums`, `column_sums`: $p > 0$ of shape `(m,)` and $q > 0$ of shape `(n,)`.
+
+    **Reference:** Blondel, Seguy, Rolet, Smooth and Sparse Optimal Transport, 2018,
+    arXiv:1710.06276. Li, Sun, Toh, On the Efficient Computation of a Generalized Jacobian of the
+    Projector over the Birkhoff Polytope, 2020, arXiv:1702.05934.
+    """
+
+    row_sums: Float[Array, " m"] = eqx.field(converter=jnp.asarray)
+    column_sums: Float[Array, " n"] = eqx.field(converter=jnp.asarray)
+    convex = True
+
+    def __check_init__(self):
+        checks.positive("row_sums", self.row_sums)
+        checks.positive("column_sums", self.column_sums)
+        if not checks.is_traced((self.row_sums, self.column_sums)):
+            p, q = jnp.sum(self.row_sums), jnp.sum(self.column_sums)
+            if abs(float(p - q)) > 1e-4 * float(p):
+                raise ValueError(f"row_sums and column_sums must have one total: {p} and {q}")
+
+    def project(self, x):
+        m, n = x.shape
+        sums = jnp.concatenate([self.row_sums, self.column_sums]).astype(x.dtype)
+        z, target = jax.lax.stop_gradient((x, sums))
+        ridge = jnp.sqrt(jnp.finfo(x.dtype).eps)
+        tolerance = 100 * jnp.finfo(x.dtype).eps * jnp.sum(target)
+
+        def plan(w):
+            return jnp.maximum(z + w[:m, None] + w[None, m:], 0)
+
+        def gradient(w):
+            y = plan(w)
+            return jnp.concatenate([jnp.sum(y, axis=1), jnp.sum(y, axis=0)]) - target
+
+        def value(w):
+            return 0.5 * jnp.sum(plan(w) ** 2) - jnp.vdot(target, w)
+
+        def newton(carry):
+            w, steps = carry
+            g = gradient(w)
+            hessian = _support_hessian(plan(w) > 0, x.dtype)
+            size = jnp.linalg.norm(g)
+            damping = ridge * jnp.minimum(1, size) + 10 * jnp.finfo(x.dtype).eps
+            move = -jnp.linalg.solve(hessian + damping * jnp.eye(m + n, dtype=x.dtype), g)
+            slope, base = jnp.vdot(g, move), value(w)
+            rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(base)
+
+            def too_long(pair):
+                t, halvings = pair
+                return (value(w + t * move) > base + 1e-4 * t * slope + rounding) & (halvings < 30)
+
+            t, _ = jax.lax.while_loop(
+                too_long,
+                lambda pair: (0.5 * pair[0], pair[1] + 1),
+                (jnp.ones((), x.dtype), jnp.asarray(0, jnp.int32)),
+            )
+            return w + t * move, steps + 1
+
+        w, _ = jax.lax.while_loop(
+            lambda carry: (jnp.linalg.norm(gradient(carry[0])) > tolerance) & (carry[1] < 100),
+            newton,
+            (jnp.zeros_like(target), jnp.asarray(0, jnp.int32)),
+        )
+        support = plan(w) > 0
+        inverse = jnp.linalg.pinv(_support_hessian(support, x.dtype), hermitian=True)
+        kept = jnp.where(support, x, 0)
+        w = inverse @ (sums - jnp.concatenate([jnp.sum(kept, axis=1), jnp.sum(kept, axis=0)]))
+        return jnp.where(support, jnp.maximum(x + w[:m, None] + w[None, m:], 0), 0)
+
+
+def _support_hessian(support, dtype):
+    s = support.astype(dtype)
+    top = jnp.concatenate([jnp.diag(jnp.sum(s, axis=1)), s], axis=1)
+    bottom = jnp.concatenate([s.T, jnp.diag(jnp.sum(s, axis=0))], axis=1)
+    return jnp.concatenate([top, bottom], axis=0)
+
+
+def Birkhoff(size: int) -> TransportPolytope:
+    """Doubly stochastic matrices of one size."""
+    checks.count("size", size)
+    return TransportPolytope(jnp.ones(size), jnp.ones(size))

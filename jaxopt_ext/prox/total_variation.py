@@ -1,0 +1,248 @@
+"""Total variation of signals and images."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from ..core import AbstractProblem, ImplicitAdjoint, attach, checks
+from .coordinatewise import parameter_field
+from .function import AbstractFunction
+from .isotonic import segment_ids, segment_means
+
+
+class _Tube(eqx.Module):
+    """State of the taut-string walk: the segment from `first`, and the last places where its
+    lower and upper values could have ended."""
+
+    k: Array
+    first: Array
+    low_end: Array
+    high_end: Array
+    low: Array
+    high: Array
+    low_slack: Array
+    high_slack: Array
+    jumps: Int[Array, " n"]
+    done: Array
+
+
+def _walk(y: Float[Array, " n"], lam: Float[Array, ""]) -> Int[Array, " n"]:
+    """Condat's direct algorithm: the sign of the jump in front of each entry, or zero."""
+    n = y.size
+    last = n - 1
+
+    def start_at(s: _Tube, first, sign, low, high, low_slack, high_slack):
+        jumps = s.jumps.at[first].set(sign)
+        return _Tube(first, first, first, first, low, high, low_slack, high_slack, jumps, s.done)
+
+    def after_low(s: _Tube):
+        """The segment ends with its lower value: a jump down follows."""
+        first = jnp.minimum(s.low_end + 1, last)
+        return start_at(s, first, -1, y[first], y[first] + 2 * lam, lam, -lam)
+
+    def after_high(s: _Tube):
+        first = jnp.minimum(s.high_end + 1, last)
+        return start_at(s, first, 1, y[first] - 2 * lam, y[first], lam, -lam)
+
+    def inside(s: _Tube):
+        k = s.k + 1
+        low_slack = s.low_slack + y[k] - s.low
+        high_slack = s.high_slack + y[k] - s.high
+        down, up = low_slack < -lam, high_slack > lam
+
+        def go_on(_):
+            count = (k - s.first + 1).astype(y.dtype)
+            raise_low, drop_high = low_slack >= lam, high_slack <= -lam
+            low = jnp.where(raise_low, s.low + (low_slack - lam) / count, s.low)
+            high = jnp.where(drop_high, s.high + (high_slack + lam) / count, s.high)
+            return _Tube(
+                k,
+                s.first,
+                jnp.where(raise_low, k, s.low_end),
+                jnp.where(drop_high, k, s.high_end),
+                low,
+                high,
+                jnp.where(raise_low, lam, low_slack),
+                jnp.where(drop_high, -lam, high_slack),
+                s.jumps,
+                s.done,
+            )
+
+        return jax.lax.cond(
+            down,
+            lambda _: after_low(s),
+            lambda _: jax.lax.cond(up, lambda _: after_high(s), go_on, None),
+            None,
+        )
+
+    def at_end(s: _Tube):
+        def low_jump(_):
+            first = jnp.minimum(s.low_end + 1, last)
+            new = start_at(s, first, -1, y[first], s.high, lam, y[first] + lam - s.high)
+            return eqx.tree_at(lambda t: (t.high_end,), new, (s.high_end,))
+
+        def high_jump(_):
+            first = jnp.minimum(s.high_end + 1, last)
+            new = start_at(s, first, 1, s.low, y[first], y[first] - lam - s.low, -lam)
+            return eqx.tree_at(lambda t: (t.low_end,), new, (s.low_end,))
+
+        finish = lambda _: eqx.tree_at(lambda t: t.done, s, jnp.asarray(True))
+        return jax.lax.cond(
+            s.low_slack < 0,
+            low_jump,
+            lambda _: jax.lax.cond(s.high_slack > 0, high_jump, finish, None),
+            None,
+        )
+
+    zero = jnp.asarray(0, jnp.int32)
+    jumps = jnp.zeros(n, jnp.int32)
+    tube = _Tube(
+        zero, zero, zero, zero, y[0] - lam, y[0] + lam, lam, -lam, jumps, jnp.asarray(False)
+    )
+    tube = jax.lax.while_loop(
+        lambda s: ~s.done, lambda s: jax.lax.cond(s.k < last, inside, at_end, s), tube
+    )
+    return tube.jumps
+
+
+class TotalVariation1D(AbstractFunction):
+    """$w \\sum_i |x_{i+1} - x_i|$ of a vector.
+
+    The prox is exact: a walk of about $n$ steps finds its constant segments, and each value is
+    the mean of its segment moved by $t w / |{\\rm segment}|$ towards each neighbour. That formula
+    gives the derivatives, in `x` and in the weight.
+
+    **Arguments:**
+
+    - `weight`: $w \\ge 0$.
+
+    **Reference:** Condat, A Direct Algorithm for 1-D Total Variation Denoising, 2013.
+    """
+
+    weight: Any = parameter_field(default=1.0)
+    convex = True
+
+    def __check_init__(self):
+        checks.nonnegative("weight", self.weight)
+
+    def __call__(self, x):
+        return self.weight.astype(x.dtype) * jnp.sum(jnp.abs(jnp.diff(x)))
+
+    def prox(self, x: Float[Array, " n"], step: Any = 1.0) -> Float[Array, " n"]:
+        if x.ndim != 1:
+            raise ValueError(f"TotalVariation1D takes a vector, got shape {x.shape}")
+        lam = jnp.asarray(step * self.weight, x.dtype)
+        if x.size == 1:
+            return x
+        y, frozen = jax.lax.stop_gradient((x, lam))
+        # A NaN would never leave the walk.
+        finite = jnp.all(jnp.isfinite(y)) & jnp.isfinite(frozen)
+        jumps = _walk(jnp.where(finite, y, 0), jnp.where(finite, frozen, 0))
+        ids = segment_ids(jumps != 0)
+        n = x.size
+        counts = jnp.maximum(jax.ops.segment_sum(jnp.ones_like(x), ids, n), 1)
+        before = jax.ops.segment_sum(jumps.astype(x.dtype), ids, n)
+        after = jnp.roll(before, -1)
+        values = segment_means(x, ids) + lam * (after - before) / counts
+        return jnp.where(finite, values[ids], jnp.nan)
+
+
+def _differences(x):
+    """Forward differences down and right, zero at the border."""
+    down = jnp.pad(jnp.diff(x, axis=0), ((0, 1), (0, 0)))
+    right = jnp.pad(jnp.diff(x, axis=1), ((0, 0), (0, 1)))
+    return jnp.stack([down, right])
+
+
+def _differences_adjoint(p):
+    down, right = p[0, :-1], p[1, :, :-1]
+    x = jnp.zeros(p.shape[1:], p.dtype)
+    x = x.at[:-1].add(-down).at[1:].add(down)
+    return x.at[:, :-1].add(-right).at[:, 1:].add(right)
+
+
+class _Dual(AbstractProblem):
+    """$\\min_p \\tfrac12 \\|y - \\lambda D^\\top p\\|^2$ over fields in the unit ball."""
+
+    image: Float[Array, "h w"]
+    weight: Float[Array, ""]
+    isotropic: bool = eqx.field(static=True)
+
+    def point(self, p):
+        return self.image - self.weight * _differences_adjoint(p)
+
+    def step(self, p):
+        # 8 bounds the square of the norm of D.
+        safe = jnp.where(self.weight > 0, self.weight, 1)
+        moved = p + _differences(self.point(p)) / (8 * safe)
+        if not self.isotropic:
+            return jnp.clip(moved, -1, 1)
+        square = jnp.sum(moved**2, axis=0)
+        outside = square > 1
+        return jnp.where(outside, moved / jnp.sqrt(jnp.where(outside, square, 1)), moved)
+
+    def residual(self, x):
+        return x - self.step(x)
+
+
+class TotalVariation2D(AbstractFunction):
+    """Total variation of an image, $w \\sum_{ij} \\|(Dx)_{ij}\\|$ with forward differences $D$.
+
+    The prox is found by accelerated projected gradient on the dual, to a tolerance; derivatives
+    are implicit.
+
+    **Arguments:**
+
+    - `weight`: $w \\ge 0$.
+    - `isotropic`: Euclidean norm of each gradient; else the sum of absolute differences.
+    - `tol`: largest change of a dual entry that ends the iteration.
+    - `max_steps`: limit on the iterations.
+
+    **Reference:** Beck, Teboulle, Fast Gradient-Based Algorithms for Constrained Total Variation
+    Image Denoising and Deblurring Problems, 2009.
+    """
+
+    weight: Any = parameter_field(default=1.0)
+    isotropic: bool = eqx.field(static=True, default=True)
+    tol: Any = parameter_field(default=1e-6)
+    max_steps: int = 2000
+    convex = True
+
+    def __check_init__(self):
+        checks.nonnegative("weight", self.weight)
+        checks.positive("tol", self.tol)
+        checks.count("max_steps", self.max_steps)
+
+    def __call__(self, x):
+        d = _differences(x)
+        if self.isotropic:
+            square = jnp.sum(d**2, axis=0)
+            size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
+        else:
+            size = jnp.abs(d)
+        return self.weight.astype(x.dtype) * jnp.sum(size)
+
+    def prox(self, x: Float[Array, "h w"], step: Any = 1.0) -> Float[Array, "h w"]:
+        if x.ndim != 2:
+            raise ValueError(f"TotalVariation2D takes an image, got shape {x.shape}")
+        dual = _Dual(x, jnp.asarray(step * self.weight, x.dtype), self.isotropic)
+        frozen = jax.lax.stop_gradient(dual)
+        zero = jnp.zeros((2, *x.shape), x.dtype)
+
+        def iterate(carry):
+            p, q, t, _, steps = carry
+            new = frozen.step(q)
+            t_new = 0.5 * (1 + jnp.sqrt(1 + 4 * t**2))
+            q_new = new + (t - 1) / t_new * (new - p)
+            return new, q_new, t_new, jnp.max(jnp.abs(new - q)), steps + 1
+
+        def unfinished(carry):
+            return (carry[3] > self.tol) & (carry[4] < self.max_steps)
+
+        one, infinity = jnp.ones((), x.dtype), jnp.asarray(jnp.inf, x.dtype)
+        start = (zero, zero, one, infinity, jnp.asarray(0, jnp.int32))
+        p = jax.lax.while_loop(unfinished, iterate, start)[0]
+        return dual.point(attach(p, dual, ImplicitAdjoint()))
