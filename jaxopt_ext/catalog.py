@@ -15,7 +15,7 @@ import jaxopt_ext as jxt
 Shape = Literal["solver", "optimizer", "network", "sampler", "estimator", "kernel"]
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Row:
     """One member of the library.
 

@@ -317,10 +317,7 @@ class Splitting(AbstractProblem):
         if isinstance(x, SplitPoint):
             return x
         zeros = _zeros(_shapes_of_map("A", self.A, x))
-        if isinstance(self.B, lx.AbstractLinearOperator) or jnp.ndim(self.B or 0) == 2:
-            z = _zeros(jax.eval_shape(as_map(self.B).adjoint, zeros))
-        else:  # a multiple of the identity
-            z = zeros
+        z = _zeros(jax.eval_shape(as_map(self.B).adjoint, zeros))
         return SplitPoint(x, z, zeros)
 
 

@@ -1,7 +1,7 @@
 """Functions with a value and a prox, and sets with a projection.
 
-Of each coordinate, on any pytree: `Zero`, `L1`, `L2Squared`, `ElasticNet`, `NonNegative`, `Box`, and
-the non-convex `L0`, `SCAD`, `MCP`.
+Of each coordinate, on any pytree: `Zero`, `L1`, `L2Squared`, `ElasticNet`, `NonNegative`, `Box`,
+and the non-convex `L0`, `SCAD`, `MCP`.
 
 Of a pytree as one vector: `L2`, `L1Ball`, `L2Ball`, `LinfBall`, `Simplex`, `Hyperplane`,
 `Halfspace`; of its rows or labelled groups, `GroupLasso`.

@@ -119,14 +119,13 @@ def test_vmap_equals_a_loop(row, kind):
 
     def one(theta):
         solution = _solve(solver, case, theta)
-        return case.primal(solution.value), solution.steps, solution.status._value
+        return case.primal(solution.value), solution.status._value
 
     batched = jax.vmap(one)(thetas)
     looped = [one(theta) for theta in thetas]
-    for i, (value, steps, status) in enumerate(looped):
+    for i, (value, status) in enumerate(looped):
         np.testing.assert_allclose(batched[0][i], value, rtol=0, atol=1e-7)
-        assert abs(int(batched[1][i]) - int(steps)) <= max(2, 0.05 * int(steps))
-        assert int(batched[2][i]) == int(status)
+        assert int(batched[1][i]) == int(status)
 
 
 @pytest.mark.parametrize(("row", "kind"), FIRST)

@@ -1,0 +1,131 @@
+"""Douglas-Rachford splitting."""
+
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..core import AbstractSplittingSolver, Composite, Constrained, checks, scalar_field, tree
+from ..core.objectives import SquaredLoss
+
+
+class _QuadraticProx(eqx.Module):
+    """The prox of a least-squares loss, with its factor."""
+
+    factor: Array
+    linear: Array
+    step: Float[Array, ""]
+
+    def __call__(self, x):
+        return jax.scipy.linalg.cho_solve((self.factor, False), x + self.step * self.linear)
+
+
+class _FunctionProx(eqx.Module):
+    function: Any
+    step: Float[Array, ""]
+
+    def __call__(self, x):
+        return self.function.prox(x, self.step)
+
+
+class _Operator(eqx.Module):
+    """$u + \\lambda (\\mathrm{prox}_{tg}(2p - u) - p)$ with $p = \\mathrm{prox}_{tf}(u)$."""
+
+    first: Any
+    second: Any
+    relaxation: Float[Array, ""]
+
+    def __call__(self, u):
+        p = self.first(u)
+        q = self.second(jax.tree.map(lambda a, b: 2 * a - b, p, u))
+        return jax.tree.map(
+            lambda a, b, c: a + self.relaxation.astype(a.real.dtype) * (b - c), u, q, p
+        )
+
+
+class _State(eqx.Module):
+    operator: _Operator
+    u: PyTree[Array]
+    error: Float[Array, ""]
+
+
+class DouglasRachford(AbstractSplittingSolver):
+    """Douglas-Rachford splitting of $f(x) + g(x)$, both with a prox,
+
+    $$u \\leftarrow u + \\lambda \\bigl(\\mathrm{prox}_{tg}(2p - u) - p\\bigr), \\qquad
+      p = \\mathrm{prox}_{tf}(u), \\qquad x = p \\text{ at a fixed point}.$$
+
+    $f$ is the `smooth` part of a `Composite` or `Constrained` problem and must have a prox itself,
+    or be `objectives.SquaredLoss`, whose prox is a linear solve that is factorized once. The value
+    is $\\mathrm{prox}_{tg}(2p - u)$, so that it is feasible or sparse. The error is
+    $\\|u^+ - u\\| / (\\lambda t)$.
+
+    **Arguments:**
+
+    - `step_size`: $t > 0$.
+    - `relaxation`: $\\lambda \\in (0, 2)$.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Raises:** `TypeError` if $f$ has no prox.
+
+    **Reference:** Lions, Mercier, Splitting Algorithms for the Sum of Two Nonlinear Operators,
+    1979. Eckstein, Bertsekas, On the Douglas-Rachford Splitting Method, 1992.
+    """
+
+    step_size: Float[Array, ""] = scalar_field(1.0)
+    relaxation: Float[Array, ""] = scalar_field(1.0)
+    tol: Float[Array, ""] = scalar_field(1e-6)
+    max_steps: int = 5000
+    problems = (Composite, Constrained)
+
+    def __check_init__(self):
+        checks.positive("step_size", self.step_size)
+        checks.interval("relaxation", self.relaxation, 0, 2, open_low=True, open_high=True)
+
+    def operator(self, problem):
+        smooth = problem.smooth
+        other = problem.nonsmooth if isinstance(problem, Composite) else problem.feasible
+        if hasattr(smooth, "prox"):
+            first = _FunctionProx(smooth, self.step_size)
+        elif isinstance(smooth, SquaredLoss):
+            X, y = smooth.matrix, smooth.targets
+            n, d = X.shape
+            step = self.step_size.astype(X.dtype)
+            system = jnp.eye(d, dtype=X.dtype) + (step / n) * X.T @ X
+            factor = jax.scipy.linalg.cho_factor(system)[0]
+            first = _QuadraticProx(factor, X.T @ y / n, step)
+        else:
+            raise TypeError(
+                f"DouglasRachford needs a smooth part with a prox, got {type(smooth).__name__}"
+            )
+        return _Operator(first, _FunctionProx(other, self.step_size), self.relaxation)
+
+    def start(self, problem, x):
+        return x
+
+    def read(self, problem, u):
+        operator = self.operator(problem)
+        return _shadow(operator, u)
+
+    def init(self, problem, x, key):
+        infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
+        return _State(self.operator(problem), self.start(problem, x), infinity)
+
+    def refresh(self, problem, x, state):
+        return _State(self.operator(problem), state.u, state.error)
+
+    def step(self, problem, x, state):
+        u = state.operator(state.u)
+        moved = tree.norm(jax.tree.map(jnp.subtract, u, state.u))
+        error = moved / (self.relaxation * self.step_size).astype(moved.dtype)
+        return _shadow(state.operator, u), _State(state.operator, u, error)
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+def _shadow(operator, u):
+    p = operator.first(u)
+    return operator.second(jax.tree.map(lambda a, b: 2 * a - b, p, u))
