@@ -171,6 +171,46 @@ SOLVERS: tuple[Row, ...] = (
         lambda: jxt.fixed_point.Anderson(),
         claim="fixed_point/anderson",
     ),
+    Row(
+        "ADMM",
+        "splitting.ADMM",
+        "solver",
+        "Boyd et al., Distributed Optimization and Statistical Learning via ADMM, 2011",
+        lambda: jxt.splitting.ADMM(),
+        claim="splitting/admm",
+        opt_outs={"pytree": "a split point is a tuple already"},
+    ),
+    Row(
+        "Douglas-Rachford splitting",
+        "splitting.DouglasRachford",
+        "solver",
+        "Lions, Mercier, Splitting Algorithms for the Sum of Two Nonlinear Operators, 1979",
+        lambda: jxt.splitting.DouglasRachford(step_size=5.0),
+        opt_outs={
+            "pytree": "the prox of a least-squares loss acts on one array",
+            "problems": "Constrained: the suite's objective there has no prox",
+        },
+    ),
+    Row(
+        "Primal-dual hybrid gradient",
+        "splitting.PrimalDualHybridGradient",
+        "solver",
+        "Chambolle, Pock, A First-Order Primal-Dual Algorithm for Convex Problems, 2011; "
+        "Applegate et al., 2023, arXiv:2105.12715",
+        lambda: jxt.splitting.PrimalDualHybridGradient(),
+        claim="splitting/primal_dual",
+        opt_outs={"pytree": "a primal-dual pair is a tuple already"},
+    ),
+    Row(
+        "OSQP",
+        "splitting.OSQP",
+        "solver",
+        "Stellato et al., OSQP: An Operator Splitting Solver for Quadratic Programs, 2020, "
+        "arXiv:1711.08013",
+        lambda: jxt.splitting.OSQP(),
+        claim="splitting/osqp",
+        opt_outs={"pytree": "a quadratic program is over one vector"},
+    ),
 )
 
 OPTIMIZERS: tuple[Row, ...] = ()

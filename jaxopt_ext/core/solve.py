@@ -77,7 +77,7 @@ def solve(
         takes = ", ".join(kind.__name__ for kind in solver.problems)
         raise TypeError(f"{type(solver).__name__} takes {takes}, not {type(problem).__name__}")
     problem, solver, trace = hoist((problem, solver, trace))
-    x0 = checks.inexact_tree("x0", problem.start(x0))
+    x0 = None if x0 is None else checks.inexact_tree("x0", x0)
     key = jax.random.key(0) if key is None else key
 
     if progress and trace is False and not checks.is_traced((problem, solver, x0, state)):
@@ -93,7 +93,7 @@ def solve(
 
 @eqx.filter_jit
 def _solve(problem, solver, x0, key, adjoint, state, trace):
-    problem.check(x0)
+    x0 = _complete(problem, x0)
     if isinstance(adjoint, UnrolledAdjoint):
         if trace is not False:
             raise ValueError("a trace and UnrolledAdjoint do not go together")
@@ -129,6 +129,12 @@ def _solve(problem, solver, x0, key, adjoint, state, trace):
     return eqx.tree_at(
         lambda s: (s.value, s.trace), solution, (value, recorded), is_leaf=lambda x: x is None
     )
+
+
+def _complete(problem, x0) -> PyTree[Array]:
+    x0 = checks.inexact_tree("x0", problem.start(x0))
+    problem.check(x0)
+    return x0
 
 
 def _start(problem, solver, x0, key, state) -> _Carry:
@@ -199,8 +205,7 @@ def _stop_gradient(x: PyTree) -> PyTree:
 
 @eqx.filter_jit
 def _open(problem, solver, x0, key, state) -> _Carry:
-    problem.check(x0)
-    return _start(problem, solver, x0, key, state)
+    return _start(problem, solver, _complete(problem, x0), key, state)
 
 
 @eqx.filter_jit

@@ -59,7 +59,8 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
     $$x^+ = \\mathrm{prox}_{\\tau f}(x - \\tau (K^* y + \\nabla h(x))), \\qquad
       y^+ = \\mathrm{prox}_{\\sigma g^*}(y + \\sigma K (2 x^+ - x)),$$
 
-    with $\\tau = s / \\omega$, $\\sigma = s \\omega$. The error is the norm of the problem's residual.
+    with $\\tau = s / \\omega$, $\\sigma = s \\omega$. The error is the norm of the problem's
+    residual.
 
     **Arguments:**
 

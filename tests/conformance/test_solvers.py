@@ -14,6 +14,7 @@ from jaxopt_ext import catalog
 
 ROWS = catalog.rows("solver")
 CHECKS = (
+    "problems",
     "oracle",
     "float32",
     "jit",
@@ -29,7 +30,9 @@ CHECKS = (
 
 def _kinds(row):
     """The problem types of a row that the suite has a case for."""
-    return [kind for kind in row.example().problems if kind in CASES]
+    skipped = row.opt_outs.get("problems", "")
+    kinds = row.example().problems
+    return [kind for kind in kinds if kind in CASES and kind.__name__ not in skipped]
 
 
 PAIRS = [
