@@ -10,6 +10,9 @@ import importlib
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import optax
+import optimistix as optx
+
 import jaxopt_ext as jxt
 
 Shape = Literal["solver", "optimizer", "network", "sampler", "estimator", "kernel"]
@@ -210,6 +213,27 @@ SOLVERS: tuple[Row, ...] = (
         lambda: jxt.splitting.OSQP(),
         claim="splitting/osqp",
         opt_outs={"pytree": "a quadratic program is over one vector"},
+    ),
+    Row(
+        "optax transformations",
+        "adapters.Optax",
+        "solver",
+        "DeepMind et al., The DeepMind JAX Ecosystem, 2020",
+        lambda: jxt.adapters.Optax(optax.lbfgs()),
+    ),
+    Row(
+        "optimistix solvers",
+        "adapters.Optimistix",
+        "solver",
+        "Rader, Lyons, Kidger, Optimistix: Modular Optimisation in JAX and Equinox, 2024, "
+        "arXiv:2402.09983",
+        lambda: jxt.adapters.Optimistix(optx.LevenbergMarquardt(rtol=1e-10, atol=1e-10)),
+        opt_outs={
+            "problems": "Smooth, FixedPoint: the example is a least-squares solver",
+            "oracle": "its tolerance is its own, on another quantity",
+            "float32": "its tolerance is its own, out of reach in single precision",
+            "construction": "its step limit is its own; max_steps is one run",
+        },
     ),
 )
 

@@ -50,7 +50,7 @@ def _skip(row, check):
 
 def _sharp(solver, dtype):
     tol = 1e-9 if dtype == jnp.float64 else 1e-4
-    return dataclasses.replace(solver, tol=tol, max_steps=max(solver.max_steps, 20_000))
+    return dataclasses.replace(solver, tol=tol, max_steps=max(1, 20_000 * (solver.max_steps > 1)))
 
 
 def _theta(case, dtype):

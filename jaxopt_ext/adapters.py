@@ -1,0 +1,150 @@
+"""Solvers of other libraries, as solvers of this one.
+
+`solve` calls `as_solver` by itself: pass the `optax` or `optimistix` object as it is, or wrap it
+here to set a tolerance and a step limit.
+"""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import optax
+import optimistix as optx
+from jaxtyping import Array, Float
+
+from .core import (
+    AbstractProblem,
+    AbstractSolver,
+    FixedPoint,
+    LeastSquares,
+    RootFinding,
+    Smooth,
+    Status,
+    scalar_field,
+    tree,
+)
+
+
+def as_solver(solver: Any) -> AbstractSolver:
+    """Wrap an `optax` transformation or an `optimistix` solver.
+
+    **Raises:** `TypeError` for anything else.
+    """
+    if isinstance(solver, AbstractSolver):
+        return solver
+    if isinstance(solver, optax.GradientTransformation):
+        return Optax(solver)
+    if isinstance(solver, optx.AbstractIterativeSolver):
+        return Optimistix(solver)
+    raise TypeError(f"expected a solver, an optax transformation or an optimistix solver: {solver}")
+
+
+class _OptaxState(eqx.Module):
+    inner: Any
+    error: Float[Array, ""]
+
+
+class Optax(AbstractSolver):
+    """Descent along the updates of an `optax` gradient transformation.
+
+    `value`, `grad` and `value_fn` are passed to `update`, so line searches and `optax.lbfgs` work.
+    The error is the norm of the gradient at the point before the step.
+
+    **Arguments:**
+
+    - `transformation`: any `optax.GradientTransformation`.
+    - `tol`, `max_steps`: see `AbstractSolver`.
+    """
+
+    transformation: optax.GradientTransformation
+    tol: Float[Array, ""] = scalar_field(1e-5)
+    max_steps: int = 5000
+    problems = (Smooth, LeastSquares)
+
+    def init(self, problem, x, key):
+        infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
+        return _OptaxState(self.transformation.init(x), infinity)
+
+    def step(self, problem, x, state):
+        fun = problem.fun if isinstance(problem, Smooth) else problem.objective
+        value, gradient = tree.value_and_gradient(fun, x)
+        transformation = optax.with_extra_args_support(self.transformation)
+        updates, inner = transformation.update(
+            gradient, state.inner, x, value=value, grad=gradient, value_fn=fun
+        )
+        return optax.apply_updates(x, updates), _OptaxState(inner, tree.norm(gradient))
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+class _OptimistixState(eqx.Module):
+    error: Float[Array, ""]
+    result: optx.RESULTS
+
+
+class Optimistix(AbstractSolver):
+    """An `optimistix` minimiser, least-squares solver, root finder or fixed-point solver.
+
+    One step here is a whole run there, to the tolerances and with the termination rule of the
+    `optimistix` solver; `tol` plays no part. The error is the norm of the problem's residual.
+
+    **Arguments:**
+
+    - `solver`: any `optimistix` solver; the problem must be of the kind it takes.
+    - `inner_steps`: step limit of the run.
+
+    **Raises:** `TypeError` if the solver cannot take the problem.
+    """
+
+    solver: optx.AbstractIterativeSolver
+    inner_steps: int = 1000
+    tol: Float[Array, ""] = scalar_field(0.0)
+    max_steps: int = 1
+    problems = (Smooth, LeastSquares, RootFinding, FixedPoint)
+
+    def init(self, problem, x, key):
+        infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
+        return _OptimistixState(infinity, optx.RESULTS.successful)
+
+    def step(self, problem, x, state):
+        run, fun = _entry(problem, self.solver)
+        # Our own adjoint differentiates the problem; theirs must not be in the way.
+        solution = run(lambda y, _: fun(y), self.solver, x, max_steps=self.inner_steps, throw=False)
+        error = tree.norm(problem.residual(solution.value))
+        return solution.value, _OptimistixState(error, solution.result)
+
+    def error(self, problem, x, state):
+        return state.error
+
+    def status(self, problem, x, state):
+        success = state.result == optx.RESULTS.successful
+        return Status.where(success, Status.converged, Status.step_limit)
+
+
+def _entry(problem: AbstractProblem, solver: Any) -> tuple[Any, Any]:
+    """The `optimistix` function for a problem, and what it is called with."""
+    if isinstance(problem, LeastSquares):
+        if isinstance(solver, optx.AbstractLeastSquaresSolver):
+            return optx.least_squares, problem.residuals
+        return optx.minimise, problem.objective
+    if isinstance(problem, Smooth):
+        entry, kinds = (optx.minimise, problem.fun), (optx.AbstractMinimiser,)
+    elif isinstance(problem, RootFinding):
+        kinds = (
+            optx.AbstractRootFinder,
+            optx.AbstractLeastSquaresSolver,
+            optx.AbstractMinimiser,
+        )
+        entry = (optx.root_find, problem.fun)
+    else:
+        kinds = (
+            optx.AbstractFixedPointSolver,
+            optx.AbstractRootFinder,
+            optx.AbstractLeastSquaresSolver,
+            optx.AbstractMinimiser,
+        )
+        entry = (optx.fixed_point, problem.fun)
+    if not isinstance(solver, kinds):
+        raise TypeError(f"{type(solver).__name__} cannot solve a {type(problem).__name__}")
+    return entry
