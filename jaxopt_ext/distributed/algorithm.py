@@ -1,0 +1,57 @@
+"""The contract of network algorithms."""
+
+import abc
+from collections.abc import Callable
+from typing import Any
+
+import equinox as eqx
+import jax
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ..core import checks, tree
+from .network import Network
+
+Loss = Callable[[PyTree[Array], PyTree[Array]], Float[Array, ""]]
+
+
+class AbstractNetworkAlgorithm(eqx.Module):
+    """Rounds of local work and talk.
+
+    All leaves of `params`, of a state and of a batch are stacked over the nodes.
+    """
+
+    @abc.abstractmethod
+    def init(
+        self, params: PyTree[Array], batch: PyTree[Array], network: Network, key: PRNGKeyArray
+    ) -> Any:
+        """The state before the first round. It must have a field `params`."""
+
+    @abc.abstractmethod
+    def round(self, state: Any, batch: PyTree[Array], network: Network, key: PRNGKeyArray) -> Any:
+        """One round."""
+
+
+class AbstractGradientAlgorithm(AbstractNetworkAlgorithm):
+    """An algorithm that takes gradients of local losses with one step size.
+
+    **Attributes:**
+
+    - `loss`: `(params, batch) -> scalar` of one node.
+    - `step_size`: $\\alpha > 0$.
+    """
+
+    loss: eqx.AbstractVar[Loss]
+    step_size: eqx.AbstractVar[Float[Array, ""]]
+
+    def __check_init__(self):
+        checks.positive("step_size", self.step_size)
+
+    def gradients(self, params: PyTree[Array], batch: PyTree[Array]) -> PyTree[Array]:
+        """Each node's gradient on its own batch."""
+        return jax.vmap(lambda p, b: tree.gradient(lambda q: self.loss(q, b), p))(params, batch)
+
+    def descend(self, params: PyTree[Array], direction: PyTree[Array]) -> PyTree[Array]:
+        """$x - \\alpha d$."""
+        return jax.tree.map(
+            lambda a, d: a - self.step_size.astype(a.real.dtype) * d, params, direction
+        )
