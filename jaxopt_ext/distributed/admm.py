@@ -56,8 +56,7 @@ class DecentralizedADMM(AbstractNetworkAlgorithm):
         return _State(params, zeros, network.neighbor_sum(params))
 
     def round(self, state, batch, network, key):
-        ones = jnp.ones(jax.tree.leaves(state.params)[0].shape[0])
-        degrees = network.neighbor_sum(ones)
+        degrees = network.degrees()
 
         def local(x, dual, around, degree, data):
             penalty, share = self.penalty, 1 / network.size

@@ -95,6 +95,10 @@ class Network(eqx.Module):
         """Numbers of the local nodes."""
 
     @abc.abstractmethod
+    def degrees(self) -> Int[Array, " local"]:
+        """Number of neighbours of each local node."""
+
+    @abc.abstractmethod
     def mix(self, x: PyTree[Array]) -> PyTree[Array]:
         """$\\sum_j w_{ij} x_j$ at each local node."""
 
@@ -112,8 +116,8 @@ class Network(eqx.Module):
 
     @abc.abstractmethod
     def parallel(self, fun: Callable[..., PyTree[Array]]) -> Callable[..., PyTree[Array]]:
-        """`fun(state, batch, key)` run at the nodes: `state`, `batch` and the result are stacked over
-        all nodes, `key` is common."""
+        """`fun(state, batch, key)` run at the nodes: `state`, `batch` and the result are stacked
+        over all nodes, `key` is common."""
 
     @abc.abstractmethod
     def place(self, x: PyTree[Array]) -> PyTree[Array]:
@@ -167,6 +171,9 @@ class Simulated(Network):
     def index(self):
         return jnp.arange(self.size)
 
+    def degrees(self):
+        return jnp.sum(jnp.asarray(self.tables.mask), axis=1)
+
     def neighbors(self, x):
         around = jax.tree.map(lambda a: a[self.tables.neighbors], x)
         return around, jnp.asarray(self.tables.mask)
@@ -218,6 +225,9 @@ class OnMesh(Network):
 
     def index(self):
         return self._local(jnp.arange(self.size))
+
+    def degrees(self):
+        return jnp.sum(self._local(self.tables.mask), axis=1)
 
     def neighbors(self, x):
         device = jax.lax.axis_index(self.axis)

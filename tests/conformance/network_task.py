@@ -1,0 +1,69 @@
+"""A small decentralized task, shared by the tests and by the processes they start."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxopt_ext import catalog, distributed
+
+NODES, ROWS, COLUMNS = 8, 6, 4
+RNG = np.random.default_rng(0)
+A = RNG.normal(size=(NODES, ROWS, COLUMNS)) / 2
+B = RNG.normal(size=(NODES, ROWS))
+OPTIMUM = np.linalg.lstsq(A.reshape(-1, COLUMNS), B.reshape(-1), rcond=None)[0]
+
+
+def loss(w, batch):
+    rows, targets = batch
+    return 0.5 * jnp.sum((rows @ jnp.concatenate([w["a"], w["b"]]) - targets) ** 2)
+
+
+def start(dtype=jnp.float64):
+    return {"a": jnp.zeros(1, dtype), "b": jnp.zeros(COLUMNS - 1, dtype)}
+
+
+def batch(dtype=jnp.float64):
+    return jnp.asarray(A, dtype), jnp.asarray(B, dtype)
+
+
+def joined(params):
+    return np.concatenate([np.asarray(params["a"]), np.asarray(params["b"])], axis=1)
+
+
+def simulated():
+    return distributed.Network.simulated(distributed.ring(NODES))
+
+
+def on_mesh(devices):
+    mesh = jax.sharding.Mesh(np.array(devices), ("nodes",))
+    return distributed.Network.on_mesh(distributed.ring(NODES), mesh, "nodes")
+
+
+def run(row, network, rounds, **options):
+    algorithm = row.example(loss)
+    params = network.replicate(start())
+    options = {"progress": False, **options}
+    return distributed.run(algorithm, network, params, batch(), rounds, **options)
+
+
+def process(rank: int, port: str, out: str) -> None:
+    """One of two processes with four nodes each; rank 0 writes what all algorithms reach."""
+    jax.config.update("jax_enable_x64", True)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
+    from jax.experimental import multihost_utils
+
+    network = on_mesh(jax.devices())
+    results = {}
+    for row in catalog.rows("network"):
+        params = run(row, network, 20).params
+        gathered = multihost_utils.process_allgather(params, tiled=True)
+        results[row.public] = joined(gathered)
+    if rank == 0:
+        np.savez(out, **results)
+
+
+if __name__ == "__main__":
+    process(int(sys.argv[1]), sys.argv[2], sys.argv[3])

@@ -1,0 +1,161 @@
+"""Every network algorithm in the catalogue keeps the contract of network algorithms."""
+
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import network_task as task
+import numpy as np
+import pytest
+from aot import topology
+
+from jaxopt_ext import catalog, distributed
+from jaxopt_ext.core import checkpoint
+
+ROWS = catalog.rows("network")
+EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+CHECKS = ("exact", "mesh", "processes", "resume", "pod", "dtype")
+
+
+def _skip(row, check):
+    if check in row.opt_outs:
+        pytest.skip(row.opt_outs[check])
+
+
+def test_there_are_algorithms_and_known_opt_outs():
+    assert ROWS
+    for row in ROWS:
+        assert set(row.opt_outs) <= set(CHECKS), row.name
+
+
+@EACH
+def test_reaches_the_exact_optimum(row):
+    _skip(row, "exact")
+    params = task.joined(task.run(row, task.simulated(), 1500, record_every=500).params)
+    np.testing.assert_allclose(params, np.tile(task.OPTIMUM, (task.NODES, 1)), atol=1e-6)
+
+
+@EACH
+@pytest.mark.parametrize("devices", [1, 4, 8])
+def test_mesh_equals_simulation(row, devices):
+    _skip(row, "mesh")
+    simulated = task.run(row, task.simulated(), 20)
+    meshed = task.run(row, task.on_mesh(jax.devices()[:devices]), 20)
+    for a, b in zip(jax.tree.leaves(simulated.state), jax.tree.leaves(meshed.state), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory):
+    out = tmp_path_factory.mktemp("processes") / "result.npz"
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = str(free.getsockname()[1])
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+        "JAX_PLATFORMS": "cpu",
+    }
+    script = pathlib.Path(task.__file__)
+    command = [sys.executable, str(script)]
+    running = [
+        subprocess.Popen([*command, str(rank), port, str(out)], env=environment) for rank in (0, 1)
+    ]
+    try:
+        codes = [process.wait(timeout=240) for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert codes == [0, 0]
+    return np.load(out)
+
+
+@EACH
+def test_two_processes_equal_simulation(row, two_processes):
+    _skip(row, "processes")
+    expected = task.joined(task.run(row, task.simulated(), 20).params)
+    np.testing.assert_allclose(two_processes[row.public], expected, rtol=1e-9, atol=1e-9)
+
+
+class _Killed(Exception):
+    pass
+
+
+@EACH
+def test_killed_and_resumed_is_bitwise_the_same(row, tmp_path, monkeypatch):
+    _skip(row, "resume")
+    options = {"record_every": 4, "metric": distributed.consensus_distance}
+    whole = task.run(row, task.simulated(), 18, **options)
+
+    save, calls = checkpoint.save, []
+
+    def save_and_die(path, tree):
+        save(path, tree)
+        calls.append(path)
+        if len(calls) == 2:
+            raise _Killed
+
+    file = tmp_path / "state"
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save", save_and_die)
+        with pytest.raises(_Killed):
+            task.run(row, task.simulated(), 18, checkpoint=file, **options)
+    resumed = task.run(row, task.simulated(), 18, checkpoint=file, **options)
+    assert resumed.rounds == whole.rounds == 18
+    for a, b in zip(
+        jax.tree.leaves((whole.state, whole.history)),
+        jax.tree.leaves((resumed.state, resumed.history)),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(a, b)
+
+
+@EACH
+def test_keeps_single_precision(row):
+    _skip(row, "dtype")
+    network = task.simulated()
+    params = network.replicate(task.start(jnp.float32))
+    result = distributed.run(
+        row.example(task.loss), network, params, task.batch(jnp.float32), 3, progress=False
+    )
+    assert {x.dtype for x in jax.tree.leaves(result.params)} == {jnp.dtype(jnp.float32)}
+
+
+VALUES_PER_EDGE = {"distributed.GradientTracking": 2, "distributed.AdaptThenCombineTracking": 2}
+
+
+@EACH
+def test_compiles_for_a_pod_and_sends_degree_times_model_bytes(row):
+    _skip(row, "pod")
+    chips = topology("v5e:16x16").devices
+    mesh = jax.sharding.Mesh(np.array(chips), ("nodes",))
+    # A torus: each node has four neighbours.
+    network = distributed.Network.on_mesh(distributed.torus(16, 16), mesh, "nodes")
+    nodes = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("nodes"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    algorithm = row.example(task.loss)
+
+    def stacked(x):
+        return jax.ShapeDtypeStruct((256, *x.shape), jnp.float32, sharding=nodes)
+
+    params = jax.tree.map(stacked, task.start())
+    batch = tuple(jax.tree.map(lambda x: stacked(x[0]), task.batch()))
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=everywhere)
+
+    def init(params, batch, key):
+        return algorithm.init(params, batch, network, key)
+
+    def once(state, batch, key):
+        return algorithm.round(state, batch, network, key)
+
+    state = jax.eval_shape(network.parallel(init), params, batch, key)
+    state = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=nodes), state)
+    compiled = jax.jit(network.parallel(once)).lower(state, batch, key).compile()
+    sent = distributed.collective_bytes(compiled)
+    model = 4 * task.COLUMNS
+    values = VALUES_PER_EDGE.get(row.public, 1)
+    assert sent == {"collective-permute": 4 * values * model}
