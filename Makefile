@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 EXTRAS ?= test,aot
 export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
+# libtpu, which is here to compile ahead of time, would look for a chip.
+export JAX_PLATFORMS ?= cpu
 
 .PHONY: demo test claims peers lint docs wheel clean
 
