@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
+import matplotlib.ticker
 import numpy as np
 import sklearn
 from sklearn.datasets import load_breast_cancer
@@ -132,6 +133,7 @@ def plot(path: str, tuned: dict[str, Any], ring: dict[str, Any], w: Any) -> None
         ylabel="validation loss",
         title="gradient descent through the solver",
     )
+    axes[0].xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     coefficients = np.asarray(w)[:-1]
     colours = np.where(coefficients == 0, "lightgray", "C0")
     axes[1].bar(range(len(coefficients)), coefficients, color=colours)

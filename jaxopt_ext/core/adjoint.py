@@ -23,12 +23,13 @@ class ImplicitAdjoint(AbstractAdjoint):
 
     so memory does not grow with the number of steps and the solver itself is never
     differentiated. It is a custom JVP: forward and reverse mode, `vmap`, and higher derivatives
-    all work. Where the Jacobian is singular, the inverse is the pseudo-inverse.
+    all work. Where the Jacobian is singular, the inverse is the pseudo-inverse. In reverse mode a
+    linear solve that fails, on a NaN say, raises a runtime error.
 
     **Arguments:**
 
     - `linear_solver`: any `lineax` solver.
-    - `throw`: raise an error if the linear solve fails; else its last iterate is used.
+    - `throw`: raise in forward mode too, where a failure otherwise shows as NaN.
 
     **Reference:** Blondel et al., Efficient and Modular Implicit Differentiation, 2022,
     arXiv:2105.15183.
@@ -42,7 +43,9 @@ class UnrolledAdjoint(AbstractAdjoint):
     """Differentiate the iterations themselves, in reverse mode, with checkpoints.
 
     Memory grows with the square root of the number of steps. The derivative is that of the
-    iterate reached, which is what bilevel methods with few inner steps ask for.
+    iterate reached, which is what bilevel methods with few inner steps ask for. Solvers whose step
+    is itself a search of unknown length (`GradientDescent` with an `optax` line search, penalties
+    that adapt) cannot be unrolled; those with `Backtracking` can.
 
     **Arguments:**
 

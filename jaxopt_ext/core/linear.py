@@ -33,11 +33,14 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
       double precision.
     - `dense_size`: systems of at most this size are factorized.
     - `max_steps`: limit on the iterations of GMRES and of LSMR; `None` is ten times the size.
+    - `strict`: report an LSMR solve that missed its tolerance as failed; else its last iterate is
+      taken. What is not finite always counts as failed.
     """
 
     rtol: float | None = None
     dense_size: int = 256
     max_steps: int | None = None
+    strict: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         if self.rtol is not None:
@@ -88,6 +91,8 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
         rest = jnp.where(solved, 0, unit)
         fallback, result, stats = lsmr.compute(lsmr.init(operator, {}), rest, {})
         x = jnp.where(solved, x, fallback) * scale
+        if not self.strict:
+            result = lx.RESULTS.where(jnp.all(jnp.isfinite(x)), lx.RESULTS.successful, result)
         return unravel(x), result, stats
 
     def transpose(self, state, options):

@@ -113,19 +113,21 @@ class MirrorDescent(AbstractSolver):
             return self.mirror_map.step(problem, x, gradient, t)
 
         def too_long(carry):
-            new, t, halvings = carry
+            t, halvings = carry
+            new = candidate(t)
             move = jax.tree.map(jnp.subtract, new, x)
             bound = value + tree.vdot(gradient, move) + self.mirror_map.divergence(new, x) / t
             excess = problem.smooth(new) - bound
             return ~(excess <= rounding * jnp.abs(value)) & (halvings < 60)
 
         def shorten(carry):
-            _, t, halvings = carry
-            return candidate(0.5 * t), 0.5 * t, halvings + 1
+            t, halvings = carry
+            return 0.5 * t, halvings + 1
 
         t = state.step_size * self.growth.astype(state.step_size.dtype)
-        start = (candidate(t), t, jnp.asarray(0, jnp.int32))
-        new, t, _ = jax.lax.while_loop(too_long, shorten, start)
+        start = (t, jnp.asarray(0, jnp.int32))
+        t, _ = jax.lax.while_loop(too_long, shorten, start)
+        new = candidate(t)
         moved = problem.feasible.project(jax.tree.map(jnp.subtract, x, gradient))
         error = tree.norm(jax.tree.map(jnp.subtract, x, moved))
         # Growth for ever would overflow once the iterates stop moving.

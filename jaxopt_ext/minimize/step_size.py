@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import checks, scalar_field, tree
+from ..core import checks, hoist, scalar_field, tree
 
 
 class AbstractStepSize(eqx.Module):
@@ -31,8 +31,24 @@ class AbstractStepSize(eqx.Module):
         """Return `prox(y - step * gradient, step)` and the step size used."""
 
 
-def _forward_backward(y, gradient, prox, step):
+def _forward_backward(prox, y, gradient, step):
     return prox(jax.tree.map(lambda a, g: a - step.astype(g.real.dtype) * g, y, gradient), step)
+
+
+@eqx.filter_custom_jvp
+def _found(x, prox, y, gradient, step):
+    """The point `x` that a search found at `step`, with the derivative of the prox that made it.
+
+    So a search needs no derivative, and costs no prox beyond its own.
+    """
+    return x
+
+
+@_found.def_jvp
+def _found_jvp(primals, tangents):
+    _, *inputs = primals
+    _, *moves = tangents
+    return eqx.filter_jvp(_forward_backward, tuple(inputs), tuple(moves))
 
 
 class FixedStep(AbstractStepSize):
@@ -52,7 +68,7 @@ class FixedStep(AbstractStepSize):
         return self.step_size
 
     def take(self, fun, y, value, gradient, prox, step):
-        return _forward_backward(y, gradient, prox, step), step
+        return _forward_backward(prox, y, gradient, step), step
 
 
 class Backtracking(AbstractStepSize):
@@ -99,9 +115,12 @@ class Backtracking(AbstractStepSize):
         def shorten(carry):
             _, step, shrinks = carry
             step = step * self.shrink.astype(step.dtype)
-            return _forward_backward(y, gradient, prox, step), step, shrinks + 1
+            return propose(step), step, shrinks + 1
 
-        step = step * self.growth.astype(step.dtype)
-        start = (_forward_backward(y, gradient, prox, step), step, jnp.asarray(0, jnp.int32))
+        def propose(step):
+            return jax.lax.stop_gradient(_forward_backward(prox, y, gradient, step))
+
+        step = jax.lax.stop_gradient(step * self.growth.astype(step.dtype))
+        start = (propose(step), step, jnp.asarray(0, jnp.int32))
         x, step, _ = jax.lax.while_loop(too_long, shorten, start)
-        return x, step
+        return _found(x, hoist(prox), y, gradient, step), step

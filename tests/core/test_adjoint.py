@@ -1,0 +1,171 @@
+"""Derivatives of solutions against closed forms and finite differences."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_ext as jxt
+from jaxopt_ext import prox
+from jaxopt_ext.minimize import FISTA, FixedStep, ProximalGradient
+
+RNG = np.random.default_rng(0)
+A = jnp.asarray(RNG.normal(size=(20, 5)))
+B = A @ jnp.array([1.0, -2.0, 0.0, 0.5, 0.0]) + 0.1 * jnp.asarray(RNG.normal(size=20))
+SOLVER = FISTA(tol=1e-12, max_steps=20_000)
+
+
+def ridge(theta, data=B, **options):
+    def objective(w):
+        return 0.5 * jnp.sum((A @ w - data) ** 2) + 0.5 * jnp.sum(theta * w**2)
+
+    return jxt.solve(jxt.Smooth(objective), SOLVER, jnp.zeros(5), **options).value
+
+
+def ridge_exact(theta, data=B):
+    return jnp.linalg.solve(A.T @ A + jnp.diag(theta), A.T @ data)
+
+
+THETA = jnp.linspace(0.5, 1.5, 5)
+
+
+def test_first_derivatives_in_every_mode():
+    exact = jax.jacrev(ridge_exact)(THETA)
+    np.testing.assert_allclose(jax.jacrev(ridge)(THETA), exact, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(jax.jacfwd(ridge)(THETA), exact, rtol=1e-7, atol=1e-10)
+    data = jax.jacrev(ridge, argnums=1)(THETA, B)
+    np.testing.assert_allclose(data, jax.jacrev(ridge_exact, argnums=1)(THETA, B), atol=1e-9)
+
+
+@pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
+@pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
+def test_second_derivatives(outer, inner):
+    score = lambda solve: lambda theta: jnp.sum(jnp.sin(solve(theta)))
+    found = outer(inner(score(ridge)))(THETA)
+    np.testing.assert_allclose(found, jax.hessian(score(ridge_exact))(THETA), atol=1e-7)
+
+
+def test_vmap_of_grad():
+    thetas = THETA * jnp.array([[0.5], [1.0], [3.0]])
+    score = lambda solve: lambda theta: jnp.sum(jnp.sin(solve(theta)))
+    found = jax.jit(jax.vmap(jax.grad(score(ridge))))(thetas)
+    np.testing.assert_allclose(found, jax.vmap(jax.grad(score(ridge_exact)))(thetas), atol=1e-8)
+
+
+def test_unrolled_and_one_step():
+    exact = jax.jacrev(ridge_exact)(THETA)
+    unrolled = jax.jacrev(lambda t: ridge(t, adjoint=jxt.UnrolledAdjoint()))(THETA)
+    np.testing.assert_allclose(unrolled, exact, atol=1e-6)
+
+    # One gradient step of size 1/L: the derivative is (1/L) dg, whatever the history.
+    step = 1 / float(jnp.linalg.eigvalsh(A.T @ A)[-1] + 1.5)
+
+    def one_step(theta):
+        def objective(w):
+            return 0.5 * jnp.sum((A @ w - B) ** 2) + 0.5 * jnp.sum(theta * w**2)
+
+        solver = ProximalGradient(step_size=FixedStep(step), tol=1e-12, max_steps=20_000)
+        adjoint = jxt.OneStepAdjoint()
+        return jxt.solve(jxt.Smooth(objective), solver, jnp.zeros(5), adjoint=adjoint).value
+
+    expected = -step * jnp.diag(ridge_exact(THETA))
+    np.testing.assert_allclose(jax.jacrev(one_step)(THETA), expected, atol=1e-8)
+    np.testing.assert_allclose(jax.jacfwd(one_step)(THETA), expected, atol=1e-8)
+
+
+def lasso(lam, data=B, matrix=A):
+    problem = jxt.Composite(jxt.objectives.SquaredLoss(matrix, data), prox.L1(lam))
+    return jxt.solve(problem, SOLVER, jnp.zeros(matrix.shape[1])).value
+
+
+def test_inactive_coordinates_have_zero_derivative_and_active_ones_the_right_one():
+    lam = jnp.asarray(0.1)
+    w = lasso(lam)
+    active = np.flatnonzero(w)
+    assert 0 < len(active) < 5
+    sub = A[:, active]
+    expected = np.zeros(5)
+    expected[active] = -20 * np.linalg.solve(sub.T @ sub, np.sign(w[active]))
+    np.testing.assert_allclose(jax.jacrev(lasso)(lam), expected, atol=1e-8)
+    np.testing.assert_allclose(jax.jacfwd(lasso)(lam), expected, atol=1e-8)
+    jacobian = np.zeros((5, 20))
+    jacobian[active] = np.linalg.solve(sub.T @ sub, sub.T)
+    np.testing.assert_allclose(jax.jacrev(lasso, argnums=1)(lam, B), jacobian, atol=1e-8)
+
+
+@pytest.mark.parametrize("dense_size", [0, 256])
+def test_rank_deficient_data_gets_a_least_squares_answer(dense_size):
+    matrix = jnp.concatenate([A, A[:, :2]], axis=1)
+    linear_solver = jxt.LeastSquaresFallback(dense_size=dense_size)
+
+    def solved(data):
+        objective = lambda w: 0.5 * jnp.sum((matrix @ w - data) ** 2)
+        adjoint = jxt.ImplicitAdjoint(linear_solver)
+        return jxt.solve(jxt.Smooth(objective), SOLVER, jnp.zeros(7), adjoint=adjoint).value
+
+    for jacobian in (jax.jacrev(solved)(B), jax.jacfwd(solved)(B)):
+        assert np.all(np.isfinite(jacobian))
+        np.testing.assert_allclose(matrix @ jacobian, matrix @ jnp.linalg.pinv(matrix), atol=1e-6)
+    if dense_size:
+        np.testing.assert_allclose(jax.jacrev(solved)(B), jnp.linalg.pinv(matrix), atol=1e-6)
+
+
+def test_matrix_free_equals_dense():
+    free = jxt.ImplicitAdjoint(jxt.LeastSquaresFallback(dense_size=0))
+    found = jax.jacrev(lambda t: ridge(t, adjoint=free))(THETA)
+    np.testing.assert_allclose(found, jax.jacrev(ridge_exact)(THETA), rtol=1e-6, atol=1e-8)
+
+
+def test_constraint_matrices_and_bounds():
+    from jaxopt_ext.splitting import OSQP
+
+    rng = np.random.default_rng(3)
+    root = rng.normal(size=(4, 4))
+    P, q = jnp.asarray(root @ root.T + np.eye(4)), jnp.asarray(rng.normal(size=4))
+    C = jnp.asarray(rng.normal(size=(6, 4)))
+    l, u = -0.3 * jnp.ones(6), jnp.asarray([0.1, 0.3, 0.2, jnp.inf, 0.4, 0.2])
+    # Symmetric parametrization, since only symmetric matrices are programs.
+    inputs = {"P": P, "q": q, "C": C, "l": l, "u": u}
+
+    def score(inputs):
+        S = 0.5 * (inputs["P"] + inputs["P"].T)
+        problem = jxt.QuadraticProgram(S, inputs["q"], inputs["C"], inputs["l"], inputs["u"])
+        value = jxt.solve(problem, OSQP(tol=1e-10, max_steps=2000)).value
+        return jnp.sum(jnp.sin(1 + jnp.arange(4)) * value.primal)
+
+    found = jax.grad(score)(inputs)
+    for name, array in inputs.items():
+        direction = jnp.asarray(rng.normal(size=array.shape))
+        finite = jnp.isfinite(array)
+        moved = lambda s, n=name, a=array, d=direction, f=finite: score(
+            {**inputs, n: jnp.where(f, a + s * jnp.where(f, d, 0), a)}
+        )
+        difference = (moved(1e-6) - moved(-1e-6)) / 2e-6
+        slope = jnp.sum(jnp.where(finite, found[name] * direction, 0))
+        np.testing.assert_allclose(slope, difference, rtol=1e-4, atol=1e-6, err_msg=name)
+
+
+def test_nan_gives_no_silent_number():
+    nan = jnp.full(5, jnp.nan)
+    value, tangent = jax.jvp(ridge, (nan,), (jnp.ones(5),))
+    assert np.all(np.isnan(value))
+    assert np.all(np.isnan(tangent))
+    with pytest.raises(Exception, match="non-finite"):
+        jax.block_until_ready(jax.grad(lambda t: jnp.sum(ridge(t)))(nan))
+
+
+def test_memory_does_not_grow_with_the_steps():
+    def temporaries(max_steps, adjoint):
+        solver = ProximalGradient(step_size=FixedStep(1e-4), tol=0.0, max_steps=max_steps)
+
+        def score(theta):
+            problem = jxt.Smooth(lambda w: jnp.sum(theta * jnp.cosh(w - 1)))
+            return jnp.sum(jxt.solve(problem, solver, jnp.zeros(1000), adjoint=adjoint).value)
+
+        compiled = jax.jit(jax.grad(score)).lower(jnp.ones(1000)).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    implicit = jxt.ImplicitAdjoint()
+    assert temporaries(10_000, implicit) == temporaries(10, implicit)
+    unrolled = jxt.UnrolledAdjoint()
+    assert temporaries(10_000, unrolled) > 2 * temporaries(10, unrolled)
