@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import optax
 from jax.tree_util import SequenceKey
 from jaxtyping import Array, Float, Int, Key, PyTree
-from optax._src.base import NO_PARAMS_MSG
 
 from ..core import checks
+from ._leafwise import is_zero, rate_at, require_params, wide
 
 Blocks = Sequence[Callable[[str], bool]] | PyTree[int]
 """How leaves are told apart: predicates on a leaf's path, or a tree of integer labels."""
@@ -107,7 +107,7 @@ def badam(
     cut = _Cut(blocks, tuple(active_blocks))
     fixed_order = _fixed_order(order, cut.turns, start_block)
     direction = inner(1.0)
-    decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
+    decays = not is_zero(weight_decay)
 
     def next_order(key):
         if fixed_order is not None:
@@ -118,7 +118,7 @@ def badam(
         """The inner transformation's state at the start of a block."""
         if packed:
             return direction.init(cut.buffer(labels, leaves))
-        zeros = [jnp.zeros(leaf.shape, _wide(leaf.dtype)) for leaf in leaves]
+        zeros = [jnp.zeros(leaf.shape, wide(leaf.dtype)) for leaf in leaves]
         return direction.init(jax.tree.unflatten(treedef, zeros))
 
     def init(params):
@@ -133,17 +133,17 @@ def badam(
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
-        if params is None and decays:
-            raise ValueError("badam with weight_decay needs params: " + NO_PARAMS_MSG)
+        if decays:
+            require_params(params, "weight_decay")
         leaves, treedef = _flatten(updates)
         values = [None] * len(leaves) if params is None else treedef.flatten_up_to(params)
         labels = cut.labels(updates)
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
         decaying = _decaying(decay_mask, params, leaves) if decays else [False] * len(leaves)
 
         def finish(u, gradient, value, decay):
             step = u - weight_decay * value.astype(u.dtype) if decay else u
-            return (jnp.asarray(rate, u.real.dtype) * step).astype(gradient.dtype)
+            rate = rate_at(learning_rate, state.count, u.real.dtype)
+            return (rate * step).astype(gradient.dtype)
 
         if packed:
             pack = functools.partial(cut.pack, labels, state.block)
@@ -152,7 +152,7 @@ def badam(
             )
             out = cut.unpack(labels, state.block, flat, leaves, values, decaying, finish)
         else:
-            widen = lambda x: None if x is None else x.astype(_wide(x.dtype))
+            widen = lambda x: None if x is None else x.astype(wide(x.dtype))
             tree = lambda xs: jax.tree.unflatten(treedef, [widen(x) for x in xs])
             moved, inner_state = direction.update(
                 tree(leaves), state.inner, None if params is None else tree(values)
@@ -356,7 +356,7 @@ class _Cut:
             sum(leaf.size for label, leaf in pairs if self.in_block(label, block))
             for block in self.turns
         ]
-        dtype = jnp.result_type(jnp.float32, *[_wide(leaf.dtype) for leaf in leaves])
+        dtype = jnp.result_type(jnp.float32, *[wide(leaf.dtype) for leaf in leaves])
         return jnp.zeros(max(sizes), dtype)
 
     def pack(self, labels, block, leaves) -> Array:
@@ -411,11 +411,6 @@ def _flatten(tree):
 
 def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def _wide(dtype):
-    """The type that state is kept in: at least single precision."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def _fixed_order(order: str, turns: list[int], start: int | None) -> list[int] | None:

@@ -1,15 +1,23 @@
 """Online Subspace Descent: moments in a subspace that online PCA of the gradient keeps moving."""
 
-import math
+import functools
 from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Inexact, Int, Key, PyTree
-from optax._src.base import NO_PARAMS_MSG
 
 from ..core import checks
+from ._leafwise import (
+    init_leaves,
+    is_zero,
+    one_minus_power,
+    rate_at,
+    require_params,
+    update_leaves,
+    wide,
+)
 from .projectors import (
     OrthonormalProjector,
     SVDProjector,
@@ -134,7 +142,6 @@ def online_subspace_descent(
                 "proj_lr is scaled by learning_rate / reference_lr, and the schedule starts at "
                 f"{reference_lr}: pass reference_lr, for instance the schedule's peak"
             )
-    decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
     basis_optimizer = proj_optimizer or optax.adam(1.0)
     projector = OrthonormalProjector() if projection == "random" else SVDProjector()
 
@@ -146,8 +153,8 @@ def online_subspace_descent(
         return None if r == min(leaf.shape) else r
 
     def init_leaf(path, leaf):
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
-        r = directions(leaf, jax.tree_util.keystr(path) or "params")
+        dtype = wide(leaf.dtype)
+        r = directions(leaf, path)
         shape, basis, basis_state = leaf.shape, None, ()
         if r is not None:
             shape = low_shape(leaf.shape, r)
@@ -160,7 +167,7 @@ def online_subspace_descent(
         return OnlineSubspaceState(
             jnp.zeros((), jnp.int32),
             jax.random.key(seed),
-            jax.tree.map_with_path(lambda path, leaf: init_leaf(path, jnp.asarray(leaf)), params),
+            init_leaves(params, init_leaf),
         )
 
     def base_step(low, mu, nu, steps):
@@ -169,17 +176,17 @@ def online_subspace_descent(
             return jnp.sign(b1 * mu + (1 - b1) * low), b2 * mu + (1 - b2) * low, None
         mu = b1 * mu + (1 - b1) * low
         nu = b2 * nu + (1 - b2) * jnp.abs(low) ** 2
-        correction = jnp.sqrt(_one_minus_power(b2, steps)) / _one_minus_power(b1, steps)
+        correction = jnp.sqrt(one_minus_power(b2, steps)) / one_minus_power(b1, steps)
         return correction * mu / (jnp.sqrt(nu) + eps), mu, nu
 
-    def first_basis(g, basis, r, state, index):
+    def first_basis(state, index, g, basis, r):
         """P of this step."""
         every = update_proj_gap if projection in ("svd", "random") else None
         refresh = state.count == 0 if every is None else state.count % every == 0
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.count), index)
         return jax.lax.cond(refresh, lambda: projector.fit(g, r, key), lambda: basis)
 
-    def next_basis(g, low, basis, basis_state, state, rate):
+    def next_basis(state, g, low, basis, basis_state, rate):
         """P of the next step. At the first step, and for G = 0, P rests."""
         norm = jnp.linalg.norm(g)
         moving = (state.count > 0) & (norm > 0)
@@ -191,46 +198,36 @@ def online_subspace_descent(
             lambda new, old: jnp.where(moving, new, old), moved, (basis, basis_state)
         )
 
-    def update_leaf(gradient, leaf, value, state, index):
-        g = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    def update_leaf(state, index, g, leaf, value):
         real = jnp.finfo(g.dtype).dtype
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        ratio = 1 if reference_lr is None else rate / reference_lr
-        rate = jnp.asarray(rate, real)
+        rate = rate_at(learning_rate, state.count, real)
         steps = state.count.astype(real) + 1
         r = directions(g)
         if r is None:
             direction, mu, nu = base_step(g, leaf.mu, leaf.nu, steps)
             step, basis, basis_state = -rate * direction, None, ()
         else:
-            basis, basis_state = first_basis(g, leaf.basis, r, state, index), leaf.basis_state
+            basis, basis_state = first_basis(state, index, g, leaf.basis, r), leaf.basis_state
             low = projector.down(g, basis)
             direction, mu, nu = base_step(low, leaf.mu, leaf.nu, steps)
             step = projector.up(-rate * scale * direction, basis, g.shape)
             if projection == "online":
+                ratio = 1 if reference_lr is None else rate / reference_lr
                 basis, basis_state = next_basis(
-                    g, low, basis, basis_state, state, jnp.asarray(proj_lr * ratio, real)
+                    state, g, low, basis, basis_state, jnp.asarray(proj_lr * ratio, real)
                 )
-        if decays:
-            step = step - rate * weight_decay * (value.astype(g.dtype) + step)
-        return step.astype(gradient.dtype), LeafState(mu, nu, basis, basis_state)
+        if not is_zero(weight_decay):
+            step = step - rate * weight_decay * (value + step)
+        return step, LeafState(mu, nu, basis, basis_state)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
-        if params is None and decays:
-            raise ValueError("weight_decay needs params: " + NO_PARAMS_MSG)
-        gradients, treedef = jax.tree.flatten(updates)
-        leaves = treedef.flatten_up_to(state.leaves)
-        values = treedef.flatten_up_to(updates if params is None else params)
-        pairs = [
-            update_leaf(jnp.asarray(g), leaf, value, state, index)
-            for index, (g, leaf, value) in enumerate(zip(gradients, leaves, values, strict=True))
-        ]
-        return treedef.unflatten([step for step, _ in pairs]), OnlineSubspaceState(
-            optax.safe_increment(state.count),
-            state.key,
-            treedef.unflatten([leaf for _, leaf in pairs]),
+        if not is_zero(weight_decay):
+            require_params(params, "weight_decay")
+        steps, leaves = update_leaves(
+            updates, state.leaves, params, functools.partial(update_leaf, state)
         )
+        return steps, OnlineSubspaceState(optax.safe_increment(state.count), state.key, leaves)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -275,9 +272,3 @@ def subspace_gradient(
     gram = basis.conj().T @ basis
     fit = a.conj().T @ (z @ (gram - 2 * eye)) + basis @ (z.conj().T @ z)
     return 2 * fit + 4 * lam * (basis @ (gram - eye))
-
-
-def _one_minus_power(decay, steps):
-    """1 - decayᵗ without cancellation; 1 for decay 0."""
-    log = math.log(decay) if isinstance(decay, float) and decay > 0 else jnp.log(decay)
-    return -jnp.expm1(steps * log)

@@ -1,5 +1,6 @@
 """Subset-norm step sizes and momentum in a subspace: Adam with a fraction of its memory."""
 
+import functools
 import math
 import warnings
 from typing import Any, Literal, NamedTuple
@@ -8,9 +9,17 @@ import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key, PyTree
-from optax._src.base import NO_PARAMS_MSG
 
 from ..core import checks
+from ._leafwise import (
+    init_leaves,
+    is_zero,
+    one_minus_power,
+    rate_at,
+    require_params,
+    update_leaves,
+    wide,
+)
 from .projectors import (
     AbstractMatrixProjector,
     SVDProjector,
@@ -271,13 +280,12 @@ def _build(
         check_rank(rank, minimum=0)
         if not isinstance(projector, AbstractMatrixProjector):
             raise TypeError(f"projector must be an AbstractMatrixProjector, got {projector!r}")
-    decays = not (isinstance(weight_decay, float | int) and weight_decay == 0)
 
     def projected(leaf):
         return projector is not None and leaf.ndim == 2
 
     def init_leaf(path, leaf):
-        dtype = jnp.promote_types(leaf.dtype, jnp.float32)
+        dtype = wide(leaf.dtype)
         squares = momentum = basis = None
         if b2 is not None:
             view, axis = subset_shape(leaf.shape, subset_size)
@@ -288,8 +296,7 @@ def _build(
         if b1 is not None:
             shape = leaf.shape
             if projected(leaf):
-                name = jax.tree_util.keystr(path) or "params"
-                directions = resolve_rank(rank, leaf.shape, name)
+                directions = resolve_rank(rank, leaf.shape, path)
                 shape = low_shape(leaf.shape, directions)
                 basis = projector.empty(leaf.shape, directions, dtype)
             momentum = jnp.zeros(shape, dtype)
@@ -299,10 +306,10 @@ def _build(
         return SubsetNormState(
             jnp.zeros((), jnp.int32),
             None if projector is None else jax.random.key(seed),
-            jax.tree.map_with_path(lambda path, leaf: init_leaf(path, jnp.asarray(leaf)), params),
+            init_leaves(params, init_leaf),
         )
 
-    def numerator(gradient, leaf, state, index, correction):
+    def numerator(state, index, gradient, leaf, correction):
         """The direction, with its momentum divided by `correction`; new momentum and basis."""
         if b1 is None:
             return gradient, None, None
@@ -322,15 +329,13 @@ def _build(
         direction = gradient + projector.up(momentum / correction - low, basis, gradient.shape)
         return direction, momentum, basis
 
-    def update_leaf(gradient, leaf, value, state, index):
-        g = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    def update_leaf(state, index, g, leaf, value):
         real = jnp.finfo(g.dtype).dtype
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
-        rate = jnp.asarray(rate, real)
+        rate = rate_at(learning_rate, state.count, real)
         steps = state.count.astype(real) + 1
-        bias = 1 if b1 is None else _one_minus_power(b1, steps)
+        bias = 1 if b1 is None else one_minus_power(b1, steps)
         within = bias if bias_correction == "momentum_only" else 1
-        direction, momentum, basis = numerator(g, leaf, state, index, within)
+        direction, momentum, basis = numerator(state, index, g, leaf, within)
         scale = rate / bias if bias_correction == "official" else rate
         squares = None
         if b2 is None:
@@ -340,34 +345,20 @@ def _build(
             added = jnp.sum(jnp.abs(g.reshape(view)) ** 2, axis=axis, keepdims=True)
             squares = b2 * leaf.squares + jnp.where(b2 == 1, 1, 1 - b2) * added
             if bias_correction != "none":
-                scale = scale * jnp.where(b2 == 1, 1, jnp.sqrt(_one_minus_power(b2, steps)))
+                scale = scale * jnp.where(b2 == 1, 1, jnp.sqrt(one_minus_power(b2, steps)))
             step = -direction.reshape(view) * (scale / (jnp.sqrt(squares) + eps))
             step = step.reshape(g.shape)
-        if decays:
-            step = step - rate * weight_decay * (value.astype(g.dtype) + step)
-        return step.astype(gradient.dtype), LeafState(squares, momentum, basis)
+        if not is_zero(weight_decay):
+            step = step - rate * weight_decay * (value + step)
+        return step, LeafState(squares, momentum, basis)
 
     def update(updates, state, params=None, **extra_args):
         del extra_args
-        if params is None and decays:
-            raise ValueError("weight_decay needs params: " + NO_PARAMS_MSG)
-        gradients, treedef = jax.tree.flatten(updates)
-        leaves = treedef.flatten_up_to(state.leaves)
-        values = treedef.flatten_up_to(updates if params is None else params)
-        pairs = [
-            update_leaf(jnp.asarray(g), leaf, value, state, index)
-            for index, (g, leaf, value) in enumerate(zip(gradients, leaves, values, strict=True))
-        ]
-        return treedef.unflatten([step for step, _ in pairs]), SubsetNormState(
-            optax.safe_increment(state.count),
-            state.key,
-            treedef.unflatten([leaf for _, leaf in pairs]),
+        if not is_zero(weight_decay):
+            require_params(params, "weight_decay")
+        steps, leaves = update_leaves(
+            updates, state.leaves, params, functools.partial(update_leaf, state)
         )
+        return steps, SubsetNormState(optax.safe_increment(state.count), state.key, leaves)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _one_minus_power(decay, steps):
-    """1 - decayᵗ without cancellation; 1 for decay 0."""
-    log = math.log(decay) if isinstance(decay, float) and decay > 0 else jnp.log(decay)
-    return -jnp.expm1(steps * log)

@@ -1,0 +1,71 @@
+"""What transformations share whose state has a different shape for each leaf."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+from optax._src.base import NO_PARAMS_MSG
+
+
+def wide(dtype) -> jnp.dtype:
+    """The type that a state is kept in: at least single precision."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def one_minus_power(decay, steps):
+    """1 - decayᵗ without cancellation; 1 for decay 0."""
+    log = math.log(decay) if isinstance(decay, float) and decay > 0 else jnp.log(decay)
+    return -jnp.expm1(steps * log)
+
+
+def is_zero(value) -> bool:
+    """Whether a hyperparameter is known to be zero; traced ones are not."""
+    return isinstance(value, float | int) and value == 0
+
+
+def require_params(params, why: str) -> None:
+    """Raise unless `params` were passed to `update`."""
+    if params is None:
+        raise ValueError(f"{why} needs params: {NO_PARAMS_MSG}")
+
+
+def rate_at(learning_rate: optax.ScalarOrSchedule, count, dtype):
+    """The learning rate of this step, as a scalar of this type."""
+    rate = learning_rate(count) if callable(learning_rate) else learning_rate
+    return jnp.asarray(rate, dtype)
+
+
+def init_leaves(params: optax.Params, init: Callable[[str, Any], Any]) -> PyTree:
+    """A tree of leaf states, `init` being called with each leaf's path and value."""
+    return jax.tree.map_with_path(
+        lambda path, leaf: init(jax.tree_util.keystr(path) or "params", jnp.asarray(leaf)), params
+    )
+
+
+def update_leaves(
+    updates: optax.Updates,
+    states: PyTree,
+    params: optax.Params | None,
+    update: Callable[..., tuple[Any, Any]],
+) -> tuple[optax.Updates, PyTree]:
+    """Call `update(index, gradient, leaf state, parameter)` on each leaf.
+
+    Gradients are widened first, and steps come back in the gradients' types. The parameter is
+    `None` if `params` is.
+    """
+    gradients, treedef = jax.tree.flatten(updates)
+    states = treedef.flatten_up_to(states)
+    values = [None] * len(gradients) if params is None else treedef.flatten_up_to(params)
+    steps, new = [], []
+    for index, (gradient, state, value) in enumerate(zip(gradients, states, values, strict=True)):
+        gradient = jnp.asarray(gradient)
+        dtype = wide(gradient.dtype)
+        value = None if value is None else jnp.asarray(value, dtype)
+        step, state = update(index, gradient.astype(dtype), state, value)
+        steps.append(step.astype(gradient.dtype))
+        new.append(state)
+    return treedef.unflatten(steps), treedef.unflatten(new)
