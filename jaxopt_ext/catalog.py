@@ -7,9 +7,11 @@ and a row here.
 import dataclasses
 import functools
 import importlib
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import jax
 import optax
 import optimistix as optx
 
@@ -238,7 +240,141 @@ SOLVERS: tuple[Row, ...] = (
     ),
 )
 
-OPTIMIZERS: tuple[Row, ...] = ()
+
+def _state_bytes(numbers: Callable[[Any], int]) -> Callable[[Any], int]:
+    """Bytes of a state with `numbers(leaf)` real numbers per leaf, at least single precision."""
+
+    def formula(params):
+        leaves = jax.tree.leaves(params)
+        return sum(numbers(leaf) * max(4, leaf.real.dtype.itemsize) for leaf in leaves)
+
+    return formula
+
+
+def _subspace_numbers(leaf: Any, long: int, short: int, other: int) -> int:
+    """`long` and `short` numbers per direction and entry of a matrix's sides, at quarter rank."""
+    if leaf.ndim != 2:
+        return other * leaf.size
+    rank = max(1, min(leaf.shape) // 4)
+    return rank * (long * max(leaf.shape) + short * min(leaf.shape))
+
+
+def _subset_numbers(leaf: Any) -> int:
+    """One number per row or column of a matrix, whichever are more."""
+    return max(leaf.shape) if leaf.ndim == 2 else leaf.size
+
+
+def _online_subspace_numbers(leaf: Any) -> int:
+    plain = leaf.ndim != 2 or max(1, min(leaf.shape) // 4) == min(leaf.shape)
+    return 2 * leaf.size if plain else _subspace_numbers(leaf, 2, 3, 2)
+
+
+def _badam_bytes(params: Any) -> int:
+    """Adam's two moments for the largest layer."""
+    labels = jax.tree.leaves(jxt.optimizers.blocks_by_layer(params))
+    leaves = jax.tree.leaves(params)
+    layers = [
+        sum(leaf.size for leaf, label in zip(leaves, labels, strict=True) if label == number)
+        for number in set(labels)
+    ]
+    return 2 * max(layers) * max(4, *(leaf.real.dtype.itemsize for leaf in leaves))
+
+
+def _microadam_bytes(params: Any) -> int:
+    """Ten rows of 1 % of the entries at four bytes, a 4-bit error, a range every 64 entries."""
+    total = 0
+    for leaf in jax.tree.leaves(params):
+        full, rest = divmod(leaf.size, 32768)
+        kept = full * math.ceil(0.01 * 32768) + math.ceil(0.01 * rest)
+        ranges = 2 * math.ceil(leaf.size / 64) * max(4, leaf.dtype.itemsize)
+        total += 10 * kept * 4 + math.ceil(leaf.size / 2) + ranges
+    return total
+
+
+_SN_SM = (
+    "Nguyen, Nguyen, Efficient Adaptive Optimization via Subset-Norm and Subspace-Momentum, 2025, "
+    "arXiv:2411.07120"
+)
+
+OPTIMIZERS: tuple[Row, ...] = (
+    Row(
+        "BAdam",
+        "optimizers.badam",
+        "optimizer",
+        "Luo, Yu, Li, BAdam: A Memory Efficient Full Parameter Training Method for Large Language "
+        "Models, 2024, arXiv:2404.02827",
+        lambda params: jxt.optimizers.badam(
+            1e-2, jxt.optimizers.blocks_by_layer(params), strict=False
+        ),
+        claim="optimizers/badam",
+        system="S176",
+        state_bytes=_badam_bytes,
+    ),
+    Row(
+        "MicroAdam",
+        "optimizers.microadam",
+        "optimizer",
+        "Modoranu et al., MicroAdam: Accurate Adaptive Optimization with Low Space Overhead and "
+        "Provable Convergence, 2024, arXiv:2405.15593",
+        lambda params: jxt.optimizers.microadam(1e-2),
+        claim="optimizers/microadam",
+        system="S027",
+        state_bytes=_microadam_bytes,
+    ),
+    Row(
+        "Online Subspace Descent",
+        "optimizers.online_subspace_descent",
+        "optimizer",
+        "Liang, Liu, Chen, Liu, Memory-Efficient LLM Training with Online Subspace Descent, 2024, "
+        "arXiv:2408.12857",
+        lambda params: jxt.optimizers.online_subspace_descent(1e-2, rank=0.25),
+        claim="optimizers/online_subspace",
+        system="S037",
+        state_bytes=_state_bytes(_online_subspace_numbers),
+    ),
+    Row(
+        "AdamSNSM",
+        "optimizers.adam_snsm",
+        "optimizer",
+        _SN_SM,
+        lambda params: jxt.optimizers.adam_snsm(1e-2, rank=0.25),
+        claim="optimizers/subset_norm",
+        system="S063",
+        state_bytes=_state_bytes(
+            lambda leaf: _subset_numbers(leaf) + _subspace_numbers(leaf, 1, 1, 1)
+        ),
+    ),
+    Row(
+        "Adam with Subset-Norm",
+        "optimizers.adam_sn",
+        "optimizer",
+        _SN_SM,
+        lambda params: jxt.optimizers.adam_sn(1e-2),
+        claim="optimizers/subset_norm",
+        system="S063",
+        state_bytes=_state_bytes(lambda leaf: leaf.size + _subset_numbers(leaf)),
+    ),
+    Row(
+        "Subset-Norm",
+        "optimizers.subset_norm",
+        "optimizer",
+        _SN_SM,
+        lambda params: jxt.optimizers.subset_norm(0.5),
+        claim="optimizers/subset_norm",
+        system="S063",
+        state_bytes=_state_bytes(_subset_numbers),
+    ),
+    Row(
+        "Subspace-Momentum",
+        "optimizers.subspace_momentum",
+        "optimizer",
+        _SN_SM,
+        lambda params: jxt.optimizers.subspace_momentum(1e-2, rank=0.25),
+        claim="optimizers/subset_norm",
+        system="S063",
+        state_bytes=_state_bytes(lambda leaf: _subspace_numbers(leaf, 1, 1, 1)),
+    ),
+)
 
 NETWORK: tuple[Row, ...] = (
     Row(
