@@ -13,7 +13,7 @@ CLAIM = (
     "Stochastic least squares for a 64 x 32 matrix of rank 10 with entries of variance 1 (batch "
     "32, learning rate 2e-2, 2000 steps, worst of 5 seeds): with rank-4 moments Online Subspace "
     "Descent ends at a relative error below 0.02, and stays above 0.2 with the subspace frozen. "
-    "Its online PCA, from a random basis, finds 4 leading directions in 1000 steps: least principal "
+    "Online PCA from a random basis finds 4 leading directions in 1000 steps: least principal "
     "cosine above 0.99 and |P'P - I| below 0.05."
 )
 
