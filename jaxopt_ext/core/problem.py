@@ -370,9 +370,9 @@ class QuadraticProgram(AbstractProblem):
         if self.l.shape != self.u.shape:
             raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
         if not checks.is_traced((self.l, self.u)):
-            checks.nonnegative("u - l", jnp.where(jnp.isinf(self.u - self.l), 1, self.u - self.l))
             if bool(jnp.any(self.l == jnp.inf)) or bool(jnp.any(self.u == -jnp.inf)):
                 raise ValueError("l must be below +inf and u above -inf")
+            checks.nonnegative("u - l", self.u - self.l)
         if eqx.is_array(self.P) and not checks.is_traced(self.P):
             skew = jnp.max(jnp.abs(self.P - jnp.swapaxes(self.P, -1, -2)), initial=0)
             scale = jnp.max(jnp.abs(self.P), initial=0)

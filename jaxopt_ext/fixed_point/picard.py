@@ -78,6 +78,7 @@ class KrasnoselskiiMann(AbstractSolver):
 
 class _HalpernState(eqx.Module):
     anchor: PyTree[Array]
+    ahead: PyTree[Array]
     steps: Array
     error: Float[Array, ""]
 
@@ -87,7 +88,8 @@ class Halpern(AbstractSolver):
     $\\lambda_k = 1 / (k + 2)$.
 
     For nonexpansive maps $\\|T(x_k) - x_k\\| \\le 2 \\|x_0 - x^*\\| / (k + 1)$, the best rate there
-    is, and the limit is the fixed point nearest to $x_0$.
+    is, and the limit is the fixed point nearest to $x_0$. The value is the last point whose error
+    is known: the next one would already lean back towards the anchor.
 
     **Arguments:**
 
@@ -102,13 +104,17 @@ class Halpern(AbstractSolver):
     problems = (FixedPoint,)
 
     def init(self, problem, x, key):
-        return _HalpernState(x, jnp.asarray(0, jnp.int32), jnp.asarray(jnp.inf, tree.real_dtype(x)))
+        return _HalpernState(
+            x, x, jnp.asarray(0, jnp.int32), jnp.asarray(jnp.inf, tree.real_dtype(x))
+        )
 
     def step(self, problem, x, state):
+        x = state.ahead
         mapped = problem.fun(x)
         weight = 1 / (state.steps.astype(state.error.dtype) + 2)
-        new = mix(mapped, state.anchor, weight)
-        return new, _HalpernState(state.anchor, state.steps + 1, residual_norm(x, mapped))
+        ahead = mix(mapped, state.anchor, weight)
+        error = residual_norm(x, mapped)
+        return x, _HalpernState(state.anchor, ahead, state.steps + 1, error)
 
     def error(self, problem, x, state):
         return state.error

@@ -97,7 +97,10 @@ class AffineSet(AbstractSet):
         self.pseudo_inverse = jnp.linalg.pinv(self.matrix)
 
     def project(self, x):
-        return x - self.pseudo_inverse @ (self.matrix @ x - self.rhs)
+        inverse, A, b = (
+            part.astype(x.dtype) for part in (self.pseudo_inverse, self.matrix, self.rhs)
+        )
+        return x - inverse @ (A @ x - b)
 
 
 class SecondOrderCone(AbstractSet):

@@ -26,7 +26,7 @@ class _AbstractSystem(eqx.Module):
     """Solves $(P + \\sigma I + A^\\top R A) x = b$."""
 
     @abc.abstractmethod
-    def solve(self, rhs, guess):
+    def solve(self, problem, rhs, guess):
         """The solution; `guess` starts iterative methods."""
 
 
@@ -35,17 +35,16 @@ class _Inverse(_AbstractSystem):
     # batches; the iteration corrects its rounding.
     inverse: Float[Array, "n n"]
 
-    def solve(self, rhs, guess):
+    def solve(self, problem, rhs, guess):
         return self.inverse @ rhs
 
 
 class _ConjugateGradient(_AbstractSystem):
-    problem: QuadraticProgram
     sigma: Float[Array, ""]
     rows: Float[Array, " m"]
 
-    def solve(self, rhs, guess):
-        P, A = as_map(self.problem.P), as_map(self.problem.A)
+    def solve(self, problem, rhs, guess):
+        P, A = as_map(problem.P), as_map(problem.A)
         operator = lx.FunctionLinearOperator(
             lambda x: P(x) + self.sigma * x + A.adjoint(self.rows * A(x)),
             jax.eval_shape(lambda: rhs),
@@ -74,7 +73,7 @@ class _Operator(eqx.Module):
         A = as_map(self.problem.A)
         z, y = self.split(v)
         rhs = self.sigma * x - self.problem.q + A.adjoint(self.rows * z - y)
-        x_tilde = self.system.solve(rhs, x)
+        x_tilde = self.system.solve(self.problem, rhs, x)
         alpha = self.relaxation
         x_new = alpha * x_tilde + (1 - alpha) * x
         v_new = alpha * A(x_tilde) + (1 - alpha) * z + (v - z)
@@ -154,7 +153,7 @@ class OSQP(AbstractSplittingSolver):
     def _system(self, problem, penalty) -> _AbstractSystem:
         rows, sigma = self._rows(problem, penalty), self.sigma.astype(problem.q.dtype)
         if not _is_dense(problem):
-            return _ConjugateGradient(problem, sigma, rows)
+            return _ConjugateGradient(sigma, rows)
         matrix = problem.P + problem.A.T @ (rows[:, None] * problem.A)
         matrix = matrix + sigma * jnp.eye(problem.q.size, dtype=matrix.dtype)
         factor = jax.scipy.linalg.cho_factor(matrix)

@@ -1,0 +1,310 @@
+"""ADMM, Douglas-Rachford, primal-dual and quadratic programs against cvxpy and dense algebra."""
+
+import cvxpy as cp
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+import jaxopt_ext as jxt
+from jaxopt_ext import fixed_point, minimize, prox, splitting
+from jaxopt_ext.splitting.ruiz import ruiz_scaling
+
+RNG = np.random.default_rng(0)
+X, Y = RNG.normal(size=(30, 8)), RNG.normal(size=30)
+LAM = 1.5
+
+
+def half_square(x):
+    return 0.5 * jnp.sum((X @ x - Y) ** 2)
+
+
+def lasso_reference():
+    u = cp.Variable(8)
+    cp.Problem(cp.Minimize(0.5 * cp.sum_squares(X @ u - Y) + LAM * cp.norm1(u))).solve(
+        solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12
+    )
+    return u.value
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"x_update": splitting.QuadraticUpdate()},
+        {"x_update": splitting.QuadraticUpdate(), "relaxation": 1.7, "penalty": 10.0},
+        {"x_update": splitting.QuadraticUpdate(), "balance": 10.0, "penalty": 1e-3},
+        {
+            "x_update": splitting.InexactUpdate(minimize.FISTA(tol=1e-11, max_steps=300)),
+            "penalty": 10.0,
+        },
+    ],
+    ids=["exact", "relaxed", "balanced", "inexact"],
+)
+def test_admm_on_the_lasso(options):
+    problem = jxt.Splitting(half_square, prox.L1(LAM))
+    solver = splitting.ADMM(tol=1e-8, max_steps=20_000, **options)
+    solution = jxt.solve(problem, solver, jnp.zeros(8))
+    assert solution.status == jxt.Status.converged
+    np.testing.assert_allclose(solution.value.z, lasso_reference(), atol=1e-6)
+    np.testing.assert_allclose(solution.value.x, solution.value.z, atol=1e-7)
+    # The multiplier: -y is the gradient of f, y a subgradient of g.
+    gradient = jax.grad(half_square)(solution.value.x)
+    np.testing.assert_allclose(-solution.value.dual, gradient, atol=1e-5)
+
+
+def test_balancing_saves_steps_from_a_bad_penalty():
+    problem = jxt.Splitting(half_square, prox.L1(LAM))
+    steps = [
+        int(
+            jxt.solve(
+                problem,
+                splitting.ADMM(
+                    penalty=1e-3,
+                    x_update=splitting.QuadraticUpdate(),
+                    balance=b,
+                    tol=1e-6,
+                    max_steps=20_000,
+                ),
+                jnp.zeros(8),
+            ).steps
+        )
+        for b in (None, 10.0)
+    ]
+    assert 3 * steps[1] < steps[0]
+
+
+@pytest.mark.parametrize("kind", ["matrix", "operator"])
+def test_admm_with_general_maps_and_right_hand_side(kind):
+    """min |x|_1 + 1/2 |z|^2  s.t.  A x + B z = c."""
+    rng = np.random.default_rng(1)
+    A, B, c = rng.normal(size=(4, 5)), rng.normal(size=(4, 3)), rng.normal(size=4)
+    u, v = cp.Variable(5), cp.Variable(3)
+    cp.Problem(cp.Minimize(cp.norm1(u) + 0.5 * cp.sum_squares(v)), [A @ u + B @ v == c]).solve(
+        solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12
+    )
+    wrap = lambda m: lx.MatrixLinearOperator(jnp.asarray(m)) if kind == "operator" else m
+    problem = jxt.Splitting(prox.L1(), prox.L2Squared(), wrap(A), wrap(B), jnp.asarray(c))
+    solver = splitting.ADMM(tol=1e-9, max_steps=50_000)
+    solution = jxt.solve(problem, solver, jnp.zeros(5))
+    assert solution.status == jxt.Status.converged
+    np.testing.assert_allclose(solution.value.x, u.value, atol=1e-5)
+    np.testing.assert_allclose(solution.value.z, v.value, atol=1e-5)
+
+
+def test_consensus_form():
+    parts = (jnp.asarray(X.reshape(5, 6, 8)), jnp.asarray(Y.reshape(5, 6)))
+    problem = splitting.consensus(
+        lambda x, d: 0.5 * jnp.sum((d[0] @ x - d[1]) ** 2), parts, prox.L1(LAM)
+    )
+    for update in (
+        splitting.QuadraticUpdate(),
+        splitting.InexactUpdate(minimize.FISTA(tol=1e-11, max_steps=200)),
+    ):
+        solver = splitting.ADMM(penalty=3.0, x_update=update, tol=1e-8, max_steps=20_000)
+        solution = jxt.solve(problem, solver, jnp.zeros((5, 8)))
+        np.testing.assert_allclose(solution.value.z, lasso_reference(), atol=1e-6)
+
+
+def test_douglas_rachford_between_two_sets():
+    """Projection onto an intersection, f = 1/2 |x - p|^2 over a box, and a hyperplane."""
+    p, normal = RNG.normal(size=6), RNG.normal(size=6)
+    u = cp.Variable(6)
+    cp.Problem(cp.Minimize(cp.sum_squares(u - p)), [u >= 0, u <= 1, normal @ u == 0.3]).solve(
+        solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12
+    )
+
+    class Boxed(prox.AbstractFunction):
+        """1/2 |x - p|^2 on the unit box."""
+
+        convex = True
+
+        def __call__(self, x):
+            return 0.5 * jnp.sum((x - p) ** 2)
+
+        def prox(self, x, step=1.0):
+            return jnp.clip((x + step * p) / (1 + step), 0, 1)
+
+    problem = jxt.Composite(Boxed(), prox.Hyperplane(normal, 0.3))
+    solution = jxt.solve(problem, splitting.DouglasRachford(tol=1e-10), jnp.zeros(6))
+    np.testing.assert_allclose(solution.value, u.value, atol=1e-6)
+
+
+def test_primal_dual_solves_a_linear_program_and_restarts_help():
+    rng = np.random.default_rng(4)
+    A = rng.uniform(size=(6, 10))
+    b, c = A @ rng.uniform(size=10), rng.uniform(size=10)
+    u = cp.Variable(10)
+    cp.Problem(cp.Minimize(c @ u), [A @ u == b, u >= 0]).solve(solver=cp.CLARABEL)
+
+    class Cost(prox.AbstractFunction):
+        """c'x on the orthant."""
+
+        convex = True
+
+        def __call__(self, x):
+            return jnp.vdot(c, x) + prox.NonNegative()(x)
+
+        def prox(self, x, step=1.0):
+            return jnp.maximum(x - step * c, 0)
+
+    problem = jxt.Saddle(Cost(), prox.Box(b, b), jnp.asarray(A))
+    steps = {}
+    for restart in (True, False):
+        solver = splitting.PrimalDualHybridGradient(restart=restart, tol=1e-8, max_steps=100_000)
+        solution = jxt.solve(problem, solver, jnp.zeros(10))
+        assert solution.status == jxt.Status.converged
+        np.testing.assert_allclose(c @ solution.value.primal, c @ u.value, rtol=1e-6)
+        steps[restart] = int(solution.steps)
+    assert steps[True] < steps[False]
+
+
+def test_primal_dual_with_a_smooth_term_and_its_operator():
+    """The fused lasso, the data term smooth."""
+    D = np.diff(np.eye(8), axis=0)
+    u = cp.Variable(8)
+    goal = 0.5 * cp.sum_squares(X @ u - Y) + cp.norm1(u) + 2 * cp.norm1(D @ u)
+    cp.Problem(cp.Minimize(goal)).solve(solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12)
+    problem = jxt.Saddle(prox.L1(1.0), prox.L1(2.0), jnp.asarray(D), half_square)
+    curvature = np.linalg.eigvalsh(X.T @ X)[-1]
+    method = splitting.PrimalDualHybridGradient(
+        step_size=0.45, weight=0.45 * curvature, adaptive=False, tol=1e-9, max_steps=50_000
+    )
+    solution = jxt.solve(problem, method, jnp.zeros(8))
+    np.testing.assert_allclose(solution.value.primal, u.value, atol=1e-6)
+    wrapped = fixed_point.fixed_point_of(problem, method)
+    start = method.start(problem, jnp.zeros(8))
+    fast = jxt.solve(wrapped, fixed_point.Anderson(tol=1e-10, max_steps=50_000), start)
+    np.testing.assert_allclose(method.read(problem, fast.value).primal, u.value, atol=1e-6)
+
+
+def random_program(seed, n=6, m=9, equalities=2, dtype=float):
+    rng = np.random.default_rng(seed)
+    root = rng.normal(size=(n, n - 1))
+    A = rng.normal(size=(m, n))
+    inside = A @ rng.normal(size=n)
+    l, u = inside - rng.uniform(0.1, 1, m), inside + rng.uniform(0.1, 1, m)
+    l[:equalities] = u[:equalities] = inside[:equalities]
+    l[equalities : equalities + 2] = -np.inf
+    u[-2:] = np.inf
+    arrays = (root @ root.T, rng.normal(size=n), A, l, u)
+    return tuple(np.asarray(a, dtype) for a in arrays)
+
+
+def clarabel(P, q, A, l, u):
+    x = cp.Variable(len(q))
+    low, high = np.isfinite(l), np.isfinite(u)
+    problem = cp.Problem(
+        cp.Minimize(0.5 * cp.quad_form(x, cp.psd_wrap(P)) + q @ x),
+        [A[low] @ x >= l[low], A[high] @ x <= u[high]],
+    )
+    problem.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
+    return x.value, problem.value
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("polish", [True, False])
+def test_quadratic_programs(seed, polish):
+    data = random_program(seed)
+    problem = jxt.QuadraticProgram(*data)
+    solver = splitting.OSQP(tol=1e-8, polish=polish, max_steps=2000)
+    solution = jxt.solve(problem, solver, None)
+    assert solution.status == jxt.Status.converged
+    _, value = clarabel(*data)
+    np.testing.assert_allclose(problem.objective(solution.value.primal), value, atol=1e-6)
+    residual = jax.tree.leaves(problem.residual(solution.value))
+    assert max(np.max(np.abs(r)) for r in residual) < (1e-9 if polish else 1e-5)
+
+
+def test_batch_in_single_precision_equals_one_by_one():
+    data = [random_program(seed, dtype=np.float32) for seed in range(4)]
+    stacked = [jnp.stack([d[i] for d in data]) for i in range(5)]
+    solver = splitting.OSQP(tol=1e-4)
+    solve = lambda *d: jxt.solve(jxt.QuadraticProgram(*d), solver, None).value.primal
+    batch = jax.jit(jax.vmap(solve))(*stacked)
+    assert batch.dtype == jnp.float32
+    for i, d in enumerate(data):
+        np.testing.assert_allclose(
+            batch[i], clarabel(*np.float64(1) * np.array(d, object))[0], atol=5e-3
+        )
+
+
+def test_matrix_free_equals_dense():
+    P, q, A, l, u = random_program(1)
+    free = jxt.QuadraticProgram(
+        lx.FunctionLinearOperator(lambda x: P @ x, jax.ShapeDtypeStruct((6,), float)),
+        q,
+        lx.FunctionLinearOperator(lambda x: A @ x, jax.ShapeDtypeStruct((6,), float)),
+        l,
+        u,
+    )
+    solution = jxt.solve(free, splitting.OSQP(tol=1e-7, max_steps=2000), None)
+    assert solution.status == jxt.Status.converged
+    np.testing.assert_allclose(
+        free.objective(solution.value.primal), clarabel(P, q, A, l, u)[1], atol=1e-5
+    )
+
+
+def test_warm_start_and_refresh():
+    P, q, A, l, u = random_program(2)
+    solver = splitting.OSQP(tol=1e-8, max_steps=2000, polish=False)
+    first = jxt.solve(jxt.QuadraticProgram(P, q, A, l, u), solver, None)
+    again = jxt.solve(jxt.QuadraticProgram(P, q, A, l, u), solver, first.value, state=first.state)
+    assert int(again.steps) <= 1
+    # A changed matrix must not meet the old factorization.
+    changed = jxt.QuadraticProgram(P + np.eye(6), q, A, l, u)
+    warm = jxt.solve(changed, solver, first.value, state=first.state)
+    assert warm.status == jxt.Status.converged
+    np.testing.assert_allclose(warm.value.primal, clarabel(P + np.eye(6), q, A, l, u)[0], atol=1e-5)
+
+
+def test_linear_program_and_textbook_form():
+    rng = np.random.default_rng(4)
+    A = rng.uniform(size=(3, 6))
+    b, c = A @ rng.uniform(size=6), rng.uniform(size=6)
+    problem = jxt.QuadraticProgram.from_inequalities(
+        np.zeros((6, 6)), c, A=A, b=b, G=-np.eye(6), h=np.zeros(6)
+    )
+    solution = jxt.solve(problem, splitting.OSQP(tol=1e-7, max_steps=4000), None)
+    u = cp.Variable(6)
+    optimum = cp.Problem(cp.Minimize(c @ u), [A @ u == b, u >= 0]).solve(solver=cp.CLARABEL)
+    np.testing.assert_allclose(c @ solution.value.primal, optimum, rtol=1e-5)
+
+
+def test_ruiz_equilibrates_and_inverts():
+    P, q, A, l, u = random_program(3)
+    D = np.diag(10.0 ** RNG.uniform(-2, 2, 6))
+    problem = jxt.QuadraticProgram(D @ P @ D, D @ q, A @ D, l, u)
+    scaling = ruiz_scaling(problem, 20)
+    scaled = scaling.scale(problem)
+    columns = np.maximum(np.abs(scaled.P).max(axis=0), np.abs(scaled.A).max(axis=0))
+    assert columns.max() / columns.min() < 10
+    point = jxt.PrimalDual(jnp.arange(6.0), jnp.arange(9.0))
+    back = scaling.backward(scaling.forward(point))
+    assert jax.tree.all(jax.tree.map(jnp.allclose, back, point))
+
+
+def test_osqp_operator_has_the_solution_as_fixed_point():
+    data = random_program(0)
+    problem = jxt.QuadraticProgram(*data)
+    solver = splitting.OSQP(tol=1e-10, max_steps=4000)
+    solution = jxt.solve(problem, solver, None)
+    T, u = solver.operator(problem), solver.start(problem, solution.value)
+    for a, b in zip(T(u), u, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    read = solver.read(problem, u)
+    np.testing.assert_allclose(read.primal, solution.value.primal)
+    np.testing.assert_allclose(read.dual, solution.value.dual, atol=1e-8)
+
+
+def test_no_factorization_inside_the_iterations():
+    """The reduced system is factorized outside of the inner loop."""
+    problem = jxt.QuadraticProgram(*random_program(0))
+    solver = splitting.OSQP()
+    x = problem.start(None)
+    state = solver.init(problem, x, jax.random.key(0))
+    jaxpr = jax.make_jaxpr(lambda s: solver.step(problem, x, s))(state).jaxpr
+    iterations = [e for e in jaxpr.eqns if e.primitive.name == "scan"]
+    assert len(iterations) == 1
+    assert "cholesky" not in str(iterations[0])
+    assert "cholesky" in str(jaxpr)
