@@ -295,6 +295,17 @@ _SN_SM = (
     "Nguyen, Nguyen, Efficient Adaptive Optimization via Subset-Norm and Subspace-Momentum, 2025, "
     "arXiv:2411.07120"
 )
+_ADAMP = (
+    "Heo et al., AdamP: Slowing Down the Slowdown for Momentum Optimizers on Scale-invariant "
+    "Weights, 2021, arXiv:2006.08217"
+)
+_GENERALIZED_SMOOTH = (
+    "Zhang, Zhou, Zou, Convergence Guarantees for RMSProp and Adam in Generalized-smooth "
+    "Non-convex Optimization with Affine Noise Variance, 2025, arXiv:2404.01436"
+)
+_ASWA = (
+    "Madhyastha, Jain, On Model Stability as a Function of Random Seed, 2019, arXiv:1909.10447"
+)
 
 OPTIMIZERS: tuple[Row, ...] = (
     Row(
@@ -316,7 +327,7 @@ OPTIMIZERS: tuple[Row, ...] = (
         "optimizer",
         "Modoranu et al., MicroAdam: Accurate Adaptive Optimization with Low Space Overhead and "
         "Provable Convergence, 2024, arXiv:2405.15593",
-        lambda params: jxt.optimizers.microadam(1e-2),
+        lambda params: jxt.optimizers.microadam(5e-4),
         claim="optimizers/microadam",
         system="S027",
         state_bytes=_microadam_bytes,
@@ -373,6 +384,122 @@ OPTIMIZERS: tuple[Row, ...] = (
         claim="optimizers/subset_norm",
         system="S063",
         state_bytes=_state_bytes(lambda leaf: _subspace_numbers(leaf, 1, 1, 1)),
+    ),
+    Row(
+        "EXAdam",
+        "optimizers.exadam",
+        "optimizer",
+        "Adly, EXAdam: The Power of Adaptive Cross-Moments, 2024, arXiv:2412.20302",
+        lambda params: jxt.optimizers.exadam(1e-2),
+        claim="optimizers/exadam",
+        system="S094",
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "Adan",
+        "optimizers.adan",
+        "optimizer",
+        "Xie et al., Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models, "
+        "2024, arXiv:2208.06677",
+        lambda params: jxt.optimizers.adan(1e-2),
+        claim="optimizers/adan",
+        system="S102",
+        state_bytes=_state_bytes(lambda leaf: 4 * leaf.size),
+    ),
+    Row(
+        "AdamP",
+        "optimizers.adamp",
+        "optimizer",
+        _ADAMP,
+        lambda params: jxt.optimizers.adamp(1e-2),
+        claim="optimizers/adamp",
+        system="S034",
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "SGDP",
+        "optimizers.sgdp",
+        "optimizer",
+        _ADAMP,
+        lambda params: jxt.optimizers.sgdp(1e-2, 0.9),
+        claim="optimizers/adamp",
+        system="S034",
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "MultiAdam",
+        "optimizers.multiadam",
+        "optimizer",
+        "Yao et al., MultiAdam: Parameter-wise Scale-invariant Optimizer for Multiscale Training "
+        "of Physics-informed Neural Networks, 2023, arXiv:2306.02816",
+        lambda params: jxt.optimizers.multiadam(1e-2),
+        claim="optimizers/multiadam",
+        system="S066",
+        extras=("loss_grads",),
+        state_bytes=_state_bytes(lambda leaf: 2 * 2 * leaf.size),
+    ),
+    Row(
+        "RMSProp under generalized smoothness",
+        "optimizers.rmsprop_gs",
+        "optimizer",
+        _GENERALIZED_SMOOTH,
+        lambda params: jxt.optimizers.rmsprop_gs(1e-2),
+        claim="optimizers/adam",
+        system="S046",
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "Adam under generalized smoothness",
+        "optimizers.adam_gs",
+        "optimizer",
+        _GENERALIZED_SMOOTH,
+        lambda params: jxt.optimizers.adam_gs(1e-2),
+        claim="optimizers/adam",
+        system="S046",
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "Aggressive stochastic weight averaging (ASWA)",
+        "optimizers.aswa",
+        "optimizer",
+        _ASWA,
+        lambda params: jxt.optimizers.aswa(optax.sgd(1e-2), 10),
+        claim="optimizers/aswa",
+        system="S104",
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "Norm-filtered aggressive stochastic weight averaging (NASWA)",
+        "optimizers.aswa",
+        "optimizer",
+        _ASWA,
+        lambda params: jxt.optimizers.aswa(optax.sgd(1e-2), 10, norm_filter=True),
+        claim="optimizers/aswa",
+        system="S104",
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "Switch EMA",
+        "optimizers.switch_ema",
+        "optimizer",
+        "Li et al., Switch EMA: A Free Lunch for Better Flatness and Sharpness, 2024, "
+        "arXiv:2402.09240",
+        lambda params: jxt.optimizers.switch_ema(optax.sgd(1e-2), 0.9, steps_per_epoch=10),
+        claim="optimizers/switch_ema",
+        system="S127",
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "Multi-momentum variance reduction (Discover)",
+        "optimizers.multi_momentum",
+        "optimizer",
+        "Tondji, Kashubin, Cisse, Variance Reduction in Deep Learning: More Momentum is All You "
+        "Need, 2021, arXiv:2111.11828",
+        lambda params: jxt.optimizers.multi_momentum(optax.sgd(1e-2), 2),
+        claim="optimizers/multimomentum",
+        system="S122",
+        extras=("cluster_grads", "cluster_frac"),
+        state_bytes=_state_bytes(lambda leaf: (2 + 1) * leaf.size),
     ),
 )
 

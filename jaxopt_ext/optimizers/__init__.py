@@ -12,16 +12,79 @@ Less memory than Adam's two numbers per parameter:
 - `subspace_momentum`, `adam_snsm`: momentum in a low-dimensional subspace, SGD in its complement.
 - `online_subspace_descent`: both moments in a subspace that online PCA keeps moving.
 
+Faster or steadier than Adam at its own price in memory:
+
+- `exadam`: moments that correct each other, and a step that grows with the logarithm of time.
+- `adan`: Nesterov momentum from differences of gradients; for large batches.
+- `adamp`, `sgdp`: for networks with normalisation layers, whose weights are scale-invariant;
+  `project_radial` is the projection alone.
+- `rmsprop_gs`, `adam_gs`: the forms with guarantees on functions that are not smooth, under noise
+  that grows with the gradient; `theory_hyperparams` gives the rates.
+
+More than one gradient per step:
+
+- `multiadam`: one Adam for each group of losses, as of physics-informed networks; `grouped_grads`
+  makes the gradients.
+- `multi_momentum`, `discover_sgd`, `discover_sgdm`, `discover_qhm`, `discover_igt`: one momentum for
+  each cluster of the data takes the variance between clusters out; `cluster_grads`.
+
+Averages of the weights, around any other transformation; `averaged_params` reads the average:
+
+- `switch_ema`: training goes on from an exponential average each epoch.
+- `aswa`: from the mean, optionally of filtered weights (NASWA), which steadies models over seeds;
+  `prediction_std`, `jaccard_topk` and `relative_entropy` measure that.
+- `weight_switch`: the wrapper behind both, for other averages.
+
 Shared blocks: `projectors` (subspaces of matrices), `quantize` (4-bit codes, largest entries).
 """
 
+from .adam import (
+    SinhProblem,
+    adam_gs,
+    affine_noise,
+    rmsprop_gs,
+    sinh_problem,
+    theory_hyperparams,
+)
+from .adamp import (
+    ScaleByAdamPState,
+    ScaleBySGDPState,
+    adamp,
+    project_radial,
+    scale_by_adamp,
+    scale_by_sgdp,
+    sgdp,
+)
+from .adan import ScaleByAdanState, adan, restart_adan, scale_by_adan
+from .averaging import (
+    aswa,
+    averaged_params,
+    jaccard_topk,
+    prediction_std,
+    relative_entropy,
+    switch_ema,
+)
 from .badam import (
     BAdamState,
     badam,
     blocks_by_layer,
     value_and_block_grad,
 )
+from .exadam import ScaleByEXAdamState, exadam, scale_by_exadam
 from .microadam import MicroAdamState, microadam
+from .multiadam import ScaleByMultiAdamState, grouped_grads, multiadam, scale_by_multiadam
+from .multimomentum import (
+    MultiMomentumState,
+    cluster_grads,
+    discover_igt,
+    discover_qhm,
+    discover_sgd,
+    discover_sgdm,
+    lookahead_params,
+    multi_momentum,
+    scale_by_igt,
+    scale_by_qhm,
+)
 from .online_subspace import (
     OnlineSubspaceState,
     online_subspace_descent,
@@ -48,30 +111,84 @@ from .subset_norm import (
     subset_norm,
     subspace_momentum,
 )
+from .weight_switch import (
+    AbstractAggregator,
+    ExponentialMean,
+    NormFilteredMean,
+    RunningMean,
+    WeightSwitchState,
+    weight_switch,
+)
 
 __all__ = [
+    "AbstractAggregator",
     "AbstractMatrixProjector",
     "BAdamState",
     "CoordinateProjector",
+    "ExponentialMean",
     "MicroAdamState",
+    "MultiMomentumState",
+    "NormFilteredMean",
     "OnlineSubspaceState",
     "OrthonormalProjector",
     "Quantized4Bit",
+    "RunningMean",
     "SVDProjector",
+    "ScaleByAdamPState",
+    "ScaleByAdanState",
+    "ScaleByEXAdamState",
+    "ScaleByMultiAdamState",
+    "ScaleBySGDPState",
+    "SinhProblem",
     "SubsetNormState",
     "TopNormProjector",
+    "WeightSwitchState",
+    "adam_gs",
     "adam_sn",
     "adam_snsm",
+    "adamp",
+    "adan",
+    "affine_noise",
+    "aswa",
+    "averaged_params",
     "badam",
     "blocks_by_layer",
+    "cluster_grads",
     "dequantize_4bit",
+    "discover_igt",
+    "discover_qhm",
+    "discover_sgd",
+    "discover_sgdm",
+    "exadam",
+    "grouped_grads",
+    "jaccard_topk",
+    "lookahead_params",
     "microadam",
+    "multi_momentum",
+    "multiadam",
     "online_subspace_descent",
+    "prediction_std",
+    "project_radial",
     "quantize_4bit",
+    "relative_entropy",
+    "restart_adan",
+    "rmsprop_gs",
+    "scale_by_adamp",
+    "scale_by_adan",
+    "scale_by_exadam",
+    "scale_by_igt",
+    "scale_by_multiadam",
+    "scale_by_qhm",
+    "scale_by_sgdp",
+    "sgdp",
+    "sinh_problem",
     "subset_norm",
     "subspace_gradient",
     "subspace_loss",
     "subspace_momentum",
+    "switch_ema",
+    "theory_hyperparams",
     "topk_blocks",
     "value_and_block_grad",
+    "weight_switch",
 ]
