@@ -25,8 +25,8 @@ More than one gradient per step:
 
 - `multiadam`: one Adam for each group of losses, as of physics-informed networks; `grouped_grads`
   makes the gradients.
-- `multi_momentum`, `discover_sgd`, `discover_sgdm`, `discover_qhm`, `discover_igt`: one momentum for
-  each cluster of the data takes the variance between clusters out; `cluster_grads`.
+- `multi_momentum`, `discover_sgd`, `discover_sgdm`, `discover_qhm`, `discover_igt`: one momentum
+  for each cluster of the data takes out the variance between them; `cluster_grads`.
 
 Averages of the weights, around any other transformation; `averaged_params` reads the average:
 
