@@ -1,0 +1,81 @@
+"""What the conformance suite asks of a kernel."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from .formats import BCSR
+from .spmm import bcsr_matmul
+
+
+class AbstractKernelCase(eqx.Module):
+    """A kernel with a way to draw inputs and a dense reference."""
+
+    @abc.abstractmethod
+    def draw(self, seed: int, dtype: Any) -> tuple[Any, ...]:
+        """Arguments of a random shape, empty and ragged ones included."""
+
+    @abc.abstractmethod
+    def large(self, dtype: Any) -> tuple[Any, ...]:
+        """Arguments of a shape that suits accelerators."""
+
+    @abc.abstractmethod
+    def call(self, *arguments: Any, implementation: str | None = None) -> Array:
+        """The kernel."""
+
+    @abc.abstractmethod
+    def reference(self, *arguments: Any) -> Array:
+        """The same by dense algebra that shares no code with the kernel."""
+
+    @abc.abstractmethod
+    def differentiable(self, *arguments: Any) -> list[Array]:
+        """The arrays that the kernel has derivatives in."""
+
+    @abc.abstractmethod
+    def replace(self, arguments: tuple[Any, ...], arrays: list[Array]) -> tuple[Any, ...]:
+        """The arguments with those arrays in them."""
+
+
+class BCSRMatmulCase(AbstractKernelCase):
+    """`bcsr_matmul`."""
+
+    def _make(self, rng, shape, block, k, density, dtype):
+        mask = rng.random((-(-shape[0] // block[0]), -(-shape[1] // block[1]))) < density
+        mask = np.kron(mask, np.ones(block))[: shape[0], : shape[1]]
+        matrix = (mask * rng.normal(size=shape)).astype(np.float64)
+        dense = jnp.asarray(rng.normal(size=(shape[1], k)), dtype)
+        sparse = BCSR.from_dense(matrix, block)
+        return eqx.tree_at(lambda s: s.values, sparse, sparse.values.astype(dtype)), dense
+
+    def draw(self, seed, dtype):
+        rng = np.random.default_rng(seed)
+        block = tuple(int(b) for b in rng.integers(1, 6, 2))
+        shape = tuple(int(s) for s in rng.integers(0, 14, 2))
+        return self._make(
+            rng, shape, block, int(rng.integers(0, 5)), rng.choice([0, 0.3, 1]), dtype
+        )
+
+    def large(self, dtype):
+        return self._make(np.random.default_rng(0), (256, 512), (16, 128), 256, 0.3, dtype)
+
+    def call(self, *arguments, implementation=None):
+        return bcsr_matmul(*arguments, implementation=implementation)
+
+    def reference(self, *arguments):
+        matrix, dense = arguments
+        m, n = matrix.shape
+        r, c = matrix.block
+        out = np.zeros((matrix.block_rows * r, max(matrix.block_columns * c, n)))
+        for value, i, j in zip(matrix.values, matrix.rows, matrix.columns, strict=True):
+            out[i * r : (i + 1) * r, j * c : (j + 1) * c] += np.asarray(value, np.float64)
+        return out[:m, :n] @ np.asarray(dense, np.float64)
+
+    def differentiable(self, *arguments):
+        return [arguments[0].values, arguments[1]]
+
+    def replace(self, arguments, arrays):
+        return eqx.tree_at(lambda s: s.values, arguments[0], arrays[0]), arrays[1]

@@ -1,0 +1,98 @@
+"""Every kernel in the catalogue keeps the contract of kernels."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from aot import topology
+from hypothesis import given, settings, strategies as st
+
+from jaxopt_ext import catalog
+
+ROWS = catalog.rows("kernel")
+EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+BODIES = pytest.mark.parametrize("implementation", ["xla", "pallas"])
+
+
+def test_there_are_kernels():
+    assert ROWS
+
+
+@EACH
+@BODIES
+def test_equals_the_dense_reference(row, implementation):
+    case = row.example()
+
+    @settings(deadline=None, max_examples=25 if implementation == "xla" else 12)
+    @given(st.integers(0, 2**31))
+    def check(seed):
+        arguments = case.draw(seed, jnp.float64)
+        found = case.call(*arguments, implementation=implementation)
+        wanted = case.reference(*arguments)
+        assert found.shape == wanted.shape
+        np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
+
+    check()
+
+
+@EACH
+@BODIES
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_types_are_kept(row, implementation, dtype):
+    case = row.example()
+    arguments = case.large(dtype)
+    found = case.call(*arguments, implementation=implementation)
+    assert found.dtype == dtype
+    wanted = case.reference(*arguments)
+    scale = np.abs(wanted).max()
+    tolerance = scale * (1e-5 if dtype == jnp.float32 else 1e-2)
+    np.testing.assert_allclose(np.asarray(found, np.float64), wanted, atol=tolerance)
+
+
+@EACH
+@BODIES
+def test_derivatives_equal_differences_of_the_reference(row, implementation):
+    case = row.example()
+    draws = (case.draw(seed, jnp.float64) for seed in range(100))
+    arguments = next(d for d in draws if all(a.size for a in case.differentiable(*d)))
+    arrays = case.differentiable(*arguments)
+    weights = np.cos(np.arange(case.reference(*arguments).size))
+
+    def score(arrays):
+        moved = case.replace(arguments, arrays)
+        return jnp.vdot(weights, case.call(*moved, implementation=implementation).ravel())
+
+    gradients = jax.grad(score)(arrays)
+    rng = np.random.default_rng(0)
+    for i, array in enumerate(arrays):
+        direction = rng.normal(size=array.shape)
+
+        def shifted(h, i=i, direction=direction):
+            moved = [a + h * direction if j == i else a for j, a in enumerate(arrays)]
+            return weights @ case.reference(*case.replace(arguments, moved)).ravel()
+
+        wanted = (shifted(1e-5) - shifted(-1e-5)) / 2e-5
+        np.testing.assert_allclose(np.sum(gradients[i] * direction), wanted, rtol=1e-6, atol=1e-8)
+
+
+@EACH
+def test_compiles_ahead_of_time_for_tpu(row):
+    case = row.example()
+    chip = jax.sharding.SingleDeviceSharding(topology("v5e:2x2").devices[0])
+    arguments = case.large(jnp.float32)
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), arguments
+    )
+    forward = jax.jit(lambda *a: case.call(*a, implementation="pallas"))
+    with jax.enable_x64(False):
+        compiled = forward.trace(*shapes).lower().compile()
+    assert "tpu_custom_call" in compiled.as_text()
+
+
+@EACH
+def test_lowers_for_cuda(row):
+    case = row.example()
+    arguments = case.large(jnp.float32)
+    forward = jax.jit(lambda *a: case.call(*a, implementation="pallas"))
+    lowered = forward.trace(*arguments).lower(lowering_platforms=("cuda",))
+    assert "triton" in lowered.as_text().lower()
