@@ -140,28 +140,28 @@ def badam(
         labels = cut.labels(updates)
         decaying = _decaying(decay_mask, params, leaves) if decays else [False] * len(leaves)
 
-        def finish(u, gradient, value, decay):
-            step = u - weight_decay * value.astype(u.dtype) if decay else u
-            rate = rate_at(learning_rate, state.count, u.real.dtype)
-            return (rate * step).astype(gradient.dtype)
-
         if packed:
             pack = functools.partial(cut.pack, labels, state.block)
             flat, inner_state = direction.update(
                 pack(leaves), state.inner, None if params is None else pack(values)
             )
-            out = cut.unpack(labels, state.block, flat, leaves, values, decaying, finish)
+            moved = cut.unpack(labels, flat, leaves)
         else:
             widen = lambda x: None if x is None else x.astype(wide(x.dtype))
             tree = lambda xs: jax.tree.unflatten(treedef, [widen(x) for x in xs])
             moved, inner_state = direction.update(
                 tree(leaves), state.inner, None if params is None else tree(values)
             )
-            steps = map(finish, treedef.flatten_up_to(moved), leaves, values, decaying)
-            out = [
-                jnp.where(cut.in_turn(label, state.block), step, 0)
-                for label, step in zip(labels, steps, strict=True)
-            ]
+            moved = treedef.flatten_up_to(moved)
+
+        def finish(label, u, gradient, value, decay):
+            u = u if jnp.iscomplexobj(gradient) else u.real
+            step = u - weight_decay * value.astype(u.dtype) if decay else u
+            rate = rate_at(learning_rate, state.count, u.real.dtype)
+            step = jnp.where(cut.in_turn(label, state.block), rate * step, 0)
+            return step.astype(gradient.dtype)
+
+        out = list(map(finish, labels, moved, leaves, values, decaying))
 
         inner_count = optax.safe_increment(state.inner_count)
         block_ended = inner_count >= switch_every
@@ -347,61 +347,59 @@ class _Cut:
 
     def in_turn(self, label: int, block: Int[Array, ""]):
         """The same for a block that is known at run time only."""
-        return jnp.asarray(True) if label in self.active else block == label
+        return True if label in self.active else block == label
+
+    def slots(self, labels, leaves) -> tuple[list[int], int]:
+        """Where each leaf starts in the flat buffer of its block, and the buffer's size.
+
+        Leaves that are always on come first, so that every leaf has one place.
+        """
+        ends = dict.fromkeys(self.turns, 0)
+        starts = [0] * len(leaves)
+        common = 0
+        for i, (label, leaf) in enumerate(zip(labels, leaves, strict=True)):
+            if label in self.active:
+                starts[i] = common
+                common += leaf.size
+        for i, (label, leaf) in enumerate(zip(labels, leaves, strict=True)):
+            if label in ends:
+                starts[i] = common + ends[label]
+                ends[label] += leaf.size
+        return starts, common + max(ends.values())
 
     def buffer(self, labels, leaves) -> Array:
         """Zeros for the largest block."""
-        pairs = list(zip(labels, leaves, strict=True))
-        sizes = [
-            sum(leaf.size for label, leaf in pairs if self.in_block(label, block))
-            for block in self.turns
-        ]
         dtype = jnp.result_type(jnp.float32, *[wide(leaf.dtype) for leaf in leaves])
-        return jnp.zeros(max(sizes), dtype)
+        return jnp.zeros(self.slots(labels, leaves)[1], dtype)
 
     def pack(self, labels, block, leaves) -> Array:
-        """The current block's leaves, one after the other, zero-padded to the largest block."""
-        buffer = self.buffer(labels, leaves)
+        """The current block's leaves, each in its slot; zeros behind them."""
+        empty = self.buffer(labels, leaves)
+        starts, size = self.slots(labels, leaves)
 
         def branch(number):
             def run(leaves):
-                own = [
-                    leaf.reshape(-1).astype(buffer.dtype)
-                    for label, leaf in zip(labels, leaves, strict=True)
-                    if self.in_block(label, number)
-                ]
-                flat = jnp.concatenate([*own, buffer[:0]])
-                return jnp.pad(flat, (0, buffer.size - flat.size))
+                own = [i for i, label in enumerate(labels) if self.in_block(label, number)]
+                own = sorted(own, key=lambda i: (starts[i], leaves[i].size))
+                parts = [leaves[i].reshape(-1).astype(empty.dtype) for i in own]
+                flat = jnp.concatenate([*parts, empty[:0]])
+                return jnp.pad(flat, (0, size - flat.size))
 
             return run
 
-        return self._switch(branch, block, leaves)
-
-    def unpack(self, labels, block, flat, leaves, values, decaying, finish) -> list[Array]:
-        """Each leaf's step: its part of `flat`, finished, in the current block; zero elsewhere."""
-
-        def branch(number):
-            def run(operands):
-                flat, leaves, values = operands
-                out, start = [], 0
-                for label, leaf, value, decay in zip(labels, leaves, values, decaying, strict=True):
-                    if not self.in_block(label, number):
-                        out.append(jnp.zeros_like(leaf))
-                        continue
-                    part = flat[start : start + leaf.size].reshape(leaf.shape)
-                    start += leaf.size
-                    part = part if jnp.iscomplexobj(leaf) else part.real
-                    out.append(finish(part, leaf, value, decay))
-                return out
-
-            return run
-
-        return self._switch(branch, block, (flat, leaves, values))
-
-    def _switch(self, branch, block, operands):
         # Blocks that are always on have no turn of their own, so their branch is never taken.
         numbers = [i if i in self.turns else self.turns[0] for i in range(self.num_blocks)]
-        return jax.lax.switch(block, [branch(number) for number in numbers], operands)
+        return jax.lax.switch(block, [branch(number) for number in numbers], leaves)
+
+    def unpack(self, labels, flat, leaves) -> list[Array]:
+        """For each leaf what lies in its slot, which is its own only if its block has its turn."""
+        starts, _ = self.slots(labels, leaves)
+        return [
+            jnp.zeros(leaf.shape, flat.dtype)
+            if label == FROZEN
+            else flat[start : start + leaf.size].reshape(leaf.shape)
+            for label, start, leaf in zip(labels, starts, leaves, strict=True)
+        ]
 
 
 def _flatten(tree):
