@@ -79,6 +79,6 @@ def run() -> Outcome:
         table,
         bool(holds),
         f"Adam at 1e-3: train loss {adam_loss[0]:.2g}, test accuracy {adam_accuracy[0]:.4f}; its "
-        f"best test accuracy {adam_accuracy.max():.4f}. Rates are chosen by train loss; at its best "
+        f"best test accuracy {adam_accuracy.max():.4f}. Rates chosen by train loss; at its best "
         "rate Adam's train loss is the lower one.",
     )
