@@ -154,6 +154,26 @@ def test_packed_equals_masked_over_three_epochs_and_is_small():
     assert sum(x.size for x in counters) == 5 + 3
 
 
+def test_descends_with_small_steps():
+    rng = np.random.default_rng(0)
+    A, b = jnp.asarray(rng.normal(size=(12, 6))), jnp.asarray(rng.normal(size=12))
+    loss = lambda x: jnp.sum((A @ jnp.concatenate(x) - b) ** 2)
+    tx = badam(1e-3, [0, 1, 2], switch_every=4)
+
+    @jax.jit
+    def run(x):
+        def step(carry, _):
+            x, state = carry
+            value, grads = jax.value_and_grad(loss)(x)
+            updates, state = tx.update(grads, state, x)
+            return (optax.apply_updates(x, updates), state), value
+
+        return jax.lax.scan(step, (x, tx.init(x)), length=240)[1]
+
+    values = run([jnp.ones(2)] * 3)
+    assert np.all(np.diff(values) < 0)
+
+
 def test_multi_steps_counts_optimizer_steps():
     params = tree()
     tx = optax.MultiSteps(badam(1e-2, LABELS, switch_every=2, order="ascending"), 3)

@@ -89,6 +89,6 @@ def run() -> Outcome:
         table,
         bool(holds),
         "Bytes are those of the default k = 0.01 and buckets of 64. Digits, without a threshold: a "
-        "64-128-10 network, batch 50, 800 steps, best rate of {1e-3, 3e-3, 1e-2} by train loss; Adam "
-        "is ahead there.",
+        "64-128-10 network, batch 50, 800 steps, best rate of {1e-3, 3e-3, 1e-2} by train loss; "
+        "Adam is ahead there.",
     )
