@@ -82,5 +82,6 @@ def run() -> Outcome:
         table,
         holds,
         f"Means over {SEEDS} seeds, 64 on the quadratic, where decay 0.99 has not yet "
-        f"forgotten the start after 600 steps: {mine['quadratic'] / plain['quadratic']:.2f} of plain SGD's loss.",
+        f"forgotten the start after 600 steps: {mine['quadratic'] / plain['quadratic']:.2f} of "
+        "plain SGD's loss.",
     )
