@@ -39,6 +39,20 @@ def rate_at(learning_rate: optax.ScalarOrSchedule, count, dtype):
     return jnp.asarray(rate, dtype)
 
 
+def mask_like(tree: PyTree, state: PyTree) -> PyTree:
+    """An extra argument shaped like the parameters, without the leaves that `state` does not have.
+
+    `optax.masked` takes leaves out of gradients and parameters, but passes extra arguments whole.
+    """
+
+    def is_masked(node):
+        return isinstance(node, optax.MaskedNode)
+
+    return jax.tree.map(
+        lambda kept, leaf: kept if is_masked(kept) else leaf, state, tree, is_leaf=is_masked
+    )
+
+
 def init_leaves(params: optax.Params, init: Callable[[str, Any], Any]) -> PyTree:
     """A tree of leaf states, `init` being called with each leaf's path and value."""
     return jax.tree.map_with_path(

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import is_zero, require_params
+from ._leafwise import is_zero, mask_like, require_params
 from ._precision import keep_wide, widen
 
 
@@ -52,6 +52,7 @@ def _checked(loss_grads, moments):
             "multiadam needs loss_grads, the gradients of all groups stacked on a leading axis: "
             "update(grads, state, params, loss_grads=grouped_grads(losses)(params)[1])"
         )
+    loss_grads = mask_like(loss_grads, moments)
     for grad, moment in zip(jax.tree.leaves(loss_grads), jax.tree.leaves(moments), strict=True):
         if jnp.shape(grad) != moment.shape:
             raise ValueError(

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
+from ._leafwise import mask_like
 from ._precision import keep_wide, narrow
 
 
@@ -114,7 +115,8 @@ def multi_momentum(
                     "update(grads, state, params, **cluster_grads(loss, params, batch, ids, K)) or "
                     "update(grads, state, params, cluster_id=k)"
                 )
-            here, grads, fraction = slice(None), cluster_grads, jnp.asarray(cluster_frac)
+            here, fraction = slice(None), jnp.asarray(cluster_frac)
+            grads = mask_like(cluster_grads, state.table)
             weight, expected = p, s
         present = fraction > 0
 
