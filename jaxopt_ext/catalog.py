@@ -498,7 +498,7 @@ OPTIMIZERS: tuple[Row, ...] = (
         lambda params: jxt.optimizers.multi_momentum(optax.sgd(1e-2), 2),
         claim="optimizers/multimomentum",
         system="S122",
-        extras=("cluster_grads", "cluster_frac"),
+        extras=("cluster_id",),
         state_bytes=_state_bytes(lambda leaf: (2 + 1) * leaf.size),
     ),
 )

@@ -16,19 +16,33 @@ from jaxtyping import PyTree
 
 
 class _Code:
-    """Static part of a closure: equal when the code and the module are the same."""
+    """Static part of a closure: equal when the code and the globals that it names are the same.
+
+    A global that was bound to another value since is another function, as it must be: its value is
+    a constant in what was compiled.
+    """
 
     def __init__(self, function: types.FunctionType):
         self.function = function
-
-    def _key(self):
-        return self.function.__code__, id(self.function.__globals__)
+        names = sorted(_names(function.__code__))
+        self.globals = tuple(function.__globals__.get(name) for name in names)
 
     def __hash__(self) -> int:
-        return hash(self._key())
+        return hash(self.function.__code__)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Code) and self._key() == other._key()
+        return (
+            isinstance(other, _Code)
+            and self.function.__code__ == other.function.__code__
+            and self.function.__globals__ is other.function.__globals__
+            and all(a is b for a, b in zip(self.globals, other.globals, strict=True))
+        )
+
+
+def _names(code: types.CodeType) -> set[str]:
+    """The names that some code and the functions inside it may look up globally."""
+    inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
+    return set(code.co_names).union(*(_names(c) for c in inner))
 
 
 class Closure(eqx.Module):

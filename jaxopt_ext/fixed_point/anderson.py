@@ -10,6 +10,7 @@ from .picard import mix
 
 
 class _State(eqx.Module):
+    ahead: PyTree[Array]
     points: PyTree[Array]
     residuals: PyTree[Array]
     gram: Float[Array, "m m"]
@@ -31,7 +32,8 @@ class Anderson(AbstractSolver):
     The safeguard takes the accelerated point only while
     $\\|r_k\\| \\le D \\|r_0\\| (a + 1)^{-1.001}$, with $a$ the number of points taken so far, and
     an averaged step $x + \\tfrac12 r$ otherwise, so that nonexpansive maps converge. One evaluation
-    of $T$ a step; the Gram matrix is updated, not computed again.
+    of $T$ a step; the Gram matrix is updated, not computed again. The value is the last
+    point whose error is known.
 
     **Arguments:**
 
@@ -48,7 +50,7 @@ class Anderson(AbstractSolver):
 
     history: int = eqx.field(static=True, default=5)
     mixing: Float[Array, ""] = scalar_field(1.0)
-    regularization: Float[Array, ""] = scalar_field(1e-10)
+    regularization: Float[Array, ""] = scalar_field(1e-5)
     safeguard: Float[Array, ""] = scalar_field(1e6)
     tol: Float[Array, ""] = scalar_field(1e-6)
     max_steps: int = 1000
@@ -66,9 +68,10 @@ class Anderson(AbstractSolver):
         zero = jnp.asarray(0, jnp.int32)
         infinity = jnp.asarray(jnp.inf, dtype)
         gram = jnp.zeros((self.history, self.history), dtype)
-        return _State(empty, empty, gram, zero, zero, infinity, infinity)
+        return _State(x, empty, empty, gram, zero, zero, infinity, infinity)
 
     def step(self, problem, x, state):
+        x = state.ahead
         residual = jax.tree.map(jnp.subtract, problem.fun(x), x)
         slot = state.steps % self.history
         points = _store(state.points, x, slot)
@@ -89,8 +92,8 @@ class Anderson(AbstractSolver):
         bound = self.safeguard * first * (state.accepted.astype(error.dtype) + 1) ** -1.001
         accept = (error <= bound) & tree.all_finite(accelerated)
         plain = mix(x, jax.tree.map(jnp.add, x, residual), jnp.asarray(0.5, error.dtype))
-        new = tree.where(accept, accelerated, plain)
         state = _State(
+            tree.where(accept, accelerated, plain),
             points,
             residuals,
             gram,
@@ -99,7 +102,7 @@ class Anderson(AbstractSolver):
             first,
             error,
         )
-        return new, state
+        return x, state
 
     def _weights(self, gram, filled):
         diagonal = jnp.diagonal(gram)

@@ -82,6 +82,19 @@ def test_new_closures_with_new_numbers_do_not_retrace(trace_count):
     np.testing.assert_allclose(second.value, closed_form(0.3), atol=1e-8)
 
 
+SHIFT = jnp.asarray(1.0)
+
+
+def test_a_rebound_global_is_seen(monkeypatch):
+    def solved():
+        problem = jxt.Smooth(lambda w: jnp.sum((w - SHIFT) ** 2))
+        return jxt.solve(problem, FISTA(tol=1e-10), jnp.zeros(2)).value
+
+    np.testing.assert_allclose(solved(), 1, atol=1e-8)
+    monkeypatch.setitem(globals(), "SHIFT", jnp.asarray(3.0))
+    np.testing.assert_allclose(solved(), 3, atol=1e-8)
+
+
 def test_functions_of_every_kind_are_taken():
     class Holder:
         def __init__(self, data):

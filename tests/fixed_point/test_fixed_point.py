@@ -68,7 +68,7 @@ def anderson_numpy(fun, x, history, steps):
 def test_anderson_equals_the_difference_form(history):
     problem, _ = slow_map(6, 0.9)
     solver = fixed_point.Anderson(
-        history=history, regularization=0.0, safeguard=np.inf, max_steps=6, tol=0.0
+        history=history, regularization=0.0, safeguard=np.inf, max_steps=7, tol=0.0
     )
     found = jxt.solve(problem, solver, jnp.zeros(6)).value
     wanted = anderson_numpy(
