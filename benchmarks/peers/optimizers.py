@@ -19,6 +19,11 @@ WHY = {
     "optimizers.online_subspace_descent": "1.6 GFLOP per matrix: down to a 1000 x 250 basis, up "
     "again, and the gradient of the PCA loss; an SVD at the first step only",
     "optimizers.adam_snsm": _SUBSPACE,
+    "optimizers.adan": "four trees of state where Adam has two, and a copy of the last gradient",
+    "optimizers.adamp": "inner products of weights with gradients and steps, before the step",
+    "optimizers.sgdp": "inner products of weights with gradients and steps, before the step",
+    "optimizers.multiadam": "two groups: twice Adam's gradients and state",
+    "optimizers.multi_momentum": "two clusters: a table of their gradients beside the momentum",
     "optimizers.subspace_momentum": _SUBSPACE,
 }
 
@@ -39,6 +44,8 @@ def extra_arguments(names, gradients):
         "loss_grads": lambda: jax.tree.map(lambda g: jnp.stack([g, g]), gradients),
         "per_sample_grads": lambda: jax.tree.map(lambda g: jnp.stack([g, -0.5 * g]), gradients),
         "cluster_id": lambda: jnp.int32(0),
+        "cluster_grads": lambda: jax.tree.map(lambda g: jnp.stack([g, g]), gradients),
+        "cluster_frac": lambda: jnp.full(2, 0.5, jnp.float32),
     }
     return {name: known[name]() for name in names}
 
