@@ -49,7 +49,9 @@ def _project_leaf(direction, gradient, weight, delta, eps, channel_axis):
         orthogonal = jnp.all(cosine < delta / math.sqrt(max(length, 1)))
         return orthogonal, wp / (size + eps) / (size + eps)
 
-    # sums over the whole leaf are sums of those over channels: one pass over the leaf serves both
+    # sums over the whole leaf are sums of those over channels; the barrier keeps the compiler from
+    # going over the leaf once more for them
+    products = jax.lax.optimization_barrier(products)
     by_channel, channels = view(*products, weight.size // max(weight.shape[channel], 1))
     by_leaf, leaf = view(*(jnp.sum(p, keepdims=True) for p in products), weight.size)
     along = jnp.where(by_channel, channels, jnp.where(by_leaf, leaf, jnp.zeros_like(leaf)))

@@ -13,13 +13,17 @@ from ._precision import keep_wide
 
 
 class ScaleByAdanState(NamedTuple):
-    """Moments of gradients, of their differences and of their squares; the last gradient."""
+    """Moments of gradients, of their differences and of their squares; minus the last gradient.
+
+    The sign makes storing it a computation: a plain copy would not fit into the donated buffer of
+    the old one.
+    """
 
     count: Int[Array, ""]
     m: PyTree[Array]
     v: PyTree[Array]
     n: PyTree[Array]
-    gradient: PyTree[Array]
+    negative: PyTree[Array]
 
     def restart(self) -> "ScaleByAdanState":
         """The state before the first step: the next difference of gradients is zero again."""
@@ -67,7 +71,7 @@ def scale_by_adan(
         first = state.count == 0
         count = optax.safe_increment(state.count)
         difference = jax.tree.map(
-            lambda g, last: jnp.where(first, jnp.zeros_like(g), g - last), updates, state.gradient
+            lambda g, last: jnp.where(first, jnp.zeros_like(g), g + last), updates, state.negative
         )
         lookahead = jax.tree.map(lambda g, d: g + weight * d, updates, difference)
         m = optax.tree.update_moment(updates, state.m, b1, 1)
@@ -79,7 +83,7 @@ def scale_by_adan(
             optax.tree.bias_correction(v, b2, count),
             optax.tree.bias_correction(n, b3, count),
         )
-        return direction, ScaleByAdanState(count, m, v, n, updates)
+        return direction, ScaleByAdanState(count, m, v, n, optax.tree.scale(-1, updates))
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -91,9 +91,13 @@ def scale_by_multiadam(
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None
 
         def average(m, v):
-            weights = jnp.full(n_groups, 1 / n_groups) if group_weights is None else group_weights
-            weights = jnp.asarray(weights, v.dtype).reshape(-1, *(1,) * (v.ndim - 1))
-            return jnp.sum(weights * m / (jnp.sqrt(v) + eps), axis=0)
+            weights = [1 / n_groups] * n_groups if group_weights is None else group_weights
+            # written out: a reduction over so short an axis would be many times slower
+            terms = [
+                jnp.asarray(weights[i], v.dtype) * m[i] / (jnp.sqrt(v[i]) + eps)
+                for i in range(n_groups)
+            ]
+            return sum(terms[1:], terms[0])
 
         direction = jax.tree.map(
             average,

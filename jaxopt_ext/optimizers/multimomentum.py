@@ -81,8 +81,8 @@ def multi_momentum(
     rows = 1 if axis_name is not None else num_clusters
     inner = optax.with_extra_args_support(inner)
 
-    def total(x):
-        x = jnp.sum(x, axis=0)
+    def total(coefficients, x):
+        x = jnp.sum(_column(coefficients, x) * x, axis=0)
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
     def init(params):
@@ -103,11 +103,11 @@ def multi_momentum(
         if axis_name is not None:
             node = jax.lax.axis_index(axis_name)
             fraction = p[node] if cluster_frac is None else cluster_frac
-            here, grads, fraction = slice(None), _stack(updates), jnp.reshape(fraction, 1)
+            grads, fraction = _stack(updates), jnp.reshape(fraction, 1)
             weight, expected = p[node][None], s[node][None]
         elif cluster_id is not None:
-            here, grads, fraction = jnp.reshape(cluster_id, 1), _stack(updates), jnp.ones(1)
-            weight, expected = p[here], s[here]
+            grads, fraction = _stack(updates), jnp.ones(1)
+            weight, expected = p[cluster_id][None], s[cluster_id][None]
         else:
             if cluster_grads is None or cluster_frac is None:
                 raise ValueError(
@@ -115,32 +115,35 @@ def multi_momentum(
                     "update(grads, state, params, **cluster_grads(loss, params, batch, ids, K)) or "
                     "update(grads, state, params, cluster_id=k)"
                 )
-            here, fraction = slice(None), jnp.asarray(cluster_frac)
-            grads = mask_like(cluster_grads, state.table)
+            grads, fraction = mask_like(cluster_grads, state.table), jnp.asarray(cluster_frac)
             weight, expected = p, s
-        present = fraction > 0
+        chosen = None if axis_name is not None else cluster_id
 
-        def column(vector, leaf):
-            return vector.astype(leaf.dtype).reshape(-1, *(1,) * (leaf.ndim - 1))
+        def read(m):
+            return m if chosen is None else jax.lax.dynamic_index_in_dim(m, chosen, 0)
 
         def gap(g, m):
-            old = m[here]
-            return jnp.where(column(present, old) != 0, g.astype(old.dtype) - old, 0)
+            old = read(m)
+            return jnp.where(_column(fraction, old) > 0, g.astype(old.dtype) - old, 0)
+
+        def write(d, m):
+            new = read(m) + alpha * d
+            return new if chosen is None else jax.lax.dynamic_update_index_in_dim(m, new, chosen, 0)
 
         gaps = jax.tree.map(gap, grads, state.table)
-        reduced = jax.tree.map(
-            lambda d, mean: total(column(fraction * weight / expected, d) * d) + mean,
-            gaps,
-            state.mean,
-        )
-        mean = jax.tree.map(
-            lambda d, mean: mean + total(column(alpha * weight, d) * d), gaps, state.mean
-        )
-        table = jax.tree.map(lambda d, m: m.at[here].add(alpha * d), gaps, state.table)
+        correction = fraction * weight / expected
+        reduced = jax.tree.map(lambda d, mean: mean + total(correction, d), gaps, state.mean)
+        mean = jax.tree.map(lambda d, mean: mean + total(alpha * weight, d), gaps, state.mean)
+        table = jax.tree.map(write, gaps, state.table)
         reduced, inner_state = inner.update(reduced, state.inner, params, **extra_args)
         return reduced, MultiMomentumState(table, mean, inner_state)
 
     return keep_wide(optax.GradientTransformationExtraArgs(init, update))
+
+
+def _column(vector, leaf):
+    """A vector along the leading axis of a leaf."""
+    return vector.astype(jnp.finfo(leaf.dtype).dtype).reshape(-1, *(1,) * (leaf.ndim - 1))
 
 
 def _stack(tree):

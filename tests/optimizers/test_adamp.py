@@ -210,3 +210,18 @@ def test_bad_momentum_and_axis_raise():
         sgdp(0.1, momentum=1.0)
     with pytest.raises(TypeError, match="channel_axis"):
         adamp(channel_axis=0.5)
+
+
+def test_steps_can_be_differentiated_and_batched():
+    w = jnp.asarray(np.random.default_rng(4).normal(size=(3, 4)))
+    g = jnp.asarray(gradients(np.asarray(w), 1, ROWS)[0])
+    tx = adamp(0.1)
+
+    def moved(scale):
+        return jnp.sum(tx.update(scale * g + 0.1 * w, tx.init(w), w)[0] ** 2)
+
+    step = 1e-6
+    slope = (moved(1.0 + step) - moved(1.0 - step)) / (2 * step)
+    np.testing.assert_allclose(jax.grad(moved)(1.0), slope, rtol=1e-4)
+    scales = jnp.array([0.5, 2.0])
+    np.testing.assert_allclose(jax.vmap(moved)(scales), [moved(s) for s in scales], rtol=1e-10)

@@ -182,6 +182,15 @@ def test_poisson_network_learns():
     assert jnp.linalg.norm(found - exact) < 0.05 * jnp.linalg.norm(exact)
 
 
+def test_masked_leaves_are_left_out_of_the_stacked_gradients():
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    grads = jax.tree.map(lambda x: jnp.stack([x, -2 * x]), params)
+    tx = optax.masked(multiadam(0.1, group_weights=(0.9, 0.1)), {"a": True, "b": False})
+    updates, _ = tx.update(params, tx.init(params), params, loss_grads=grads)
+    np.testing.assert_allclose(updates["a"], -0.08, rtol=1e-6)
+    np.testing.assert_array_equal(updates["b"], params["b"])
+
+
 def test_missing_or_wrong_gradients_raise():
     x, tx = jnp.ones(3), multiadam()
     with pytest.raises(ValueError, match="loss_grads"):

@@ -230,6 +230,27 @@ def test_mean_estimation(mine, plain, factor):
     assert error(mine) <= factor * error(plain)
 
 
+def test_masked_leaves_are_left_out_of_the_table():
+    params = {"a": jnp.ones(3), "b": jnp.ones(2)}
+    grads = jax.tree.map(lambda x: jnp.stack([x, 3 * x]), params)
+    tx = optax.masked(multi_momentum(optax.sgd(0.1), 2), {"a": True, "b": False})
+    extra = {"cluster_grads": grads, "cluster_frac": jnp.array([0.5, 0.5])}
+    updates, state = tx.update(params, tx.init(params), params, **extra)
+    np.testing.assert_allclose(updates["a"], -0.2, rtol=1e-6)
+    assert sum(x.size for x in jax.tree.leaves(state)) == 9
+
+
+def test_narrow_parameters_have_a_wide_table():
+    x = jnp.ones(3, jnp.bfloat16)
+    tx = discover_igt(0.1, 2)
+    state = tx.init(x)
+    updates, new = tx.update(x, state, x, cluster_id=1)
+    assert updates.dtype == lookahead_params(new, x).dtype == jnp.bfloat16
+    types = [leaf.dtype for leaf in jax.tree.leaves(new)]
+    assert types == [leaf.dtype for leaf in jax.tree.leaves(state)]
+    assert jnp.bfloat16 not in types
+
+
 def test_missing_arguments_raise():
     tx, x = multi_momentum(optax.sgd(0.1), K), jnp.ones(D)
     with pytest.raises(ValueError, match="cluster_grads"):
