@@ -25,7 +25,7 @@ def bcsr_matmul(
     """$C = A B$ for a block-sparse $A$.
 
     Half-precision inputs are accumulated in single precision. The derivative in `dense` is
-    $A^\\top \\bar C$ by the same kernel; that in the blocks is $\\bar C B^\\top$ sampled at the blocks.
+    $A^\\top \\bar C$ by the same kernel; that in the blocks is $\\bar C B^\\top$, sampled there.
 
     **Arguments:**
 
