@@ -10,7 +10,7 @@ from jaxtyping import Array, Bool, Int, PyTree
 
 from ..core import checks
 from ._leafwise import require_params
-from ._precision import keep_wide
+from ._precision import increment, keep_wide
 
 
 class ScaleByAdamPState(NamedTuple):
@@ -43,7 +43,8 @@ def _project_leaf(direction, gradient, weight, delta, eps, channel_axis):
         inner(weight, direction),
     )
 
-    def view(gw, gg, ww, wp, length):
+    def view(products, length):
+        gw, gg, ww, wp = products
         size = jnp.sqrt(ww)
         cosine = jnp.abs(gw) / (jnp.maximum(jnp.sqrt(gg), eps) * jnp.maximum(size, eps))
         orthogonal = jnp.all(cosine < delta / math.sqrt(max(length, 1)))
@@ -52,8 +53,8 @@ def _project_leaf(direction, gradient, weight, delta, eps, channel_axis):
     # sums over the whole leaf are sums of those over channels; the barrier keeps the compiler from
     # going over the leaf once more for them
     products = jax.lax.optimization_barrier(products)
-    by_channel, channels = view(*products, weight.size // max(weight.shape[channel], 1))
-    by_leaf, leaf = view(*(jnp.sum(p, keepdims=True) for p in products), weight.size)
+    by_channel, channels = view(products, weight.size // max(weight.shape[channel], 1))
+    by_leaf, leaf = view([jnp.sum(p, keepdims=True) for p in products], weight.size)
     along = jnp.where(by_channel, channels, jnp.where(by_leaf, leaf, jnp.zeros_like(leaf)))
     return direction - weight * along, by_channel | by_leaf
 
@@ -131,7 +132,7 @@ def scale_by_adamp(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, "adamp")
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         ahead = optax.tree.update_moment(updates, mu, b1, 1) if nesterov else mu

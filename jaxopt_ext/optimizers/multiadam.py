@@ -11,16 +11,19 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
 from ._leafwise import is_zero, mask_like, require_params
-from ._precision import keep_wide, widen
+from ._precision import increment, keep_wide, widen
 
 
 class ScaleByMultiAdamState(NamedTuple):
-    """Number of updates; moments with a leading axis of groups; the largest second moment."""
+    """Number of updates; moments, with a leading axis of groups.
+
+    `nu_max`, the largest second moment so far, is `None` without `amsgrad`.
+    """
 
     count: Int[Array, ""]
     mu: PyTree[Array]
     nu: PyTree[Array]
-    nu_max: PyTree[Array] | None
+    nu_max: PyTree[Array]
 
 
 def grouped_grads(
@@ -85,7 +88,7 @@ def scale_by_multiadam(
         if not is_zero(weight_decay):
             require_params(params, "multiadam with weight decay")
             grads = jax.tree.map(lambda g, p: g + weight_decay * p, grads, params)
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None

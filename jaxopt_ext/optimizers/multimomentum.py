@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
 from ._leafwise import mask_like
-from ._precision import keep_wide, narrow
+from ._precision import increment, keep_wide, narrow
 
 
 class MultiMomentumState(NamedTuple):
@@ -252,7 +252,7 @@ def scale_by_igt() -> optax.GradientTransformationExtraArgs:
             return v + rate * (g - v)
 
         velocity = jax.tree.map(transport, updates, state.velocity)
-        return velocity, ScaleByIGTState(optax.safe_increment(t), velocity, params)
+        return velocity, ScaleByIGTState(increment(t), velocity, params)
 
     return keep_wide(optax.GradientTransformationExtraArgs(init, update))
 
@@ -287,7 +287,14 @@ def discover_sgd(
     weights: Sequence[float] | Float[Array, " K"] | None = None,
     alpha: float = 0.1,
 ) -> optax.GradientTransformationExtraArgs:
-    """`multi_momentum` around gradient descent; see there for arguments and extra arguments."""
+    r"""`multi_momentum` around gradient descent: $\theta \leftarrow \theta - \eta e$.
+
+    **Arguments:**
+
+    - `learning_rate`: a number or a schedule.
+    - `num_clusters`, `weights`, `alpha`: as in `multi_momentum`, which also says how to pass the
+      gradients.
+    """
     return multi_momentum(optax.sgd(learning_rate), num_clusters, weights, alpha)
 
 
@@ -301,7 +308,13 @@ def discover_sgdm(
 ) -> optax.GradientTransformationExtraArgs:
     r"""`multi_momentum` around momentum: $b \leftarrow \mu b + e$, a step of $-\eta b$.
 
-    With `ema`, $b \leftarrow \mu b + (1-\mu) e$ instead.
+    **Arguments:**
+
+    - `learning_rate`: a number or a schedule.
+    - `num_clusters`, `weights`, `alpha`: as in `multi_momentum`, which also says how to pass the
+      gradients.
+    - `momentum`: $\mu$, in [0, 1).
+    - `ema`: $b \leftarrow \mu b + (1-\mu) e$ instead.
     """
     checks.interval("momentum", momentum, 0.0, 1.0, open_high=True)
     buffer = optax.ema(momentum, debias=False) if ema else optax.trace(momentum)
@@ -317,7 +330,15 @@ def discover_qhm(
     weights: Sequence[float] | Float[Array, " K"] | None = None,
     alpha: float = 0.1,
 ) -> optax.GradientTransformationExtraArgs:
-    """`multi_momentum` around quasi-hyperbolic momentum, `scale_by_qhm`."""
+    r"""`multi_momentum` around quasi-hyperbolic momentum, `scale_by_qhm`.
+
+    **Arguments:**
+
+    - `learning_rate`: a number or a schedule.
+    - `num_clusters`, `weights`, `alpha`: as in `multi_momentum`, which also says how to pass the
+      gradients.
+    - `momentum`, `nu`: $\mu$ in [0, 1), and the part $\nu$ of the momentum in the step.
+    """
     inner = optax.chain(scale_by_qhm(momentum, nu), optax.scale_by_learning_rate(learning_rate))
     return multi_momentum(inner, num_clusters, weights, alpha)
 
@@ -331,6 +352,12 @@ def discover_igt(
     """`multi_momentum` around implicit gradient transport, `scale_by_igt`.
 
     Take the gradients at `lookahead_params(state, params)`.
+
+    **Arguments:**
+
+    - `learning_rate`: a number or a schedule.
+    - `num_clusters`, `weights`, `alpha`: as in `multi_momentum`, which also says how to pass the
+      gradients.
     """
     inner = optax.chain(scale_by_igt(), optax.scale_by_learning_rate(learning_rate))
     return multi_momentum(inner, num_clusters, weights, alpha)

@@ -1,7 +1,7 @@
 """Averages of the weights along the way, which training goes on from at the end of each epoch."""
 
 import abc
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core import checks
 from ._leafwise import require_params
-from ._precision import widen
+from ._precision import increment, widen
 
 
 class AbstractAggregator(eqx.Module):
@@ -52,13 +52,13 @@ class RunningMean(AbstractAggregator):
     State: how many there were.
     """
 
-    before_step = True
+    before_step: ClassVar[bool] = True
 
     def init(self, params):
         return jnp.zeros([], jnp.int32)
 
     def update(self, average, params, state):
-        count = optax.safe_increment(state)
+        count = increment(state)
         return _blend(average, params, 1 / _float(count)), count
 
 
@@ -89,7 +89,7 @@ class NormFilteredMean(AbstractAggregator):
 
     ord: Literal[1, 2] = eqx.field(static=True, default=2)
     denominator: Literal["accepted", "iteration"] = eqx.field(static=True, default="accepted")
-    before_step = True
+    before_step: ClassVar[bool] = True
 
     def __check_init__(self):
         if self.ord not in (1, 2):
@@ -109,8 +109,8 @@ class NormFilteredMean(AbstractAggregator):
         distance = optax.tree.norm(gap, ord=self.ord).astype(dtype)
         usual = state.distance_sum / jnp.maximum(state.distance_count, 1).astype(dtype)
         accepted = distance > usual
-        step = optax.safe_increment(state.step)
-        count = jnp.where(accepted, optax.safe_increment(state.count), state.count)
+        step = increment(state.step)
+        count = jnp.where(accepted, increment(state.count), state.count)
         divisor = count if self.denominator == "accepted" else step
         rate = jnp.where(accepted, 1 / _float(jnp.maximum(divisor, 1)), 0.0)
         return _blend(average, params, rate), NormFilterState(
@@ -139,7 +139,7 @@ class ExponentialMean(AbstractAggregator):
 
     decay: float | Float[Array, ""]
     warmup: Literal["exp", "linear"] | None = eqx.field(static=True, default=None)
-    before_step = False
+    before_step: ClassVar[bool] = False
 
     def __check_init__(self):
         checks.interval("decay", self.decay, 0.0, 1.0, open_high=True)
@@ -155,7 +155,7 @@ class ExponentialMean(AbstractAggregator):
             rate = (1 - rate) * jnp.exp(-(1 + _float(state)) / 2000) + rate
         elif self.warmup == "linear":
             rate = jnp.maximum(rate, 0.1 * (1 - rate) * (1 - _float(state) / 100))
-        return _blend(average, params, rate), optax.safe_increment(state)
+        return _blend(average, params, rate), increment(state)
 
 
 class WeightSwitchState(NamedTuple):
@@ -214,10 +214,10 @@ def weight_switch(
             inner.init(params),
         )
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params: Any = None, **extra_args):
         require_params(params, "weight_switch")
         updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
-        count = optax.safe_increment(state.count)
+        count = increment(state.count)
         seen = params if aggregator.before_step else optax.apply_updates(params, updates)
         average, aggregated = aggregator.update(
             _floating(state.average), _floating(seen), state.aggregator
