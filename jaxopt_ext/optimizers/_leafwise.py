@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Int, PyTree
 from optax._src.base import NO_PARAMS_MSG
 
 
@@ -20,6 +20,11 @@ def one_minus_power(decay, steps):
     """1 - decayᵗ without cancellation; 1 for decay 0."""
     log = math.log(decay) if isinstance(decay, float) and decay > 0 else jnp.log(decay)
     return -jnp.expm1(steps * log)
+
+
+def next_count(count: Int[Array, ""]) -> Int[Array, ""]:
+    """The counter after one more step; it stays at its largest value."""
+    return jnp.asarray(optax.safe_increment(count))
 
 
 def is_zero(value) -> bool:

@@ -11,7 +11,7 @@ from jax.tree_util import SequenceKey
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..core import checks
-from ._leafwise import is_zero, rate_at, require_params, wide
+from ._leafwise import is_zero, next_count, rate_at, require_params, wide
 
 Blocks = Sequence[Callable[[str], bool]] | PyTree[int]
 """How leaves are told apart: predicates on a leaf's path, or a tree of integer labels."""
@@ -163,7 +163,7 @@ def badam(
 
         out = list(map(finish, labels, moved, leaves, values, decaying))
 
-        inner_count = optax.safe_increment(state.inner_count)
+        inner_count = next_count(state.inner_count)
         block_ended = inner_count >= switch_every
         position = state.position + block_ended.astype(jnp.int32)
         epoch_ended = position >= len(cut.turns)
@@ -175,7 +175,7 @@ def badam(
 
         order, key = jax.lax.cond(epoch_ended, redraw, lambda key: (state.order, key), state.key)
         return jax.tree.unflatten(treedef, out), BAdamState(
-            optax.safe_increment(state.count),
+            next_count(state.count),
             jnp.where(block_ended, 0, inner_count),
             order[position],
             position,
@@ -317,11 +317,9 @@ class _Cut:
                 if not jax.tree.leaves(tree):
                     return []
                 raise ValueError(f"blocks must have the structure of params: {error}") from error
-        paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
-        return [self._first(_name(path)) for path in paths]
-
-    def _first(self, name: str) -> int:
-        return next((i for i, holds in enumerate(self.predicates) if holds(name)), FROZEN)
+        predicates = list(enumerate(self.predicates))
+        names = [_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+        return [next((i for i, holds in predicates if holds(name)), FROZEN) for name in names]
 
     def require_fit(self, labels, tree):
         """Raise if a leaf is nowhere or without entries, or if a block is without leaves."""

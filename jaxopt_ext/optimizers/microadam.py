@@ -12,6 +12,7 @@ from ..core import checks
 from ._leafwise import (
     init_leaves,
     is_zero,
+    next_count,
     one_minus_power,
     rate_at,
     require_params,
@@ -137,7 +138,7 @@ def microadam(
             jnp.zeros(shape, index_dtype(topk_block_size)), jnp.zeros(shape, value_dtype), error
         )
 
-    def init(params):
+    def init(params) -> Any:
         return MicroAdamState(
             jnp.zeros((), jnp.int32),
             jax.random.key(seed) if rounding == "stochastic" else None,
@@ -182,13 +183,13 @@ def microadam(
             step = step - rate * weight_decay * value
         return step, LeafState(indices, values, compress(left, state, index))
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args) -> Any:
         del extra_args
         if not is_zero(weight_decay):
             require_params(params, "weight_decay")
         steps, leaves = update_leaves(
             updates, state.leaves, params, functools.partial(update_leaf, state)
         )
-        return steps, MicroAdamState(optax.safe_increment(state.count), state.key, leaves)
+        return steps, MicroAdamState(next_count(state.count), state.key, leaves)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -12,6 +12,7 @@ from ..core import checks
 from ._leafwise import (
     init_leaves,
     is_zero,
+    next_count,
     one_minus_power,
     rate_at,
     require_params,
@@ -133,14 +134,15 @@ def online_subspace_descent(
     checks.count("update_proj_gap", update_proj_gap)
     checks.positive("scale", scale)
     checks.nonnegative("weight_decay", weight_decay)
-    if callable(learning_rate) and projection == "online":
-        reference_lr = (
-            learning_rate(jnp.zeros((), jnp.int32)) if reference_lr is None else reference_lr
-        )
-        if not checks.is_traced(reference_lr) and not reference_lr > 0:
+    first_lr = reference_lr
+    if reference_lr is not None:
+        checks.positive("reference_lr", reference_lr)
+    elif callable(learning_rate) and projection == "online":
+        first_lr = jnp.asarray(learning_rate(jnp.zeros((), jnp.int32)))
+        if not checks.is_traced(first_lr) and not first_lr > 0:
             raise ValueError(
                 "proj_lr is scaled by learning_rate / reference_lr, and the schedule starts at "
-                f"{reference_lr}: pass reference_lr, for instance the schedule's peak"
+                f"{first_lr}: pass reference_lr, for instance the schedule's peak"
             )
     basis_optimizer = proj_optimizer or optax.adam(1.0)
     projector = OrthonormalProjector() if projection == "random" else SVDProjector()
@@ -193,7 +195,7 @@ def online_subspace_descent(
         unit = jnp.where(norm > 0, norm, 1)
         gradient = subspace_gradient(basis, g / unit, lam, low / unit)
         steps, new_state = basis_optimizer.update(gradient, basis_state, basis)
-        moved = (basis + rate * steps.astype(basis.dtype), new_state)
+        moved = (basis + rate * jnp.asarray(steps, basis.dtype), new_state)
         return jax.tree.map(
             lambda new, old: jnp.where(moving, new, old), moved, (basis, basis_state)
         )
@@ -212,7 +214,7 @@ def online_subspace_descent(
             direction, mu, nu = base_step(low, leaf.mu, leaf.nu, steps)
             step = projector.up(-rate * scale * direction, basis, g.shape)
             if projection == "online":
-                ratio = 1 if reference_lr is None else rate / reference_lr
+                ratio = 1 if first_lr is None else rate / first_lr
                 basis, basis_state = next_basis(
                     state, g, low, basis, basis_state, jnp.asarray(proj_lr * ratio, real)
                 )
@@ -227,7 +229,7 @@ def online_subspace_descent(
         steps, leaves = update_leaves(
             updates, state.leaves, params, functools.partial(update_leaf, state)
         )
-        return steps, OnlineSubspaceState(optax.safe_increment(state.count), state.key, leaves)
+        return steps, OnlineSubspaceState(next_count(state.count), state.key, leaves)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

@@ -14,6 +14,7 @@ from ..core import checks
 from ._leafwise import (
     init_leaves,
     is_zero,
+    next_count,
     one_minus_power,
     rate_at,
     require_params,
@@ -243,7 +244,7 @@ def subset_shape(shape: tuple[int, ...], subset_size: SubsetSize) -> tuple[tuple
 
 
 def _build(
-    learning_rate,
+    learning_rate: optax.ScalarOrSchedule,
     *,
     b1: float | None = None,
     b2: float | None = None,
@@ -281,8 +282,9 @@ def _build(
         if not isinstance(projector, AbstractMatrixProjector):
             raise TypeError(f"projector must be an AbstractMatrixProjector, got {projector!r}")
 
-    def projected(leaf):
-        return projector is not None and leaf.ndim == 2
+    def space(leaf) -> AbstractMatrixProjector | None:
+        """What projects this leaf, if anything does."""
+        return projector if leaf.ndim == 2 else None
 
     def init_leaf(path, leaf):
         dtype = wide(leaf.dtype)
@@ -295,14 +297,15 @@ def _build(
             squares = jnp.zeros(shape, jnp.finfo(dtype).dtype)
         if b1 is not None:
             shape = leaf.shape
-            if projected(leaf):
+            leaf_projector = space(leaf)
+            if leaf_projector is not None:
                 directions = resolve_rank(rank, leaf.shape, path)
                 shape = low_shape(leaf.shape, directions)
-                basis = projector.empty(leaf.shape, directions, dtype)
+                basis = leaf_projector.empty(leaf.shape, directions, dtype)
             momentum = jnp.zeros(shape, dtype)
         return LeafState(squares, momentum, basis)
 
-    def init(params):
+    def init(params) -> Any:
         return SubsetNormState(
             jnp.zeros((), jnp.int32),
             None if projector is None else jax.random.key(seed),
@@ -313,21 +316,22 @@ def _build(
         """The direction, with its momentum divided by `correction`; new momentum and basis."""
         if b1 is None:
             return gradient, None, None
-        if not projected(gradient):
+        leaf_projector = space(gradient)
+        if leaf_projector is None:
             momentum = b1 * leaf.momentum + (1 - b1) * gradient
             return momentum / correction, momentum, None
         refresh = state.count % update_proj_gap == 0
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.count), index)
         directions = resolve_rank(rank, gradient.shape)
         basis = jax.lax.cond(
-            refresh, lambda: projector.fit(gradient, directions, key), lambda: leaf.basis
+            refresh, lambda: leaf_projector.fit(gradient, directions, key), lambda: leaf.basis
         )
-        low = projector.down(gradient, basis)
+        low = leaf_projector.down(gradient, basis)
         kept = leaf.momentum if overlap else jnp.where(refresh, 0, leaf.momentum)
         momentum = b1 * kept + (1 - b1) * low
         # M Pᵀ + (G - G P Pᵀ) with one product, and nothing to cancel outside the subspace.
-        direction = gradient + projector.up(momentum / correction - low, basis, gradient.shape)
-        return direction, momentum, basis
+        inside = leaf_projector.up(momentum / correction - low, basis, gradient.shape)
+        return gradient + inside, momentum, basis
 
     def update_leaf(state, index, g, leaf, value):
         real = jnp.finfo(g.dtype).dtype
@@ -352,13 +356,13 @@ def _build(
             step = step - rate * weight_decay * (value + step)
         return step, LeafState(squares, momentum, basis)
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args) -> Any:
         del extra_args
         if not is_zero(weight_decay):
             require_params(params, "weight_decay")
         steps, leaves = update_leaves(
             updates, state.leaves, params, functools.partial(update_leaf, state)
         )
-        return steps, SubsetNormState(optax.safe_increment(state.count), state.key, leaves)
+        return steps, SubsetNormState(next_count(state.count), state.key, leaves)
 
     return optax.GradientTransformationExtraArgs(init, update)

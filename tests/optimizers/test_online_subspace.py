@@ -281,6 +281,7 @@ def test_bad_input():
         (lambda: online_subspace_descent(LR, 2, update_proj_gap=0), "update_proj_gap"),
         (lambda: online_subspace_descent(LR, 2, scale=0.0), "scale"),
         (lambda: online_subspace_descent(warmup, 2), "reference_lr"),
+        (lambda: online_subspace_descent(LR, 2, reference_lr=0.0), "reference_lr"),
         (lambda: online_subspace_descent(LR, 5).init(params), "rank 5"),
     ]
     for build, match in bad:
