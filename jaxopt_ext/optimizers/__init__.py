@@ -28,6 +28,19 @@ More than one gradient per step:
 - `multi_momentum`, `discover_sgd`, `discover_sgdm`, `discover_qhm`, `discover_igt`: one momentum
   for each cluster of the data takes out the variance between them; `cluster_grads`.
 
+With curvature, from the loss as a function or from Hessian-vector products:
+
+- `adahessian`: Adam that divides by the diagonal of the Hessian instead of the gradient's size.
+- `oasis`: the same diagonal, and a learning rate that finds itself.
+- `sania`: Polyak's step size from the value of the loss; with `"adagrad_sqr"` or `"adam_sqr"` the
+  units of the coordinates do not matter, and no curvature is needed.
+- `egn`: exact Gauss-Newton steps at the price of a system of the size of the batch.
+
+Growing batches:
+
+- `adadagrad`, `adadagrad_norm`: AdaGrad with a test, `batch_size_test`, on the gradients of samples
+  that says when noise begins to matter; `fit_adaptive_batch` is the loop.
+
 Averages of the weights, around any other transformation; `averaged_params` reads the average:
 
 - `switch_ema`: training goes on from an exponential average each epoch.
@@ -35,9 +48,24 @@ Averages of the weights, around any other transformation; `averaged_params` read
   `prediction_std`, `jaccard_topk` and `relative_entropy` measure that.
 - `weight_switch`: the wrapper behind both, for other averages.
 
-Shared blocks: `projectors` (subspaces of matrices), `quantize` (4-bit codes, largest entries).
+Shared blocks: `projectors` (subspaces of matrices), `quantize` (4-bit codes, largest entries),
+`hutchinson` (diagonal of the Hessian), `per_sample` (gradients and Jacobians of samples).
 """
 
+from .adadagrad import (
+    AdAdaGradState,
+    AdaptiveBatchFit,
+    adadagrad,
+    adadagrad_norm,
+    batch_size_test,
+    fit_adaptive_batch,
+)
+from .adahessian import (
+    ScaleByAdaHessianState,
+    adahessian,
+    scale_by_adahessian,
+    spatial_average,
+)
 from .adam import (
     SinhProblem,
     adam_gs,
@@ -70,7 +98,9 @@ from .badam import (
     blocks_by_layer,
     value_and_block_grad,
 )
+from .egn import EGNState, egn, gauss_newton_direction
 from .exadam import ScaleByEXAdamState, exadam, scale_by_exadam
+from .hutchinson import hessian_vector_product, hutchinson_diag
 from .microadam import MicroAdamState, microadam
 from .multiadam import ScaleByMultiAdamState, grouped_grads, multiadam, scale_by_multiadam
 from .multimomentum import (
@@ -85,12 +115,14 @@ from .multimomentum import (
     scale_by_igt,
     scale_by_qhm,
 )
+from .oasis import OASISState, oasis
 from .online_subspace import (
     OnlineSubspaceState,
     online_subspace_descent,
     subspace_gradient,
     subspace_loss,
 )
+from .per_sample import flat_jacobian, per_sample_grads
 from .projectors import (
     AbstractMatrixProjector,
     CoordinateProjector,
@@ -104,6 +136,7 @@ from .quantize import (
     quantize_4bit,
     topk_blocks,
 )
+from .sania import SANIAState, newton_direction, sania, truncated_cg
 from .subset_norm import (
     SubsetNormState,
     adam_sn,
@@ -123,17 +156,23 @@ from .weight_switch import (
 __all__ = [
     "AbstractAggregator",
     "AbstractMatrixProjector",
+    "AdAdaGradState",
+    "AdaptiveBatchFit",
     "BAdamState",
     "CoordinateProjector",
+    "EGNState",
     "ExponentialMean",
     "MicroAdamState",
     "MultiMomentumState",
     "NormFilteredMean",
+    "OASISState",
     "OnlineSubspaceState",
     "OrthonormalProjector",
     "Quantized4Bit",
     "RunningMean",
+    "SANIAState",
     "SVDProjector",
+    "ScaleByAdaHessianState",
     "ScaleByAdamPState",
     "ScaleByAdanState",
     "ScaleByEXAdamState",
@@ -143,6 +182,9 @@ __all__ = [
     "SubsetNormState",
     "TopNormProjector",
     "WeightSwitchState",
+    "adadagrad",
+    "adadagrad_norm",
+    "adahessian",
     "adam_gs",
     "adam_sn",
     "adam_snsm",
@@ -152,6 +194,7 @@ __all__ = [
     "aswa",
     "averaged_params",
     "badam",
+    "batch_size_test",
     "blocks_by_layer",
     "cluster_grads",
     "dequantize_4bit",
@@ -159,20 +202,31 @@ __all__ = [
     "discover_qhm",
     "discover_sgd",
     "discover_sgdm",
+    "egn",
     "exadam",
+    "fit_adaptive_batch",
+    "flat_jacobian",
+    "gauss_newton_direction",
     "grouped_grads",
+    "hessian_vector_product",
+    "hutchinson_diag",
     "jaccard_topk",
     "lookahead_params",
     "microadam",
     "multi_momentum",
     "multiadam",
+    "newton_direction",
+    "oasis",
     "online_subspace_descent",
+    "per_sample_grads",
     "prediction_std",
     "project_radial",
     "quantize_4bit",
     "relative_entropy",
     "restart_adan",
     "rmsprop_gs",
+    "sania",
+    "scale_by_adahessian",
     "scale_by_adamp",
     "scale_by_adan",
     "scale_by_exadam",
@@ -182,6 +236,7 @@ __all__ = [
     "scale_by_sgdp",
     "sgdp",
     "sinh_problem",
+    "spatial_average",
     "subset_norm",
     "subspace_gradient",
     "subspace_loss",
@@ -189,6 +244,7 @@ __all__ = [
     "switch_ema",
     "theory_hyperparams",
     "topk_blocks",
+    "truncated_cg",
     "value_and_block_grad",
     "weight_switch",
 ]

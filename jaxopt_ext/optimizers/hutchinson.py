@@ -1,0 +1,158 @@
+"""The diagonal of the Hessian from products with random signs (Hutchinson)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Key, PyTree
+
+from ..core import checks
+from ._leafwise import require_params
+from ._precision import keep_wide, narrow, widen
+
+
+def hutchinson_diag(
+    loss_fn: Callable[..., Float[Array, ""]] | None,
+    params: PyTree[Array],
+    key: Key[Array, ""],
+    n: int = 1,
+    *args: Any,
+    hvp_fn: Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]] | None = None,
+) -> PyTree[Array]:
+    r"""Unbiased estimate of the diagonal of a Hessian from n Hessian-vector products.
+
+    With entries of z independently 1 or -1,
+
+    $$\mathrm{diag}(H) \approx \frac1n \sum_{i=1}^n z_i \odot H z_i, \qquad
+    \mathrm{Var}_j = \frac1n \sum_{k \ne j} H_{jk}^2,$$
+
+    so one product is exact for a diagonal Hessian. Products are forward over reverse, one after the
+    other: the memory does not grow with n.
+
+    **Arguments:**
+
+    - `loss_fn`: scalar function of `params` and `args`; may be `None` if `hvp_fn` is given.
+    - `params`: where the Hessian is taken.
+    - `key`: decides the signs. Nodes that share a Hessian need the same key.
+    - `n`: number of products.
+    - `args`: passed on to `loss_fn`.
+    - `hvp_fn`: used instead of `loss_fn`: maps `params` and a vector z like them to Hz.
+
+    **Returns:** a tree like `params`.
+
+    **Raises:** `ValueError` if both functions are missing, or n is not positive.
+
+    **Reference:** Bekas, Kokiopoulou, Saad, An Estimator for the Diagonal of a Matrix, 2007.
+    """
+    checks.count("n", n)
+    if hvp_fn is None:
+        if loss_fn is None:
+            raise ValueError("hutchinson_diag needs loss_fn or hvp_fn")
+        hvp_fn = hessian_vector_product(lambda x: loss_fn(x, *args))
+
+    def sample(key):
+        signs = optax.tree.random_like(key, params, jax.random.rademacher)
+        return jax.tree.map(lambda z, hz: z * hz, signs, hvp_fn(params, signs))
+
+    if n == 1:
+        return sample(key)
+
+    def add(total, key):
+        return optax.tree.add(total, sample(key)), None
+
+    total, _ = jax.lax.scan(add, optax.tree.zeros_like(params), jax.random.split(key, n))
+    return jax.tree.map(lambda x: x / n, total)
+
+
+def hessian_vector_product(
+    loss_fn: Callable[[PyTree[Array]], Float[Array, ""]],
+) -> Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]:
+    """The function of parameters and a vector that gives Hessian times vector."""
+
+    def product(params, vector):
+        return jax.jvp(jax.grad(loss_fn), (params,), (vector,))[1]
+
+    return product
+
+
+def with_curvature(
+    name: str, tx: optax.GradientTransformationExtraArgs
+) -> optax.GradientTransformationExtraArgs:
+    """Run `tx` in at least float32, with functions of the parameters as extra arguments.
+
+    `tx` gets `grad_fn` and `hvp_fn`, made from `loss_fn` (or optax's `value_fn`) where they are not
+    passed; `None` where neither is. They are called with parameters of the types that the caller
+    has, and give results in the types that `tx` works in.
+    """
+    wide = keep_wide(tx)
+
+    def update(
+        updates,
+        state,
+        params=None,
+        *,
+        loss_fn=None,
+        value_fn=None,
+        grad_fn=None,
+        hvp_fn=None,
+        **extra_args,
+    ):
+        require_params(params, name)
+        loss_fn = value_fn if loss_fn is None else loss_fn
+        if loss_fn is not None:
+            grad_fn = jax.grad(loss_fn) if grad_fn is None else grad_fn
+            hvp_fn = hessian_vector_product(loss_fn) if hvp_fn is None else hvp_fn
+
+        def grad(x):
+            return widen(grad_fn(narrow(x, params)))
+
+        def hvp(x, vector):
+            return widen(hvp_fn(narrow(x, params), narrow(vector, params)))
+
+        return wide.update(
+            updates,
+            state,
+            params,
+            grad_fn=None if grad_fn is None else grad,
+            hvp_fn=None if hvp_fn is None else hvp,
+            **extra_args,
+        )
+
+    return optax.GradientTransformationExtraArgs(wide.init, update)
+
+
+def missing_curvature(name: str, argument: str) -> ValueError:
+    """The error for a function that was not passed to `update`."""
+    call = {"hvp_fn": "lambda params, z: ...", "grad_fn": "lambda params: ..."}[argument]
+    return ValueError(
+        f"{name} needs {argument} or loss_fn: update(grads, state, params, loss_fn=lambda params: "
+        f"loss(params, batch)) or update(grads, state, params, {argument}={call})"
+    )
+
+
+def require_real(name: str, params: PyTree[Array]) -> None:
+    """Raise on complex parameters, which have no diagonal of a Hessian."""
+    for leaf in jax.tree.leaves(params):
+        if jnp.iscomplexobj(leaf):
+            raise TypeError(
+                f"{name} needs real parameters, got {leaf.dtype}; wrap it in "
+                "optax.contrib.split_real_and_imaginary"
+            )
+
+
+def scalar_dtype(params: PyTree[Array]) -> Any:
+    """The real type, at least float32, for numbers that belong to the whole tree."""
+    return jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(params))).dtype
+
+
+def abs_square(x: Array) -> Array:
+    """|x|², elementwise and real."""
+    return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
+
+
+def weighted_square(x: PyTree[Array], weight: PyTree[Array]) -> Float[Array, ""]:
+    """Sum of weight times |x|² over all entries of all leaves."""
+    squares = jax.tree.map(lambda a, w: jnp.sum(w * abs_square(a)), x, weight)
+    return optax.tree.sum(squares)
