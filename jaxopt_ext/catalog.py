@@ -14,6 +14,7 @@ from typing import Any, Literal
 import jax
 import optax
 import optimistix as optx
+from jax.flatten_util import ravel_pytree
 
 import jaxopt_ext as jxt
 
@@ -303,9 +304,26 @@ _GENERALIZED_SMOOTH = (
     "Zhang, Zhou, Zou, Convergence Guarantees for RMSProp and Adam in Generalized-smooth "
     "Non-convex Optimization with Affine Noise Variance, 2025, arXiv:2404.01436"
 )
-_ASWA = (
-    "Madhyastha, Jain, On Model Stability as a Function of Random Seed, 2019, arXiv:1909.10447"
+_ASWA = "Madhyastha, Jain, On Model Stability as a Function of Random Seed, 2019, arXiv:1909.10447"
+
+_ADADAGRAD = (
+    "Lau, Liu, Kolar, AdAdaGrad: Adaptive Batch Size Schemes for Adaptive Gradient Methods, 2024, "
+    "arXiv:2402.11215"
 )
+_OASIS = (
+    "Jahani et al., Doubly Adaptive Scaled Algorithm for Machine Learning Using Second-Order "
+    "Information, 2022, arXiv:2109.05198"
+)
+_SANIA = (
+    "Abdukhakimov et al., SANIA: Polyak-type Optimization Framework Leads to Scale Invariant "
+    "Stochastic Algorithms, 2023, arXiv:2312.17369"
+)
+
+
+def _entry(params: Any, index: Any) -> Any:
+    """One number of the parameters: with targets, a least-squares problem for any tree."""
+    return ravel_pytree(params)[0][index]
+
 
 OPTIMIZERS: tuple[Row, ...] = (
     Row(
@@ -500,6 +518,130 @@ OPTIMIZERS: tuple[Row, ...] = (
         system="S122",
         extras=("cluster_id",),
         state_bytes=_state_bytes(lambda leaf: (2 + 1) * leaf.size),
+    ),
+    Row(
+        "AdaHessian",
+        "optimizers.adahessian",
+        "optimizer",
+        "Yao et al., ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning, 2021, "
+        "arXiv:2006.00719",
+        lambda params: jxt.optimizers.adahessian(1e-2),
+        system="S141",
+        extras=("hvp_fn",),
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "OASIS",
+        "optimizers.oasis",
+        "optimizer",
+        _OASIS,
+        lambda params: jxt.optimizers.oasis(n_warmup=10),
+        system="S100",
+        extras=("grad_fn", "hvp_fn"),
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "OASIS with momentum at a fixed rate",
+        "optimizers.oasis",
+        "optimizer",
+        _OASIS,
+        lambda params: jxt.optimizers.oasis(
+            n_warmup=10, adaptive=False, b1=0.9, learning_rate=1e-2
+        ),
+        system="S100",
+        extras=("hvp_fn",),
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "SANIA AdaGrad-SQR",
+        "optimizers.sania",
+        "optimizer",
+        _SANIA,
+        lambda params: jxt.optimizers.sania("adagrad_sqr"),
+        system="S129",
+        extras=("value",),
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "SANIA Adam-SQR",
+        "optimizers.sania",
+        "optimizer",
+        _SANIA,
+        lambda params: jxt.optimizers.sania("adam_sqr"),
+        system="S129",
+        extras=("value",),
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "SANIA identity (stochastic Polyak)",
+        "optimizers.sania",
+        "optimizer",
+        _SANIA,
+        lambda params: jxt.optimizers.sania("identity"),
+        system="S129",
+        extras=("value",),
+        state_bytes=lambda params: 0,
+    ),
+    Row(
+        "SANIA Hutchinson",
+        "optimizers.sania",
+        "optimizer",
+        _SANIA,
+        lambda params: jxt.optimizers.sania("hutchinson"),
+        system="S129",
+        extras=("value", "hvp_fn"),
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "SANIA Newton",
+        "optimizers.sania",
+        "optimizer",
+        _SANIA,
+        lambda params: jxt.optimizers.sania("newton"),
+        system="S129",
+        extras=("value", "hvp_fn"),
+        state_bytes=lambda params: 0,
+    ),
+    Row(
+        "SANIA Newton-CG",
+        "optimizers.sania",
+        "optimizer",
+        _SANIA,
+        lambda params: jxt.optimizers.sania("cg"),
+        system="S129",
+        extras=("value", "hvp_fn"),
+        state_bytes=lambda params: 0,
+    ),
+    Row(
+        "Exact Gauss-Newton (EGN)",
+        "optimizers.egn",
+        "optimizer",
+        "Korbit, Adeoye, Bemporad, Zanon, Exact Gauss-Newton Optimization for Training Deep Neural "
+        "Networks, 2024, arXiv:2405.14402",
+        lambda params: jxt.optimizers.egn(_entry),
+        system="S148",
+        extras=("batch",),
+        state_bytes=lambda params: 0,
+    ),
+    Row(
+        "AdAdaGrad",
+        "optimizers.adadagrad",
+        "optimizer",
+        _ADADAGRAD,
+        lambda params: jxt.optimizers.adadagrad(0.5),
+        system="S035",
+        extras=("per_sample_grads",),
+        state_bytes=_state_bytes(lambda leaf: leaf.size),
+    ),
+    Row(
+        "AdAdaGradNorm",
+        "optimizers.adadagrad_norm",
+        "optimizer",
+        _ADADAGRAD,
+        lambda params: jxt.optimizers.adadagrad_norm(0.5),
+        system="S035",
+        extras=("per_sample_grads",),
+        state_bytes=lambda params: 0,
     ),
 )
 
