@@ -119,9 +119,7 @@ def _solve(problem, solver, x0, key, adjoint, state, trace):
     solution = _finish(frozen, fixed_solver, carry)
 
     if isinstance(adjoint, OneStepAdjoint):
-        state = solver.refresh(problem, carry.x, carry.state)
-        value, _ = fixed_solver.step(problem, carry.x, state)
-        value, _ = fixed_solver.finish(problem, value, state)
+        value = fixed_solver.last_step(problem, carry.x, carry.state)
     elif isinstance(adjoint, ImplicitAdjoint):
         value = attach(solution.value, problem, adjoint)
     else:
@@ -145,12 +143,12 @@ def _start(problem, solver, x0, key, state) -> _Carry:
     return _Carry(x0, state, jnp.asarray(0, jnp.int32), infinity, Status.running)
 
 
-def _step(problem, solver, carry: _Carry, last_step: Int[Array, ""] | int) -> _Carry:
+def _step(problem, solver, carry: _Carry) -> _Carry:
     x, state = solver.step(problem, carry.x, carry.state)
     x = tree.cast_like(x, carry.x)
     residual = jnp.asarray(solver.error(problem, x, state), carry.residual.dtype)
     steps = carry.steps + 1
-    status = Status.where(steps >= last_step, Status.step_limit, Status.running)
+    status = Status.where(steps >= solver.max_steps, Status.step_limit, Status.running)
     verdict = solver.status(problem, x, state)
     status = Status.where(verdict == Status.running, status, verdict)
     status = Status.where(residual <= solver.tol, Status.converged, status)
@@ -166,7 +164,7 @@ def _loop(problem, solver, carry, limit, **options) -> _Carry:
         return (carry.status == Status.running) & (carry.steps < limit)
 
     def body(dynamic):
-        carry = _step(problem, solver, eqx.combine(dynamic, static), solver.max_steps)
+        carry = _step(problem, solver, eqx.combine(dynamic, static))
         return eqx.partition(carry, eqx.is_array)[0]
 
     dynamic = eqxi.while_loop(condition, body, dynamic, **options)
@@ -183,7 +181,7 @@ def _traced_loop(problem, solver, carry, trace):
         carry = eqx.combine(dynamic, static)
         running = carry.status == Status.running
         advance = lambda d: eqx.partition(
-            _step(problem, solver, eqx.combine(d, static), solver.max_steps), eqx.is_array
+            _step(problem, solver, eqx.combine(d, static)), eqx.is_array
         )[0]
         dynamic = jax.lax.cond(running, advance, lambda d: d, dynamic)
         return dynamic, record(eqx.combine(dynamic, static))

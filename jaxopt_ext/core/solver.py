@@ -57,7 +57,7 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
         """Recompute whatever `state` caches from `problem`, a factorization say.
 
         Called when a solve starts from a given state, whose problem may have been another, and by
-        `OneStepAdjoint`, which differentiates through it.
+        `last_step`, which is differentiated.
         """
         return state
 
@@ -66,6 +66,14 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
     ) -> tuple[PyTree[Array], State]:
         """Run once behind the last step: polishing, averaging."""
         return x, state
+
+    def last_step(self, problem: Problem, x: PyTree[Array], state: State) -> PyTree[Array]:
+        """The value one step beyond `x`, whose derivative in the problem `OneStepAdjoint` takes.
+
+        Override it where the value of `step` was fixed by the step before.
+        """
+        x, state = self.step(problem, x, self.refresh(problem, x, state))
+        return self.finish(problem, x, state)[0]
 
 
 class AbstractSplittingSolver(AbstractSolver[Problem, State]):

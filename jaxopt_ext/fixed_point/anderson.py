@@ -115,6 +115,9 @@ class Anderson(AbstractSolver):
         weights = jnp.linalg.solve(system, filled.astype(gram.dtype))
         return weights / jnp.sum(weights)
 
+    def last_step(self, problem, x, state):
+        return problem.fun(x)
+
     def error(self, problem, x, state):
         return state.error
 

@@ -116,5 +116,8 @@ class Halpern(AbstractSolver):
         error = residual_norm(x, mapped)
         return x, _HalpernState(state.anchor, ahead, state.steps + 1, error)
 
+    def last_step(self, problem, x, state):
+        return problem.fun(x)
+
     def error(self, problem, x, state):
         return state.error

@@ -169,3 +169,25 @@ def test_memory_does_not_grow_with_the_steps():
     assert temporaries(10_000, implicit) == temporaries(10, implicit)
     unrolled = jxt.UnrolledAdjoint()
     assert temporaries(10_000, unrolled) > 2 * temporaries(10, unrolled)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        jxt.fixed_point.Picard(tol=1e-10),
+        jxt.fixed_point.Halpern(tol=1e-3),
+        jxt.fixed_point.Anderson(tol=1e-10),
+    ],
+    ids=lambda s: type(s).__name__,
+)
+def test_one_step_of_a_fixed_point_method_is_one_step_of_its_map(solver):
+    """The derivative of T(x, theta) in theta at the solution, never zero in silence."""
+    theta = jnp.array([0.3, -0.2])
+
+    def solved(theta):
+        problem = jxt.FixedPoint(lambda x: 0.5 * jnp.tanh(x) + jnp.sin(theta))
+        return jxt.solve(problem, solver, jnp.zeros(2), adjoint=jxt.OneStepAdjoint()).value
+
+    expected = np.diag(np.cos(theta))
+    np.testing.assert_allclose(jax.jacrev(solved)(theta), expected, atol=1e-12)
+    np.testing.assert_allclose(jax.jacfwd(solved)(theta), expected, atol=1e-12)
