@@ -68,6 +68,11 @@ def where(condition: Array, a: PyTree[Array], b: PyTree[Array]) -> PyTree[Array]
     return jax.tree.map(lambda x, y: jnp.where(condition, x, y), a, b)
 
 
+def axpy(x: PyTree[Array], a: Any, y: PyTree[Array]) -> PyTree[Array]:
+    """$x + a y$ for a real number $a$, in the types of $x$."""
+    return jax.tree.map(lambda u, v: u + jnp.asarray(a, u.real.dtype) * v, x, y)
+
+
 def cast_like(a: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
     """Give each leaf of `a` the type of its twin in `like`."""
     return jax.tree.map(lambda x, y: jnp.asarray(x, dtype=jnp.result_type(y)), a, like)

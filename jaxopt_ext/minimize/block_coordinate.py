@@ -59,7 +59,24 @@ class _State(eqx.Module):
     error: Float[Array, ""]
 
 
-class BlockCoordinateDescent(AbstractSolver):
+def _optional_bounds():
+    return eqx.field(converter=lambda x: None if x is None else jnp.asarray(x), default=None)
+
+
+class AbstractCoordinateSolver(AbstractSolver):
+    """A coordinate method with bounds on the blocks' curvature, found or given."""
+
+    lipschitz: eqx.AbstractVar[Float[Array, "..."] | None]
+
+    def __check_init__(self):
+        if self.lipschitz is not None:
+            checks.positive("lipschitz", self.lipschitz)
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+class BlockCoordinateDescent(AbstractCoordinateSolver):
     """Proximal descent on one block at a time,
 
     $$w_j \\leftarrow \\mathrm{prox}_{g_j / L_j}\\bigl(w_j - \\nabla_j f(w) / L_j\\bigr).$$
@@ -86,16 +103,10 @@ class BlockCoordinateDescent(AbstractSolver):
     """
 
     selection: AbstractSelection = Cyclic()
-    lipschitz: Float[Array, "..."] | None = eqx.field(
-        converter=lambda x: None if x is None else jnp.asarray(x), default=None
-    )
+    lipschitz: Float[Array, "..."] | None = _optional_bounds()
     tol: Float[Array, ""] = scalar_field(1e-6)
     max_steps: int = 1000
     problems = (Composite,)
-
-    def __check_init__(self):
-        if self.lipschitz is not None:
-            checks.positive("lipschitz", self.lipschitz)
 
     def init(self, problem, x, key):
         model = _model(problem.smooth)
@@ -123,9 +134,6 @@ class BlockCoordinateDescent(AbstractSolver):
         _, _, squares = _proposals(problem, state.model, x, z, state.lipschitz)
         return x, _State(state.model, z, state.lipschitz, key, jnp.sqrt(jnp.sum(squares)))
 
-    def error(self, problem, x, state):
-        return state.error
-
 
 class _GreedyState(eqx.Module):
     model: "_LinearModel | _General"
@@ -134,7 +142,7 @@ class _GreedyState(eqx.Module):
     error: Float[Array, ""]
 
 
-class GreedyCoordinateDescent(AbstractSolver):
+class GreedyCoordinateDescent(AbstractCoordinateSolver):
     """Block coordinate descent on the block that would move the objective's model most.
 
     The Gauss-Southwell-q rule: with $d_j$ the proximal step of block $j$, take the block with the
@@ -155,16 +163,10 @@ class GreedyCoordinateDescent(AbstractSolver):
     Gauss-Southwell Rule than Random Selection, 2015, arXiv:1506.00552.
     """
 
-    lipschitz: Float[Array, "..."] | None = eqx.field(
-        converter=lambda x: None if x is None else jnp.asarray(x), default=None
-    )
+    lipschitz: Float[Array, "..."] | None = _optional_bounds()
     tol: Float[Array, ""] = scalar_field(1e-6)
     max_steps: int = 20_000
     problems = (Composite,)
-
-    def __check_init__(self):
-        if self.lipschitz is not None:
-            checks.positive("lipschitz", self.lipschitz)
 
     def init(self, problem, x, key):
         model = _model(problem.smooth)
@@ -184,9 +186,6 @@ class GreedyCoordinateDescent(AbstractSolver):
         predictions = state.model.move(state.predictions, j, moves[j])
         error = jnp.sqrt(jnp.sum(squares))
         return x.at[j].add(moves[j]), _GreedyState(state.model, predictions, state.lipschitz, error)
-
-    def error(self, problem, x, state):
-        return state.error
 
 
 def _proposals(problem, model, w, z, lipschitz):

@@ -152,15 +152,6 @@ class _Directions(eqx.Module):
     room: Bool[Array, ""]
 
 
-def _start(solver, x) -> _ActiveState:
-    dtype = tree.real_dtype(x)
-    size = solver.max_atoms
-    atoms = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype).at[0].set(a), x)
-    active = _ActiveSet(atoms, jnp.zeros(size, dtype).at[0].set(1))
-    infinity = jnp.asarray(jnp.inf, dtype)
-    return _ActiveState(active, solver.curvature.astype(dtype), infinity)
-
-
 def _directions(problem, x, gradient, active) -> _Directions:
     toward = problem.feasible.linear_minimizer(gradient)
     away, away_index = active.best(gradient)
@@ -170,7 +161,28 @@ def _directions(problem, x, gradient, active) -> _Directions:
     return _Directions(toward, toward_index, away, away_index, gap, away_gap, room)
 
 
-class AwayFrankWolfe(AbstractSolver):
+class AbstractActiveSetSolver(AbstractSolver):
+    """A Frank-Wolfe method that keeps its iterate as a convex combination of atoms."""
+
+    max_atoms: eqx.AbstractVar[int]
+    curvature: eqx.AbstractVar[Float[Array, ""]]
+
+    def __check_init__(self):
+        checks.count("max_atoms", self.max_atoms, minimum=2)
+        checks.positive("curvature", self.curvature)
+
+    def init(self, problem, x, key):
+        dtype, size = tree.real_dtype(x), self.max_atoms
+        atoms = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype).at[0].set(a), x)
+        active = _ActiveSet(atoms, jnp.zeros(size, dtype).at[0].set(1))
+        infinity = jnp.asarray(jnp.inf, dtype)
+        return _ActiveState(active, self.curvature.astype(dtype), infinity)
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+class AwayFrankWolfe(AbstractActiveSetSolver):
     """Frank-Wolfe with away steps: linear convergence over polytopes.
 
     The iterate is kept as a convex combination of atoms. Each step goes towards the best atom of
@@ -194,13 +206,6 @@ class AwayFrankWolfe(AbstractSolver):
     max_steps: int = 5000
     problems = (Constrained,)
 
-    def __check_init__(self):
-        checks.count("max_atoms", self.max_atoms, minimum=2)
-        checks.positive("curvature", self.curvature)
-
-    def init(self, problem, x, key):
-        return _start(self, x)
-
     def step(self, problem, x, state):
         value, gradient = tree.value_and_gradient(problem.smooth, x)
         active = state.active
@@ -220,11 +225,8 @@ class AwayFrankWolfe(AbstractSolver):
         weights = active.weights.at[d.away_index].add(jnp.where(forward, 0, -gamma))
         return _settle(active, weights, drop, d.away_index, m, d.gap)
 
-    def error(self, problem, x, state):
-        return state.error
 
-
-class PairwiseFrankWolfe(AbstractSolver):
+class PairwiseFrankWolfe(AbstractActiveSetSolver):
     """Frank-Wolfe with pairwise steps: weight moves from the worst atom in use to the best one.
 
     The error is the Frank-Wolfe gap.
@@ -245,13 +247,6 @@ class PairwiseFrankWolfe(AbstractSolver):
     max_steps: int = 5000
     problems = (Constrained,)
 
-    def __check_init__(self):
-        checks.count("max_atoms", self.max_atoms, minimum=2)
-        checks.positive("curvature", self.curvature)
-
-    def init(self, problem, x, key):
-        return _start(self, x)
-
     def step(self, problem, x, state):
         value, gradient = tree.value_and_gradient(problem.smooth, x)
         active = state.active
@@ -269,9 +264,6 @@ class PairwiseFrankWolfe(AbstractSolver):
         weights = active.weights.at[d.away_index].add(-gamma)
         drop = (gamma >= limit) & (d.toward_index != d.away_index)
         return _settle(active, weights, drop, d.away_index, m, d.gap)
-
-    def error(self, problem, x, state):
-        return state.error
 
 
 def _settle(active, weights, drop, away_index, curvature, gap):

@@ -53,6 +53,18 @@ class AbstractCoordinatewise(AbstractFunction):
         return type(self)(*(part(p, index) for p in self.parameters()))
 
 
+class AbstractWeighted(AbstractCoordinatewise):
+    """A scalar function times a weight $\\ge 0$."""
+
+    weight: eqx.AbstractVar[Parameter]
+
+    def __check_init__(self):
+        _check(checks.nonnegative, "weight", self.weight)
+
+    def parameters(self):
+        return (self.weight,)
+
+
 class Zero(AbstractFunction):
     """The zero function."""
 
@@ -68,7 +80,7 @@ class Zero(AbstractFunction):
         return self
 
 
-class L1(AbstractCoordinatewise):
+class L1(AbstractWeighted):
     """$\\sum_i w_i |x_i|$.
 
     **Arguments:**
@@ -79,12 +91,6 @@ class L1(AbstractCoordinatewise):
     weight: Parameter = parameter_field(default=1.0)
     convex = True
 
-    def __check_init__(self):
-        _check(checks.nonnegative, "weight", self.weight)
-
-    def parameters(self):
-        return (self.weight,)
-
     def scalar(self, x, w):
         return w * magnitude(x)
 
@@ -92,7 +98,7 @@ class L1(AbstractCoordinatewise):
         return shrink(x, step * w)
 
 
-class L2Squared(AbstractCoordinatewise):
+class L2Squared(AbstractWeighted):
     """$\\tfrac12 \\sum_i w_i |x_i|^2$.
 
     **Arguments:**
@@ -102,12 +108,6 @@ class L2Squared(AbstractCoordinatewise):
 
     weight: Parameter = parameter_field(default=1.0)
     convex = True
-
-    def __check_init__(self):
-        _check(checks.nonnegative, "weight", self.weight)
-
-    def parameters(self):
-        return (self.weight,)
 
     def scalar(self, x, w):
         return 0.5 * w * (x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2)
@@ -143,7 +143,7 @@ class ElasticNet(AbstractCoordinatewise):
         return shrink(x, step * a) / (1 + step * b)
 
 
-class L0(AbstractCoordinatewise):
+class L0(AbstractWeighted):
     """$\\sum_i w_i [x_i \\ne 0]$; not convex, its prox is hard thresholding.
 
     **Arguments:**
@@ -153,12 +153,6 @@ class L0(AbstractCoordinatewise):
 
     weight: Parameter = parameter_field(default=1.0)
     convex = False
-
-    def __check_init__(self):
-        _check(checks.nonnegative, "weight", self.weight)
-
-    def parameters(self):
-        return (self.weight,)
 
     def scalar(self, x, w):
         return jnp.where(x != 0, w, 0)

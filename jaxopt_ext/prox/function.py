@@ -1,7 +1,7 @@
 """The contracts: functions with a value and a prox, and sets with a projection."""
 
 import abc
-from typing import Any, Self
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -59,12 +59,6 @@ class AbstractSet(AbstractFunction):
     def linear_minimizer(self, g: PyTree[Array]) -> PyTree[Array]:
         """$\\arg\\min_{s \\in C} \\langle g, s\\rangle$, where there is one."""
         raise TypeError(f"{type(self).__name__} has no linear minimization oracle")
-
-    def translated(self, offset: PyTree[Array]) -> Self:
-        """The set moved by `offset`."""
-        from .combinators import Shifted
-
-        return Shifted(self, offset)  # type: ignore[return-value]
 
 
 def spread(parameter: Any, x: PyTree[Array]) -> PyTree[Array]:

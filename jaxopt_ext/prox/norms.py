@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
@@ -116,6 +117,15 @@ class NuclearNorm(AbstractFunction):
         )
 
 
+class AbstractBall(AbstractSet):
+    """A set with a radius $> 0$."""
+
+    radius: eqx.AbstractVar[Any]
+
+    def __check_init__(self):
+        checks.positive("radius", self.radius)
+
+
 def simplex_threshold(v: Float[Array, " n"], radius: Any) -> Float[Array, ""]:
     """The $\\tau$ with $\\sum_i \\max(v_i - \\tau, 0) = r$.
 
@@ -144,7 +154,7 @@ def _project_simplex(v, radius):
     return jnp.maximum(v - simplex_threshold(v, radius), 0)
 
 
-class Simplex(AbstractSet):
+class Simplex(AbstractBall):
     """$\\{x \\ge 0 : \\sum_i x_i = r\\}$ over a whole pytree.
 
     **Arguments:**
@@ -158,9 +168,6 @@ class Simplex(AbstractSet):
     radius: Any = parameter_field(default=1.0)
     convex = True
 
-    def __check_init__(self):
-        checks.positive("radius", self.radius)
-
     def project(self, x):
         flat, unravel = ravel_pytree(x)
         return unravel(_project_simplex(flat, self.radius))
@@ -171,7 +178,7 @@ class Simplex(AbstractSet):
         return unravel(corner)
 
 
-class L1Ball(AbstractSet):
+class L1Ball(AbstractBall):
     """$\\{x : \\sum_i |x_i| \\le r\\}$ over a whole pytree.
 
     **Arguments:**
@@ -181,9 +188,6 @@ class L1Ball(AbstractSet):
 
     radius: Any = parameter_field(default=1.0)
     convex = True
-
-    def __check_init__(self):
-        checks.positive("radius", self.radius)
 
     def project(self, x):
         flat, unravel = ravel_pytree(x)
@@ -201,7 +205,7 @@ class L1Ball(AbstractSet):
         return unravel(jnp.zeros_like(flat).at[j].set(-self.radius.astype(flat.dtype) * sign))
 
 
-class L2Ball(AbstractSet):
+class L2Ball(AbstractBall):
     """$\\{x : \\|x\\|_2 \\le r\\}$ over a whole pytree.
 
     **Arguments:**
@@ -211,9 +215,6 @@ class L2Ball(AbstractSet):
 
     radius: Any = parameter_field(default=1.0)
     convex = True
-
-    def __check_init__(self):
-        checks.positive("radius", self.radius)
 
     def project(self, x):
         norm = tree.norm(x)
@@ -227,7 +228,7 @@ class L2Ball(AbstractSet):
         return jax.tree.map(lambda a: factor.astype(a.real.dtype) * a, g)
 
 
-class LinfBall(AbstractSet):
+class LinfBall(AbstractBall):
     """$\\{x : |x_i| \\le r\\}$; complex entries keep their phase.
 
     **Arguments:**
@@ -237,9 +238,6 @@ class LinfBall(AbstractSet):
 
     radius: Parameter = parameter_field(default=1.0)
     convex = True
-
-    def __check_init__(self):
-        checks.positive("radius", self.radius)
 
     def project(self, x):
         def leaf(a):
@@ -263,7 +261,7 @@ class LinfBall(AbstractSet):
         return LinfBall(part(self.radius, index))
 
 
-class NuclearBall(AbstractSet):
+class NuclearBall(AbstractBall):
     """$\\{X : \\sum_i \\sigma_i(X) \\le r\\}$ for a matrix.
 
     **Arguments:**
@@ -273,9 +271,6 @@ class NuclearBall(AbstractSet):
 
     radius: Any = parameter_field(default=1.0)
     convex = True
-
-    def __check_init__(self):
-        checks.positive("radius", self.radius)
 
     def project(self, x):
         values = jnp.linalg.svd(x, compute_uv=False)

@@ -19,6 +19,12 @@ def _check_normal(normal):
         checks.positive("the norm of normal", size)
 
 
+def _move_along(x, normal, gap):
+    """Lower the inner product of `x` with `normal` by `gap`, by the shortest way."""
+    scale = gap / tree.vdot(normal, normal)
+    return jax.tree.map(lambda a, n: a - (scale * n).astype(a.dtype), x, normal)
+
+
 class Hyperplane(AbstractSet):
     """$\\{x : \\langle a, x\\rangle = b\\}$.
 
@@ -36,9 +42,7 @@ class Hyperplane(AbstractSet):
         _check_normal(self.normal)
 
     def project(self, x):
-        gap = tree.vdot(self.normal, x) - self.offset
-        scale = gap / tree.vdot(self.normal, self.normal)
-        return jax.tree.map(lambda a, n: a - (scale * n).astype(a.dtype), x, self.normal)
+        return _move_along(x, self.normal, tree.vdot(self.normal, x) - self.offset)
 
 
 class Halfspace(AbstractSet):
@@ -59,8 +63,7 @@ class Halfspace(AbstractSet):
 
     def project(self, x):
         gap = jnp.maximum(tree.vdot(self.normal, x) - self.offset, 0)
-        scale = gap / tree.vdot(self.normal, self.normal)
-        return jax.tree.map(lambda a, n: a - (scale * n).astype(a.dtype), x, self.normal)
+        return _move_along(x, self.normal, gap)
 
 
 class AffineSet(AbstractSet):

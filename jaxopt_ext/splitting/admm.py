@@ -20,10 +20,6 @@ class _State(eqx.Module):
     since: Array
 
 
-def _axpy(x, a, y):
-    return jax.tree.map(lambda u, v: u + jnp.asarray(a, u.real.dtype) * v, x, y)
-
-
 class ADMM(AbstractSolver):
     """ADMM for $f(x) + g(z)$ subject to $Ax + Bz = c$,
 
@@ -105,14 +101,14 @@ class ADMM(AbstractSolver):
         # h - c, which is Ax - c or its mixture with -Bz.
         mapped = B(z_old)
         minus_c = mapped if problem.c is None else jax.tree.map(jnp.subtract, mapped, problem.c)
-        target = jax.tree.map(jnp.negative, _axpy(minus_c, 1 / rho, y))
+        target = jax.tree.map(jnp.negative, tree.axpy(minus_c, 1 / rho, y))
         x_new = x_update.minimize(problem.f, A, x_old, target, rho, for_x)
         alpha = self.relaxation.astype(rho.dtype)
         mixed = jax.tree.map(lambda a, b: alpha * a - (1 - alpha) * b, A(x_new), minus_c)
         shifted = mixed if problem.c is None else jax.tree.map(jnp.subtract, mixed, problem.c)
-        target = jax.tree.map(jnp.negative, _axpy(shifted, 1 / rho, y))
+        target = jax.tree.map(jnp.negative, tree.axpy(shifted, 1 / rho, y))
         z_new = z_update.minimize(problem.g, B, z_old, target, rho, for_z)
-        y = _axpy(y, rho, jax.tree.map(jnp.add, shifted, B(z_new)))
+        y = tree.axpy(y, rho, jax.tree.map(jnp.add, shifted, B(z_new)))
 
         moved = B(jax.tree.map(jnp.subtract, z_new, z_old))
         dual = rho * tree.norm(A.adjoint(moved))

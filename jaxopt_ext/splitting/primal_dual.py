@@ -27,17 +27,13 @@ class _Operator(eqx.Module):
         x, y = u
         tau, sigma, K = self.tau, self.sigma, as_map(self.problem.K)
         slope = self.problem.primal_gradient(x, y)
-        x_new = self.problem.f.prox(_axpy(x, -tau, slope), tau)
+        x_new = self.problem.f.prox(tree.axpy(x, -tau, slope), tau)
         ahead = jax.tree.map(lambda a, b: 2 * a - b, x_new, x)
         # Moreau: prox of sigma g* from the prox of g / sigma.
-        v = _axpy(y, sigma, K(ahead))
+        v = tree.axpy(y, sigma, K(ahead))
         inner = jax.tree.map(lambda a: a / sigma.astype(a.real.dtype), v)
-        y_new = _axpy(v, -sigma, self.problem.g.prox(inner, 1 / sigma))
+        y_new = tree.axpy(v, -sigma, self.problem.g.prox(inner, 1 / sigma))
         return PrimalDual(x_new, y_new)
-
-
-def _axpy(x, a, y):
-    return jax.tree.map(lambda u, v: u + jnp.asarray(a, u.real.dtype) * v, x, y)
 
 
 class _State(eqx.Module):
