@@ -22,11 +22,6 @@ def narrow(tree: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda leaf, twin: leaf.astype(jnp.result_type(twin)), tree, like)
 
 
-def increment(count: Array) -> Array:
-    """The next count, which stays at the largest integer rather than overflow."""
-    return jnp.asarray(optax.safe_increment(count))
-
-
 def keep_wide(tx: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Run `tx` in at least float32, and give its updates in the gradients' types.
 

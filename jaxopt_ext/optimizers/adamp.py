@@ -9,8 +9,8 @@ import optax
 from jaxtyping import Array, Bool, Int, PyTree
 
 from ..core import checks
-from ._leafwise import require_params
-from ._precision import increment, keep_wide
+from ._leafwise import next_count, require_params
+from ._precision import keep_wide
 
 
 class ScaleByAdamPState(NamedTuple):
@@ -132,7 +132,7 @@ def scale_by_adamp(
     def update(updates, state, params=None, **extra_args):
         del extra_args
         require_params(params, "adamp")
-        count = increment(state.count)
+        count = next_count(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
         ahead = optax.tree.update_moment(updates, mu, b1, 1) if nesterov else mu

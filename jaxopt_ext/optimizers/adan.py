@@ -8,8 +8,8 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from ..core import checks
-from ._leafwise import is_zero
-from ._precision import increment, keep_wide
+from ._leafwise import is_zero, next_count
+from ._precision import keep_wide
 
 
 class ScaleByAdanState(NamedTuple):
@@ -69,7 +69,7 @@ def scale_by_adan(
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
         first = state.count == 0
-        count = increment(state.count)
+        count = next_count(state.count)
         difference = jax.tree.map(
             lambda g, last: jnp.where(first, jnp.zeros_like(g), g + last), updates, state.negative
         )

@@ -8,8 +8,8 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from ..core import checks
-from ._leafwise import is_zero
-from ._precision import increment, keep_wide
+from ._leafwise import is_zero, next_count
+from ._precision import keep_wide
 
 
 class ScaleByEXAdamState(NamedTuple):
@@ -37,7 +37,7 @@ def scale_by_exadam(
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
-        count = increment(state.count)
+        count = next_count(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(updates, state.nu, b2, 2)
 

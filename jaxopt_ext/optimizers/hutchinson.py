@@ -66,6 +66,18 @@ def hutchinson_diag(
     return jax.tree.map(lambda x: x / n, total)
 
 
+def running_diagonal(diagonal, count, params, key, *, n_warmup, decay, hvp_fn):
+    """The moving average of diagonals: `n_warmup` products in the first step, one in the others."""
+    return jax.lax.cond(
+        count == 0,
+        lambda _: hutchinson_diag(None, params, key, n_warmup, hvp_fn=hvp_fn),
+        lambda d: optax.tree.update_moment(
+            hutchinson_diag(None, params, key, hvp_fn=hvp_fn), d, decay, 1
+        ),
+        diagonal,
+    )
+
+
 def hessian_vector_product(
     loss_fn: Callable[[PyTree[Array]], Float[Array, ""]],
 ) -> Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]:

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import is_zero, mask_like, require_params
-from ._precision import increment, keep_wide, widen
+from ._leafwise import is_zero, mask_like, next_count, require_params
+from ._precision import keep_wide, widen
 
 
 class ScaleByMultiAdamState(NamedTuple):
@@ -88,7 +88,7 @@ def scale_by_multiadam(
         if not is_zero(weight_decay):
             require_params(params, "multiadam with weight decay")
             grads = jax.tree.map(lambda g, p: g + weight_decay * p, grads, params)
-        count = increment(state.count)
+        count = next_count(state.count)
         mu = optax.tree.update_moment(grads, state.mu, b1, 1)
         nu = optax.tree.update_moment_per_elem_norm(grads, state.nu, b2, 2)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu) if amsgrad else None

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import mask_like
-from ._precision import increment, keep_wide, narrow
+from ._leafwise import mask_like, next_count
+from ._precision import keep_wide, narrow
 
 
 class MultiMomentumState(NamedTuple):
@@ -252,7 +252,7 @@ def scale_by_igt() -> optax.GradientTransformationExtraArgs:
             return v + rate * (g - v)
 
         velocity = jax.tree.map(transport, updates, state.velocity)
-        return velocity, ScaleByIGTState(increment(t), velocity, params)
+        return velocity, ScaleByIGTState(next_count(t), velocity, params)
 
     return keep_wide(optax.GradientTransformationExtraArgs(init, update))
 

@@ -10,9 +10,9 @@ from jaxtyping import Array, Float, Int, Key, PyTree
 from ..core import checks
 from ._leafwise import is_zero, one_minus_power, rate_at
 from .hutchinson import (
-    hutchinson_diag,
     missing_curvature,
     require_real,
+    running_diagonal,
     scalar_dtype,
     weighted_square,
     with_curvature,
@@ -154,14 +154,8 @@ def oasis(
         if adaptive and stochastic and grad_fn is None:
             raise missing_curvature("oasis", "grad_fn")
         key, now = jax.random.split(state.key)
-        diagonal = jax.lax.cond(
-            state.count == 0,
-            lambda _: hutchinson_diag(None, params, now, n_warmup, hvp_fn=hvp_fn),
-            lambda d: optax.tree.update_moment(
-                hutchinson_diag(None, params, now, hvp_fn=hvp_fn), d, b2, 1
-            ),
-            state.diagonal,
-        )
+        average = {"n_warmup": n_warmup, "decay": b2, "hvp_fn": hvp_fn}
+        diagonal = running_diagonal(state.diagonal, state.count, params, now, **average)
         scale = jax.tree.map(lambda d: jnp.maximum(jnp.abs(d), alpha), diagonal)
         count = optax.safe_increment(state.count)
         mu, ahead = None, updates

@@ -15,9 +15,9 @@ from ._leafwise import one_minus_power
 from ._precision import keep_wide, narrow
 from .hutchinson import (
     abs_square,
-    hutchinson_diag,
     missing_curvature,
     require_real,
+    running_diagonal,
     scalar_dtype,
     with_curvature,
 )
@@ -161,14 +161,8 @@ def sania(
                 return g, new
             case "hutchinson":
                 key, now = jax.random.split(state.key)
-                diagonal = jax.lax.cond(
-                    state.count == 0,
-                    lambda _: hutchinson_diag(None, params, now, n_warmup, hvp_fn=hvp_fn),
-                    lambda d: optax.tree.update_moment(
-                        hutchinson_diag(None, params, now, hvp_fn=hvp_fn), d, b2, 1
-                    ),
-                    state.diagonal,
-                )
+                average = {"n_warmup": n_warmup, "decay": b2, "hvp_fn": hvp_fn}
+                diagonal = running_diagonal(state.diagonal, state.count, params, now, **average)
                 scale = jax.tree.map(lambda d: jnp.maximum(jnp.abs(d), alpha), diagonal)
                 return _divide(g, scale), SANIAState(count, key, diagonal)
             case "newton":

@@ -10,8 +10,8 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import require_params
-from ._precision import increment, widen
+from ._leafwise import next_count, require_params
+from ._precision import widen
 
 
 class AbstractAggregator(eqx.Module):
@@ -58,7 +58,7 @@ class RunningMean(AbstractAggregator):
         return jnp.zeros([], jnp.int32)
 
     def update(self, average, params, state):
-        count = increment(state)
+        count = next_count(state)
         return _blend(average, params, 1 / _float(count)), count
 
 
@@ -109,8 +109,8 @@ class NormFilteredMean(AbstractAggregator):
         distance = optax.tree.norm(gap, ord=self.ord).astype(dtype)
         usual = state.distance_sum / jnp.maximum(state.distance_count, 1).astype(dtype)
         accepted = distance > usual
-        step = increment(state.step)
-        count = jnp.where(accepted, increment(state.count), state.count)
+        step = next_count(state.step)
+        count = jnp.where(accepted, next_count(state.count), state.count)
         divisor = count if self.denominator == "accepted" else step
         rate = jnp.where(accepted, 1 / _float(jnp.maximum(divisor, 1)), 0.0)
         return _blend(average, params, rate), NormFilterState(
@@ -155,7 +155,7 @@ class ExponentialMean(AbstractAggregator):
             rate = (1 - rate) * jnp.exp(-(1 + _float(state)) / 2000) + rate
         elif self.warmup == "linear":
             rate = jnp.maximum(rate, 0.1 * (1 - rate) * (1 - _float(state) / 100))
-        return _blend(average, params, rate), increment(state)
+        return _blend(average, params, rate), next_count(state)
 
 
 class WeightSwitchState(NamedTuple):
@@ -217,7 +217,7 @@ def weight_switch(
     def update(updates, state, params: Any = None, **extra_args):
         require_params(params, "weight_switch")
         updates, inner_state = inner.update(updates, state.inner, params, **extra_args)
-        count = increment(state.count)
+        count = next_count(state.count)
         seen = params if aggregator.before_step else optax.apply_updates(params, updates)
         average, aggregated = aggregator.update(
             _floating(state.average), _floating(seen), state.aggregator

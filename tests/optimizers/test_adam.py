@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from replay import trajectory
 
 from jaxopt_ext.optimizers.adam import (
     adam_gs,
@@ -13,20 +14,6 @@ from jaxopt_ext.optimizers.adam import (
     sinh_problem,
     theory_hyperparams,
 )
-
-
-def trajectory(tx, params, grads):
-    @jax.jit
-    def run(params, grads):
-        def step(carry, g):
-            params, state = carry
-            updates, state = tx.update(g, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), params
-
-        return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
-
-    return run(params, grads)
 
 
 def reference(x, grads, eta, b1, b2, zeta, v0):

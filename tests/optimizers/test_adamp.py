@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from replay import trajectory
 
 from jaxopt_ext.optimizers.adamp import adamp, project_radial, sgdp
 
@@ -65,20 +66,6 @@ def reference_sgdp(w, grads, lr, decay, nesterov, mu=0.9, dampening=0.3, eps=1e-
         path.append(w)
         fired += hit
     return np.array(path), fired
-
-
-def trajectory(tx, params, grads):
-    @jax.jit
-    def run(params, grads):
-        def step(carry, g):
-            params, state = carry
-            updates, state = tx.update(g, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), params
-
-        return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
-
-    return run(params, grads)
 
 
 def tolerance(dtype):

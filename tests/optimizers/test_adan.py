@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from replay import trajectory
 
 from jaxopt_ext.optimizers.adan import adan, restart_adan
 
@@ -13,20 +14,6 @@ STEPS = 100
 
 def gradients(seed=0):
     return np.random.default_rng(seed).normal(size=(STEPS, 3, 4)) * 3
-
-
-def trajectory(tx, params, grads):
-    @jax.jit
-    def run(params, grads):
-        def step(carry, g):
-            params, state = carry
-            updates, state = tx.update(g, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), params
-
-        return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
-
-    return run(params, grads)
 
 
 def reference(theta, grads, lr, b1, b2, b3, eps, decay, no_prox=False, max_norm=np.inf):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from replay import replay
 
 from jaxopt_ext.optimizers.microadam import microadam
 
@@ -18,20 +19,6 @@ def problem(dtype, steps=15, seed=0):
     params = {k: draw(s) for k, s in shapes.items()}
     grads = {k: draw((steps, *s)) for k, s in shapes.items()}
     return params, grads
-
-
-def trajectory(tx, params, grads):
-    @jax.jit
-    def run(params, grads):
-        def step(carry, g):
-            params, state = carry
-            updates, state = tx.update(g, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), (params, state)
-
-        return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
-
-    return run(params, grads)
 
 
 def quantized(x, bucket):
@@ -79,7 +66,7 @@ def test_equals_a_numpy_loop(feedback, m, k, bucket, block):
         LR, m, k, quant_block_size=bucket, topk_block_size=block, error_feedback=feedback,
         weight_decay=0.1, value_dtype=jnp.float64,
     )  # fmt: skip
-    got, _ = trajectory(tx, params, grads)
+    got, _ = replay(tx, params, grads)
     want = numpy_microadam(
         params, grads, m=m, k=k, bucket=bucket, block=block, feedback=feedback, decay=0.1
     )
@@ -93,7 +80,7 @@ def test_float32_and_two_byte_values():
     want = numpy_microadam(params, grads, m=4, k=0.1, bucket=8, block=20, feedback="dense")
     for dtype, tol in ((jnp.float32, 1e-4), (jnp.bfloat16, 0.05)):
         tx = microadam(LR, **options, error_feedback="dense", value_dtype=dtype)
-        got, state = trajectory(tx, params, grads)
+        got, state = replay(tx, params, grads)
         for name, value in want.items():
             assert got[name].dtype == jnp.float32
             np.testing.assert_allclose(got[name], value, rtol=tol, atol=tol)
@@ -105,15 +92,15 @@ def test_float32_and_two_byte_values():
 def test_keeping_everything_is_adam(dtype):
     params, grads = problem(jnp.float32, steps=20)
     tx = microadam(LR, m=20, k=1.0, error_feedback="none", value_dtype=dtype)
-    got, _ = trajectory(tx, params, grads)
-    want, _ = trajectory(optax.adam(LR), params, grads)
+    got, _ = replay(tx, params, grads)
+    want, _ = replay(optax.adam(LR), params, grads)
     for name in want:
         np.testing.assert_allclose(got[name], want[name], atol=1e-5)
 
 
 def test_entries_outside_the_window_do_not_move():
     params, grads = problem(jnp.float32)
-    got, state = trajectory(microadam(LR, m=2, k=0.05), params, grads)
+    got, state = replay(microadam(LR, m=2, k=0.05), params, grads)
     w = got["w"].reshape(15, -1)
     moved = np.asarray(w[10] != w[9])
     # ceil(0.05 * 63) = 4 entries a step, two steps in the window.

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from replay import leaves_of_each_rank, replay
 
 from jaxopt_ext.optimizers.online_subspace import (
     online_subspace_descent,
@@ -11,29 +12,6 @@ from jaxopt_ext.optimizers.online_subspace import (
 )
 
 LR = 0.05
-
-
-def problem(dtype, steps=12, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = {"tall": (6, 4), "wide": (3, 8), "bias": (5,), "scale": ()}
-    draw = lambda shape: jnp.asarray(rng.normal(size=shape), dtype)
-    params = {k: draw(s) for k, s in shapes.items()}
-    grads = {k: draw((steps, *s)) for k, s in shapes.items()}
-    return params, grads
-
-
-def trajectory(tx, params, grads):
-    @jax.jit
-    def run(params, grads):
-        def step(carry, g):
-            params, state = carry
-            updates, state = tx.update(g, state, params)
-            params = optax.apply_updates(params, updates)
-            return (params, state), (params, state)
-
-        return jax.lax.scan(step, (params, tx.init(params)), grads)[1]
-
-    return run(params, grads)
 
 
 def numpy_descent(params, grads, *, rank, base="adam", projection="online", gap=4, proj_lr=5e-3,
@@ -100,8 +78,8 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_equals_a_numpy_loop(case):
     options = CASES[case]
-    params, grads = problem(jnp.float64)
-    got, _ = trajectory(online_subspace_descent(LR, 2, **options), params, grads)
+    params, grads = leaves_of_each_rank(jnp.float64)
+    got, _ = replay(online_subspace_descent(LR, 2, **options), params, grads)
     known = {"base", "projection", "proj_lr", "lam", "scale"}
     want = numpy_descent(
         params, grads, rank=2, decay=options.get("weight_decay", 0.0),
@@ -114,9 +92,9 @@ def test_equals_a_numpy_loop(case):
 
 def test_float32_and_schedule():
     schedule = lambda t: 0.05 / (1.0 + t)
-    params, grads = problem(jnp.float32)
+    params, grads = leaves_of_each_rank(jnp.float32)
     tx = online_subspace_descent(schedule, 2, proj_lr=0.05)
-    got, state = trajectory(tx, params, grads)
+    got, state = replay(tx, params, grads)
     want = numpy_descent(
         params, grads, rank=2, proj_lr=0.05, rates=[schedule(t) for t in range(12)]
     )
@@ -177,9 +155,9 @@ def test_online_pca_finds_the_leading_subspace():
 
 
 def test_zero_gradients_leave_everything_at_rest():
-    params, grads = problem(jnp.float32, steps=3)
+    params, grads = leaves_of_each_rank(jnp.float32, steps=3)
     grads = jax.tree.map(lambda g: g.at[1:].set(0), grads)
-    _, state = trajectory(online_subspace_descent(LR, 2), params, grads)
+    _, state = replay(online_subspace_descent(LR, 2), params, grads)
     for k in ("tall", "wide"):
         bases = state.leaves[k].basis
         assert np.array_equal(bases[0], bases[2])
@@ -191,15 +169,15 @@ def test_zero_gradients_leave_everything_at_rest():
 
 
 def test_first_step_does_not_move_the_basis_and_random_stays_orthonormal():
-    params, grads = problem(jnp.float64)
-    _, state = trajectory(online_subspace_descent(LR, 2), params, grads)
+    params, grads = leaves_of_each_rank(jnp.float64)
+    _, state = replay(online_subspace_descent(LR, 2), params, grads)
     for k, side in (("tall", 1), ("wide", 0)):
         u, _, vt = np.linalg.svd(np.asarray(grads[k][0]), full_matrices=False)
         want = vt[:2].T if side else u[:, :2]
         np.testing.assert_allclose(state.leaves[k].basis[0], want, atol=1e-12)
         assert not np.array_equal(state.leaves[k].basis[1], want)
     tx = online_subspace_descent(LR, 2, projection="random", update_proj_gap=5)
-    _, state = trajectory(tx, params, grads)
+    _, state = replay(tx, params, grads)
     bases = np.asarray(state.leaves["wide"].basis)
     np.testing.assert_allclose(
         bases.swapaxes(1, 2) @ bases, np.tile(np.eye(2), (12, 1, 1)), atol=1e-12
@@ -209,31 +187,31 @@ def test_first_step_does_not_move_the_basis_and_random_stays_orthonormal():
 
 
 def test_svd_baseline_is_galore():
-    params, grads = problem(jnp.float64)
+    params, grads = leaves_of_each_rank(jnp.float64)
     # optax's GaLore projects the longer side, so the two agree on square matrices, transposed.
     square = jax.tree.map(
         lambda x: x[..., :3, :3], [{k: d[k] for k in ("tall", "wide")} for d in (params, grads)]
     )
     # One basis for the whole run: the signs of later ones are the SVD routine's own choice.
     tx = online_subspace_descent(LR, 2, projection="svd", update_proj_gap=50, eps=1e-20)
-    got, _ = trajectory(tx, *square)
+    got, _ = replay(tx, *square)
     peer = optax.chain(
         optax.contrib.scale_by_galore(
             2, update_proj_gap=50, base_optimizer=optax.scale_by_adam(eps=1e-20)
         ),
         optax.scale(-LR),
     )
-    want, _ = trajectory(peer, *jax.tree.map(lambda x: x.swapaxes(-1, -2), square))
+    want, _ = replay(peer, *jax.tree.map(lambda x: x.swapaxes(-1, -2), square))
     for k in got:
         np.testing.assert_allclose(got[k].swapaxes(-1, -2), want[k], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("base", ["adam", "lion"])
 def test_full_rank_is_the_plain_base(base):
-    params, grads = problem(jnp.float64)
-    got, _ = trajectory(online_subspace_descent(LR, 1.0, base, eps=1e-14), params, grads)
+    params, grads = leaves_of_each_rank(jnp.float64)
+    got, _ = replay(online_subspace_descent(LR, 1.0, base, eps=1e-14), params, grads)
     peer = optax.adam(LR, eps=1e-14) if base == "adam" else optax.lion(LR, b1=0.9, weight_decay=0)
-    want, _ = trajectory(peer, params, grads)
+    want, _ = replay(peer, params, grads)
     for k in got:
         np.testing.assert_allclose(got[k], want[k], rtol=1e-9)
 
@@ -257,15 +235,15 @@ def test_state_sizes(shape):
     ],
 )
 def test_other_optimizers_of_the_basis(peer):
-    params, grads = problem(jnp.float32)
+    params, grads = leaves_of_each_rank(jnp.float32)
     tx = online_subspace_descent(LR, 2, proj_optimizer=peer)
-    got, state = trajectory(tx, params, grads)
+    got, state = replay(tx, params, grads)
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(got))
     assert not np.array_equal(state.leaves["tall"].basis[-1], state.leaves["tall"].basis[0])
 
 
 def test_bad_input():
-    params, _ = problem(jnp.float32)
+    params, _ = leaves_of_each_rank(jnp.float32)
     warmup = optax.linear_schedule(0.0, 1.0, 10)
     bad = [
         (lambda: online_subspace_descent(-1.0, 2), "learning_rate"),

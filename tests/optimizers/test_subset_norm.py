@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from replay import leaves_of_each_rank
 
 from jaxopt_ext.optimizers.projectors import (
     CoordinateProjector,
@@ -21,15 +22,6 @@ from jaxopt_ext.optimizers.subset_norm import (
 )
 
 LR = 0.05
-
-
-def problem(dtype, steps=12, seed=0):
-    rng = np.random.default_rng(seed)
-    shapes = {"tall": (6, 4), "wide": (3, 8), "bias": (5,), "scale": ()}
-    draw = lambda shape: jnp.asarray(rng.normal(size=shape), dtype)
-    params = {k: draw(s) for k, s in shapes.items()}
-    grads = {k: draw((steps, *s)) for k, s in shapes.items()}
-    return params, grads
 
 
 def trajectory(tx, params, grads):
@@ -88,7 +80,7 @@ def assert_close(got, want, tol):
 @pytest.mark.parametrize("size", ["heuristics", 1, 5, 1000, -1, -2])
 @pytest.mark.parametrize("b2", [1.0, 0.99])
 def test_subset_norm_equals_a_numpy_loop(dtype, size, b2):
-    params, grads = problem(dtype)
+    params, grads = leaves_of_each_rank(dtype)
     got, state = trajectory(subset_norm(LR, b2, size, weight_decay=0.1), params, grads)
     assert all(x.dtype == dtype for x in jax.tree.leaves((got, state.leaves)))
     tol = 2e-5 if dtype == jnp.float32 else 1e-12
@@ -97,7 +89,7 @@ def test_subset_norm_equals_a_numpy_loop(dtype, size, b2):
 
 @pytest.mark.parametrize("correction", ["official", "none"])
 def test_adam_sn_equals_a_numpy_loop(correction):
-    params, grads = problem(jnp.float64)
+    params, grads = leaves_of_each_rank(jnp.float64)
     got, _ = trajectory(adam_sn(LR, b2=0.99, bias_correction=correction), params, grads)
     want = numpy_subset_norm(
         params, grads, size="heuristics", b1=0.9, b2=0.99, correct=correction == "official"
@@ -107,7 +99,7 @@ def test_adam_sn_equals_a_numpy_loop(correction):
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_limits(dtype):
-    params, grads = problem(dtype)
+    params, grads = leaves_of_each_rank(dtype)
     tol = 1e-6
     # One coordinate per subset is AdaGrad, here optax's.
     got, _ = trajectory(subset_norm(LR, 1.0, 1, eps=1e-12), params, grads)
@@ -165,7 +157,7 @@ def numpy_snsm(params, grads, *, rank, gap, b1=0.9, b2=0.99, eps=1e-6, mode="off
 @pytest.mark.parametrize("b2", [0.99, 1.0])
 @pytest.mark.parametrize("overlap", [True, False])
 def test_adam_snsm_equals_a_numpy_loop(mode, b2, overlap):
-    params, grads = problem(jnp.float64)
+    params, grads = leaves_of_each_rank(jnp.float64)
     tx = adam_snsm(LR, b2=b2, rank=2, update_proj_gap=5, overlap=overlap, bias_correction=mode)
     got, _ = trajectory(tx, params, grads)
     want = numpy_snsm(params, grads, rank=2, gap=5, b2=b2, mode=mode, overlap=overlap)
@@ -175,7 +167,7 @@ def test_adam_snsm_equals_a_numpy_loop(mode, b2, overlap):
 
 @pytest.mark.parametrize("mode", ["official", "momentum_only", "none"])
 def test_subspace_momentum_equals_a_numpy_loop(mode):
-    params, grads = problem(jnp.float64)
+    params, grads = leaves_of_each_rank(jnp.float64)
     tx = subspace_momentum(LR, rank=2, update_proj_gap=5, bias_correction=mode)
     got, _ = trajectory(tx, params, grads)
     want = numpy_snsm(params, grads, rank=2, gap=5, mode=mode, norm=False)
@@ -189,7 +181,7 @@ def test_subspace_momentum_equals_a_numpy_loop(mode):
     ids=lambda x: type(x).__name__,
 )
 def test_complement_gets_the_gradient_and_refresh_restarts(projector):
-    params, grads = problem(jnp.float32, steps=7)
+    params, grads = leaves_of_each_rank(jnp.float32, steps=7)
     tx = subspace_momentum(1.0, rank=2, projector=projector, update_proj_gap=3, seed=4)
 
     @jax.jit
@@ -247,7 +239,7 @@ def test_subset_shape():
 
 
 def test_zero_gradients_and_bf16_parameters():
-    params, _ = problem(jnp.bfloat16)
+    params, _ = leaves_of_each_rank(jnp.bfloat16)
     for tx in (subset_norm(LR, 0.999), adam_snsm(LR, rank=0.5)):
         state = tx.init(params)
         zeros = jax.tree.map(jnp.zeros_like, params)
@@ -259,7 +251,7 @@ def test_zero_gradients_and_bf16_parameters():
 
 
 def test_bad_input():
-    params, _ = problem(jnp.float32)
+    params, _ = leaves_of_each_rank(jnp.float32)
     bad = [
         (lambda: subset_norm(-1.0), "learning_rate"),
         (lambda: subset_norm(LR, 0.0), "b2"),
