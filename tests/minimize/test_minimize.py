@@ -245,3 +245,34 @@ def test_frank_wolfe_gap_bounds_the_error():
     optimum = problem.smooth(best.value)
     # The gap is measured before the step, which does not raise the objective.
     assert np.all(gaps >= values - optimum - 1e-10)
+
+
+@pytest.mark.parametrize("kind", [minimize.AwayFrankWolfe, minimize.PairwiseFrankWolfe])
+def test_each_step_goes_as_far_as_the_rule_says(kind):
+    """Every step again in numpy, from the weights before it and the curvature it settled on."""
+    ball = prox.L1Ball(2.0)
+    problem = jxt.Constrained(lambda w: 0.5 * jnp.sum((X @ w - Y) ** 2), ball)
+    solver = kind(max_atoms=20)
+    x = jnp.zeros(8).at[0].set(1.0)
+    state = solver.init(problem, x, jax.random.key(0))
+    step = jax.jit(lambda x, s: solver.step(problem, x, s))
+    away_steps = 0
+    for _ in range(40):
+        slope = X.T @ (X @ np.asarray(x) - Y)
+        atoms, weights = np.asarray(state.active.atoms), np.asarray(state.active.weights)
+        j = np.argmax(np.where(weights > 0, atoms @ slope, -np.inf))
+        toward, away = np.asarray(ball.linear_minimizer(jnp.asarray(slope))), atoms[j]
+        if kind is minimize.PairwiseFrankWolfe:
+            direction, limit = toward - away, weights[j]
+        elif slope @ (x - toward) >= slope @ (away - x):
+            direction, limit = toward - x, 1.0
+        else:
+            direction, limit = x - away, weights[j] / (1 - weights[j])
+            away_steps += 1
+        if -slope @ direction < 1e-9:
+            break
+        new, state = step(x, state)
+        gamma = min(-slope @ direction / (float(state.curvature) * direction @ direction), limit)
+        np.testing.assert_allclose(new, x + gamma * direction, atol=1e-10)
+        x = new
+    assert away_steps > 3 or kind is minimize.PairwiseFrankWolfe
