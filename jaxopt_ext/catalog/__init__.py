@@ -1,0 +1,34 @@
+"""The table of systems: what each is, where it lives, which paper it follows, what it claims.
+
+The conformance suite runs over these rows and nothing else: a new member is a file in its family
+and a row in the file of its shape here.
+"""
+
+from .estimators import ESTIMATORS
+from .kernels import KERNELS
+from .network import NETWORK
+from .optimizers import OPTIMIZERS
+from .row import Row, Shape
+from .samplers import SAMPLERS
+from .solvers import SOLVERS
+
+ROWS: tuple[Row, ...] = SOLVERS + OPTIMIZERS + NETWORK + SAMPLERS + ESTIMATORS + KERNELS
+
+
+def rows(shape: Shape | None = None) -> tuple[Row, ...]:
+    """All rows, or those of one shape."""
+    return tuple(row for row in ROWS if shape in (None, row.shape))
+
+
+__all__ = [
+    "ESTIMATORS",
+    "KERNELS",
+    "NETWORK",
+    "OPTIMIZERS",
+    "ROWS",
+    "SAMPLERS",
+    "SOLVERS",
+    "Row",
+    "Shape",
+    "rows",
+]

@@ -1,0 +1,5 @@
+"""Rows of the estimators."""
+
+from .row import Row
+
+ESTIMATORS: tuple[Row, ...] = ()

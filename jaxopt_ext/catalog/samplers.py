@@ -1,0 +1,5 @@
+"""Rows of the samplers."""
+
+from .row import Row
+
+SAMPLERS: tuple[Row, ...] = ()
