@@ -79,7 +79,7 @@ def inexact_tree(name: str, value: PyTree) -> PyTree:
     leaves, treedef = jax.tree.flatten(value)
     if not leaves:
         raise ValueError(f"{name} is an empty pytree: there is nothing to solve for")
-    arrays = [jnp.asarray(leaf) for leaf in leaves]
+    arrays = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
     for array in arrays:
         if not jnp.issubdtype(array.dtype, jnp.inexact):
             raise TypeError(f"{name} must hold floating-point arrays, got dtype {array.dtype}")

@@ -82,7 +82,13 @@ def hoist(tree: PyTree) -> PyTree:
     arrays cannot be reached (methods of ordinary Python objects) are left as they are and retrace
     when they change.
     """
+    if not any(_may_close_over(leaf) for leaf in jax.tree.leaves(tree)):
+        return tree  # equinox modules all the way down
     return _hoist(tree, ())
+
+
+def _may_close_over(leaf: Any) -> bool:
+    return callable(leaf) and not isinstance(leaf, jax.Array)
 
 
 def _hoist(tree: PyTree, seen: tuple[int, ...]) -> PyTree:

@@ -22,17 +22,19 @@ class _State(eqx.Module):
 class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
     """Solve a square system fast if it is regular, and in the least-squares sense if it is not.
 
-    Small systems are factorized by LU, large ones go matrix-free through restarted GMRES. The
-    answer is kept if its true residual is small and, for LU, if the pivots show no rank loss.
-    Otherwise LSMR finds the minimum-norm least-squares solution $A^{+} b$; where it is not needed
-    it takes no step, also under `vmap`.
+    Small systems are factorized by LU, large ones go matrix-free through BiCGStab, which looks at
+    its residual after every step, and where it breaks down through restarted GMRES, which looks
+    once a cycle. The answer is kept if its true residual is small and, for LU, if the pivots show
+    no rank loss. Otherwise LSMR finds the minimum-norm least-squares solution $A^{+} b$. A method
+    that is not needed takes no step, also under `vmap`.
 
     **Arguments:**
 
     - `rtol`: relative residual that counts as solved; `None` is `1e-5` in single and `1e-9` in
       double precision.
     - `dense_size`: systems of at most this size are factorized.
-    - `max_steps`: limit on the iterations of GMRES and of LSMR; `None` is ten times the size.
+    - `max_steps`: limit on the iterations of each method; `None` is twice the size for BiCGStab
+      and ten times for the others.
     - `strict`: report an LSMR solve that missed its tolerance as failed; else its last iterate is
       taken. What is not finite always counts as failed.
     """
@@ -70,30 +72,28 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
         scale = jnp.where(norm > 0, norm, 1)
         unit = flat / scale
 
+        def regular_and_solved(x):
+            gap = jnp.linalg.norm(operator.mv(x) - unit)
+            return state.regular & (gap <= tolerance)  # False for NaN
+
+        successful = lx.RESULTS.successful
         if state.flat:
             factors, transposed = state.factors
             x = jax.scipy.linalg.lu_solve(factors, unit, trans=int(transposed.value))
         else:
+            max_steps = self.max_steps or 2 * flat.size
+            fast = lx.BiCGStab(0.0, 0.5 * tolerance, tree.norm, max_steps)
+            x, _ = _run(fast, operator, unit)
             # GMRES demands its tolerance of the last update too, so ask for less than we check.
-            gmres = lx.GMRES(
-                rtol=0.0,
-                atol=0.1 * tolerance,
-                norm=tree.norm,
-                max_steps=self.max_steps,
-                restart=min(40, flat.size),
-                stagnation_iters=3,
-            )
-            x, _, _ = gmres.compute(gmres.init(operator, {}), unit, {})
-        gap = jnp.linalg.norm(operator.mv(x) - unit)
-        solved = state.regular & (gap <= tolerance)  # False for NaN
-
+            restart = min(40, flat.size)
+            sure = lx.GMRES(0.0, 0.1 * tolerance, tree.norm, self.max_steps, restart, 3)
+            x, _ = _unless(regular_and_solved(x), (x, successful), sure, operator, unit)
+        done = regular_and_solved(x)
         lsmr = lx.LSMR(rtol=0.1 * tolerance, atol=0.1 * tolerance, max_steps=self.max_steps)
-        rest = jnp.where(solved, 0, unit)
-        fallback, result, stats = lsmr.compute(lsmr.init(operator, {}), rest, {})
-        x = jnp.where(solved, x, fallback) * scale
+        x, result = _unless(done, (x, successful), lsmr, operator, unit)
         if not self.strict:
-            result = lx.RESULTS.where(jnp.all(jnp.isfinite(x)), lx.RESULTS.successful, result)
-        return unravel(x), result, stats
+            result = lx.RESULTS.where(jnp.all(jnp.isfinite(x)), successful, result)
+        return unravel(x * scale), result, {}
 
     def transpose(self, state, options):
         factors = state.factors
@@ -110,6 +110,26 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
 
     def assume_full_rank(self):
         return True
+
+
+def _run(solver, operator, vector):
+    return solver.compute(solver.init(operator, {}), vector, {})[:2]
+
+
+def _unless(done, answer, solver, operator, vector):
+    """`answer` if `done`, else what `solver` finds.
+
+    It is a loop of at most one step: under `vmap` that is skipped if all are done, where a
+    conditional would always take both branches.
+    """
+
+    def body(carry):
+        _, (x, result) = carry
+        new, new_result = _run(solver, operator, jnp.where(done, 0, vector))
+        result = lx.RESULTS.where(done, result, new_result)
+        return jnp.asarray(True), (jnp.where(done, x, new), result)
+
+    return jax.lax.while_loop(lambda carry: ~carry[0], body, (done, answer))[1]
 
 
 def _ravelled(operator, vector, unravel):

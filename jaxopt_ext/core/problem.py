@@ -127,7 +127,7 @@ class Constrained(AbstractProblem):
     feasible: Any
 
     def __check_init__(self):
-        if not hasattr(self.feasible, "project"):
+        if not _has_method(self.feasible, "project"):
             raise TypeError(f"feasible must be a set with a projection, got {self.feasible!r}")
 
     def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
@@ -441,8 +441,13 @@ def _stationarity(function: Any, x: PyTree[Array], pulled: PyTree[Array]) -> PyT
 
 
 def _check_prox(name: str, function: Any) -> None:
-    if not (callable(function) and hasattr(function, "prox")):
+    if not (callable(function) and _has_method(function, "prox")):
         raise TypeError(f"{name} must have a value and a prox, got {function!r}")
+
+
+def _has_method(value: Any, name: str) -> bool:
+    # Asking the class first spares binding a method of an equinox module, which is slow.
+    return hasattr(type(value), name) or hasattr(value, name)
 
 
 def _check_pair(name: str, x: Any) -> None:

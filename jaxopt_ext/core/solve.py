@@ -78,7 +78,6 @@ def solve(
         raise TypeError(f"{type(solver).__name__} takes {takes}, not {type(problem).__name__}")
     problem, solver, trace = hoist((problem, solver, trace))
     x0 = None if x0 is None else checks.inexact_tree("x0", x0)
-    key = jax.random.key(0) if key is None else key
 
     if progress and trace is False and not checks.is_traced((problem, solver, x0, state)):
         solution = _solve_with_bar(problem, solver, x0, key, state)
@@ -136,8 +135,11 @@ def _complete(problem, x0) -> PyTree[Array]:
 
 
 def _start(problem, solver, x0, key, state) -> _Carry:
-    fresh = state is None
-    state = solver.init(problem, x0, key) if fresh else solver.refresh(problem, x0, state)
+    if state is None:
+        key = jax.random.key(0) if key is None else key  # here, where it costs a call nothing
+        state = solver.init(problem, x0, key)
+    else:
+        state = solver.refresh(problem, x0, state)
     state = jax.tree.map(lambda s: jnp.asarray(s) if isinstance(s, float | int) else s, state)
     infinity = jnp.asarray(jnp.inf, tree.real_dtype(x0))
     return _Carry(x0, state, jnp.asarray(0, jnp.int32), infinity, Status.running)

@@ -1,7 +1,7 @@
 """The contract of solvers."""
 
 import abc
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -31,7 +31,10 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
 
     tol: eqx.AbstractVar[Float[Array, ""]]
     max_steps: eqx.AbstractVar[int]
-    problems: eqx.AbstractClassVar[tuple[type[AbstractProblem], ...]]
+    if TYPE_CHECKING:  # type checkers take equinox's abstract class variable for a field
+        problems: ClassVar[tuple[type[AbstractProblem], ...]]
+    else:
+        problems: eqx.AbstractClassVar[tuple[type[AbstractProblem], ...]]
 
     def __check_init__(self):
         checks.nonnegative("tol", self.tol)
