@@ -44,7 +44,7 @@ def fit(X, y, lam: Any, **options) -> jxt.Solution:
 
 def peer_objective(X, y, lam: float) -> float:
     """What scikit-learn's l1 solver reaches on the same problem."""
-    options = {"l1_ratio": 1.0} if _version() >= (1, 8) else {"penalty": "l1"}
+    options: dict[str, Any] = {"l1_ratio": 1.0} if _version() >= (1, 8) else {"penalty": "l1"}
     model = LogisticRegression(
         C=1 / (lam * len(y)), solver="saga", tol=1e-10, max_iter=100_000, **options
     )
@@ -123,6 +123,7 @@ def plot(path: str, tuned: dict[str, Any], ring: dict[str, Any], w: Any) -> None
     """Three panels: the path of the penalty, the coefficients, the distance of the nodes."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import NullFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     lams, losses = zip(*tuned["path"], strict=True)
@@ -133,7 +134,7 @@ def plot(path: str, tuned: dict[str, Any], ring: dict[str, Any], w: Any) -> None
         ylabel="validation loss",
         title="gradient descent through the solver",
     )
-    axes[0].xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
+    axes[0].xaxis.set_minor_formatter(NullFormatter())
     coefficients = np.asarray(w)[:-1]
     colours = np.where(coefficients == 0, "lightgray", "C0")
     axes[1].bar(range(len(coefficients)), coefficients, color=colours)

@@ -18,6 +18,7 @@ from .core import (
     FixedPoint,
     LeastSquares,
     RootFinding,
+    Scalar,
     Smooth,
     Status,
     scalar_field,
@@ -57,7 +58,7 @@ class Optax(AbstractSolver):
     """
 
     transformation: optax.GradientTransformation
-    tol: Float[Array, ""] = scalar_field(1e-5)
+    tol: Scalar = scalar_field(1e-5)
     max_steps: int = 5000
     problems = (Smooth, LeastSquares)
 
@@ -99,7 +100,7 @@ class Optimistix(AbstractSolver):
 
     solver: optx.AbstractIterativeSolver
     inner_steps: int = 1000
-    tol: Float[Array, ""] = scalar_field(0.0)
+    tol: Scalar = scalar_field(0.0)
     max_steps: int = 1
     problems = (Smooth, LeastSquares, RootFinding, FixedPoint)
 
@@ -129,22 +130,18 @@ def _entry(problem: AbstractProblem, solver: Any) -> tuple[Any, Any]:
             return optx.least_squares, problem.residuals
         return optx.minimise, problem.objective
     if isinstance(problem, Smooth):
-        entry, kinds = (optx.minimise, problem.fun), (optx.AbstractMinimiser,)
+        run, fun, kinds = optx.minimise, problem.fun, _MINIMISERS
     elif isinstance(problem, RootFinding):
-        kinds = (
-            optx.AbstractRootFinder,
-            optx.AbstractLeastSquaresSolver,
-            optx.AbstractMinimiser,
-        )
-        entry = (optx.root_find, problem.fun)
+        run, fun, kinds = optx.root_find, problem.fun, _ROOT_FINDERS
+    elif isinstance(problem, FixedPoint):
+        run, fun, kinds = optx.fixed_point, problem.fun, _FIXED_POINT_SOLVERS
     else:
-        kinds = (
-            optx.AbstractFixedPointSolver,
-            optx.AbstractRootFinder,
-            optx.AbstractLeastSquaresSolver,
-            optx.AbstractMinimiser,
-        )
-        entry = (optx.fixed_point, problem.fun)
+        raise TypeError(f"optimistix has no solver for a {type(problem).__name__}")
     if not isinstance(solver, kinds):
         raise TypeError(f"{type(solver).__name__} cannot solve a {type(problem).__name__}")
-    return entry
+    return run, fun
+
+
+_MINIMISERS = (optx.AbstractMinimiser,)
+_ROOT_FINDERS = (optx.AbstractRootFinder, optx.AbstractLeastSquaresSolver, *_MINIMISERS)
+_FIXED_POINT_SOLVERS = (optx.AbstractFixedPointSolver, *_ROOT_FINDERS)

@@ -29,7 +29,7 @@ from .problem import (
 )
 from .solution import Solution, Status
 from .solve import solve
-from .solver import AbstractSolver, AbstractSplittingSolver, scalar_field
+from .solver import AbstractSolver, AbstractSplittingSolver, Scalar, scalar_field
 
 __all__ = [
     "AbstractAdjoint",
@@ -47,6 +47,7 @@ __all__ = [
     "QuadraticProgram",
     "RootFinding",
     "Saddle",
+    "Scalar",
     "Smooth",
     "Solution",
     "SplitPoint",

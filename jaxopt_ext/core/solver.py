@@ -1,7 +1,7 @@
 """The contract of solvers."""
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
 import equinox as eqx
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
@@ -12,6 +12,12 @@ from .solution import Status
 
 Problem = TypeVar("Problem", bound=AbstractProblem)
 State = TypeVar("State")
+
+
+if TYPE_CHECKING:
+    Scalar: TypeAlias = Any  # a number to who makes a solver, an array to the solver itself
+else:
+    Scalar = Float[Array, ""]
 
 
 def scalar_field(default: float) -> Any:
@@ -29,11 +35,13 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
     - `problems`: the problem types the solver takes.
     """
 
-    tol: eqx.AbstractVar[Float[Array, ""]]
-    max_steps: eqx.AbstractVar[int]
-    if TYPE_CHECKING:  # type checkers take equinox's abstract class variable for a field
+    if TYPE_CHECKING:  # type checkers take equinox's abstract variables for fields
+        tol: ClassVar[Scalar]
+        max_steps: ClassVar[int]
         problems: ClassVar[tuple[type[AbstractProblem], ...]]
     else:
+        tol: eqx.AbstractVar[Scalar]
+        max_steps: eqx.AbstractVar[int]
         problems: eqx.AbstractClassVar[tuple[type[AbstractProblem], ...]]
 
     def __check_init__(self):
@@ -100,4 +108,4 @@ class AbstractSplittingSolver(AbstractSolver[Problem, State]):
         """The solution that belongs to a fixed point of the operator."""
 
 
-__all__ = ["AbstractSolver", "AbstractSplittingSolver", "scalar_field"]
+__all__ = ["AbstractSolver", "AbstractSplittingSolver", "Scalar", "scalar_field"]

@@ -1,5 +1,7 @@
 """Undirected graphs of nodes that may talk, as `networkx` graphs on 0, ..., n - 1."""
 
+from typing import Any
+
 import networkx as nx
 
 from ..core import checks
@@ -41,7 +43,8 @@ def torus(rows: int, columns: int) -> nx.Graph:
     """A periodic grid; node `(i, j)` has number `i * columns + j`."""
     checks.count("rows", rows)
     checks.count("columns", columns)
-    return _relabel(nx.grid_2d_graph(rows, columns, periodic=(rows > 2, columns > 2)))
+    periodic: Any = (rows > 2, columns > 2)  # networkx takes a pair, its types do not know
+    return _relabel(nx.grid_2d_graph(rows, columns, periodic=periodic))
 
 
 def star(n: int) -> nx.Graph:

@@ -1,5 +1,7 @@
 """Mixing matrices: symmetric, doubly stochastic weights on the edges of a graph."""
 
+from typing import Any
+
 import networkx as nx
 import numpy as np
 from jaxtyping import Float
@@ -11,7 +13,9 @@ Matrix = Float[np.ndarray, "n n"]
 
 def _adjacency(graph: nx.Graph) -> Matrix:
     check_graph(graph)
-    return nx.to_numpy_array(graph, nodelist=range(graph.number_of_nodes()), weight=None)
+    unweighted: Any = None  # which networkx takes, though its types say text
+    nodes = range(graph.number_of_nodes())
+    return nx.to_numpy_array(graph, nodelist=nodes, weight=unweighted)
 
 
 def _with_diagonal(weights: Matrix) -> Matrix:

@@ -141,12 +141,10 @@ class Network(eqx.Module):
 
 def _weighted(weights: Float[Array, "local k"], values: Array) -> Array:
     """Sum over the second axis in a fixed order."""
-    total = jnp.zeros_like(values[:, 0]) if values.shape[1] else None
+    total = jnp.zeros((values.shape[0], *values.shape[2:]), values.dtype)
     for k in range(values.shape[1]):
         column = weights[:, k].reshape(-1, *([1] * (values.ndim - 2)))
         total = total + column * values[:, k]
-    if total is None:
-        return jnp.zeros((values.shape[0], *values.shape[2:]), values.dtype)
     return total
 
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core import AbstractSolver, FixedPoint, checks, scalar_field, tree
+from ..core import AbstractSolver, FixedPoint, Scalar, checks, scalar_field, tree
 from .picard import mix
 
 
@@ -49,10 +49,10 @@ class Anderson(AbstractSolver):
     """
 
     history: int = eqx.field(static=True, default=5)
-    mixing: Float[Array, ""] = scalar_field(1.0)
-    regularization: Float[Array, ""] = scalar_field(1e-5)
-    safeguard: Float[Array, ""] = scalar_field(1e6)
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    mixing: Scalar = scalar_field(1.0)
+    regularization: Scalar = scalar_field(1e-5)
+    safeguard: Scalar = scalar_field(1e6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
     problems = (FixedPoint,)
 

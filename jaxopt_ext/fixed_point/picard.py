@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractSolver, FixedPoint, checks, scalar_field, tree
+from ..core import AbstractSolver, FixedPoint, Scalar, checks, scalar_field, tree
 
 
 def residual_norm(x: PyTree[Array], mapped: PyTree[Array]) -> Float[Array, ""]:
@@ -28,7 +28,7 @@ class Picard(AbstractSolver):
     - `tol`, `max_steps`: see `AbstractSolver`.
     """
 
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
     problems = (FixedPoint,)
 
@@ -57,8 +57,8 @@ class KrasnoselskiiMann(AbstractSolver):
     **Reference:** Krasnosel'skii 1955; Mann, Mean Value Methods in Iteration, 1953.
     """
 
-    averaging: Float[Array, ""] = scalar_field(0.5)
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    averaging: Scalar = scalar_field(0.5)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (FixedPoint,)
 
@@ -99,7 +99,7 @@ class Halpern(AbstractSolver):
     of the Halpern-Iteration, 2021.
     """
 
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (FixedPoint,)
 

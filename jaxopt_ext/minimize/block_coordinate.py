@@ -1,13 +1,14 @@
 """Block coordinate descent for a smooth plus a block-separable function."""
 
 import abc
+from collections.abc import Callable
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..core import AbstractSolver, Composite, checks, scalar_field, tree
+from ..core import AbstractSolver, Composite, Scalar, checks, scalar_field, tree
 from ..core.objectives import AbstractLinearLoss
 
 
@@ -41,7 +42,7 @@ class Random(AbstractSelection):
     - `power`: $\\gamma$; 0 draws uniformly, 1 is importance sampling.
     """
 
-    power: Float[Array, ""] = scalar_field(0.0)
+    power: Scalar = scalar_field(0.0)
 
     def __check_init__(self):
         checks.nonnegative("power", self.power)
@@ -104,7 +105,7 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
 
     selection: AbstractSelection = Cyclic()
     lipschitz: Float[Array, "..."] | None = _optional_bounds()
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
     problems = (Composite,)
 
@@ -164,7 +165,7 @@ class GreedyCoordinateDescent(AbstractCoordinateSolver):
     """
 
     lipschitz: Float[Array, "..."] | None = _optional_bounds()
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 20_000
     problems = (Composite,)
 
@@ -175,7 +176,7 @@ class GreedyCoordinateDescent(AbstractCoordinateSolver):
         return _GreedyState(model, model.predictions(x), lipschitz, infinity)
 
     def refresh(self, problem, x, state):
-        fresh = self.init(problem, x, None)
+        fresh = self.init(problem, x, jax.random.key(0))  # the greedy rule draws nothing
         return eqx.tree_at(lambda s: s.error, fresh, state.error)
 
     def step(self, problem, x, state):
@@ -227,7 +228,7 @@ class _LinearModel(eqx.Module):
 class _General(eqx.Module):
     """Any smooth function; there is nothing to keep."""
 
-    fun: object
+    fun: Callable[[Array], Float[Array, ""]]
 
     def predictions(self, w):
         return jnp.zeros((), w.dtype)

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core import AbstractSolver, Constrained, checks, scalar_field, tree
+from ..core import AbstractSolver, Constrained, Scalar, checks, scalar_field, tree
 
 
 class _State(eqx.Module):
@@ -71,8 +71,8 @@ class FrankWolfe(AbstractSolver):
     Frank-Wolfe, 2013.
     """
 
-    curvature: Float[Array, ""] = scalar_field(1.0)
-    tol: Float[Array, ""] = scalar_field(1e-4)
+    curvature: Scalar = scalar_field(1.0)
+    tol: Scalar = scalar_field(1e-4)
     max_steps: int = 5000
     problems = (Constrained,)
 
@@ -201,8 +201,8 @@ class AwayFrankWolfe(AbstractActiveSetSolver):
     """
 
     max_atoms: int = eqx.field(static=True, default=64)
-    curvature: Float[Array, ""] = scalar_field(1.0)
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    curvature: Scalar = scalar_field(1.0)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Constrained,)
 
@@ -242,8 +242,8 @@ class PairwiseFrankWolfe(AbstractActiveSetSolver):
     """
 
     max_atoms: int = eqx.field(static=True, default=64)
-    curvature: Float[Array, ""] = scalar_field(1.0)
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    curvature: Scalar = scalar_field(1.0)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Constrained,)
 

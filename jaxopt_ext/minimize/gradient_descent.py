@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-from ..core import AbstractSolver, Smooth, scalar_field, tree
+from ..core import AbstractSolver, Scalar, Smooth, scalar_field, tree
 
 
 class _State(eqx.Module):
@@ -34,7 +34,7 @@ class GradientDescent(AbstractSolver):
     line_search: optax.GradientTransformation = optax.scale_by_zoom_linesearch(
         max_linesearch_steps=30
     )
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Smooth,)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractSolver, Constrained, checks, scalar_field, tree
+from ..core import AbstractSolver, Constrained, Scalar, checks, scalar_field, tree
 
 
 class AbstractMirrorMap(eqx.Module):
@@ -91,9 +91,9 @@ class MirrorDescent(AbstractSolver):
     """
 
     mirror_map: AbstractMirrorMap = EntropicSimplex()
-    step_size: Float[Array, ""] = scalar_field(1.0)
-    growth: Float[Array, ""] = scalar_field(1.2)
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    step_size: Scalar = scalar_field(1.0)
+    growth: Scalar = scalar_field(1.2)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Constrained,)
 

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractSolver, Composite, Constrained, Smooth, scalar_field, tree
+from ..core import AbstractSolver, Composite, Constrained, Scalar, Smooth, scalar_field, tree
 from .step_size import AbstractStepSize, Backtracking
 
 
@@ -47,7 +47,7 @@ class ProximalGradient(AbstractSolver):
     """
 
     step_size: AbstractStepSize = Backtracking()
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Composite, Constrained, Smooth)
 
@@ -99,7 +99,7 @@ class FISTA(AbstractSolver):
 
     step_size: AbstractStepSize = Backtracking()
     restart: bool = eqx.field(static=True, default=True)
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Composite, Constrained, Smooth)
 

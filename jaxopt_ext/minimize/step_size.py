@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import checks, hoist, scalar_field, tree
+from ..core import Scalar, checks, hoist, scalar_field, tree
 
 
 class AbstractStepSize(eqx.Module):
@@ -87,9 +87,9 @@ class Backtracking(AbstractStepSize):
     - `max_shrinks`: give up searching after so many factors.
     """
 
-    initial: Float[Array, ""] = scalar_field(1.0)
-    shrink: Float[Array, ""] = scalar_field(0.5)
-    growth: Float[Array, ""] = scalar_field(1.1)
+    initial: Scalar = scalar_field(1.0)
+    shrink: Scalar = scalar_field(0.5)
+    growth: Scalar = scalar_field(1.1)
     max_shrinks: int = 60
 
     def __check_init__(self):

@@ -1,7 +1,7 @@
 """The contracts: functions with a value and a prox, and sets with a projection."""
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -14,7 +14,10 @@ from ..core import tree
 class AbstractFunction(eqx.Module):
     """A function $g$ with values in $(-\\infty, \\infty]$ and a proximal operator."""
 
-    convex: eqx.AbstractClassVar[bool]
+    if TYPE_CHECKING:  # type checkers take equinox's abstract variables for fields
+        convex: ClassVar[bool]
+    else:
+        convex: eqx.AbstractClassVar[bool]
 
     @abc.abstractmethod
     def __call__(self, x: PyTree[Array]) -> Float[Array, ""]:

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractSolver, SplitPoint, Splitting, checks, scalar_field, tree
+from ..core import AbstractSolver, Scalar, SplitPoint, Splitting, checks, scalar_field, tree
 from ..core.operators import as_map, minus_copies
 from .subproblem import AbstractUpdate, choose
 
@@ -50,8 +50,8 @@ class ADMM(AbstractSolver):
     Alternating Direction Method of Multipliers, 2011.
     """
 
-    penalty: Float[Array, ""] = scalar_field(1.0)
-    relaxation: Float[Array, ""] = scalar_field(1.0)
+    penalty: Scalar = scalar_field(1.0)
+    relaxation: Scalar = scalar_field(1.0)
     x_update: AbstractUpdate | None = None
     z_update: AbstractUpdate | None = None
     balance: Float[Array, ""] | None = eqx.field(
@@ -59,7 +59,7 @@ class ADMM(AbstractSolver):
     )
     balance_every: int = 10
     balance_until: int = 1000
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Splitting,)
 

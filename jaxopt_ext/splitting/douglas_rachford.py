@@ -7,7 +7,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractSplittingSolver, Composite, Constrained, checks, scalar_field, tree
+from ..core import (
+    AbstractSplittingSolver,
+    Composite,
+    Constrained,
+    Scalar,
+    checks,
+    scalar_field,
+    tree,
+)
 from ..core.objectives import SquaredLoss
 
 
@@ -74,9 +82,9 @@ class DouglasRachford(AbstractSplittingSolver):
     1979. Eckstein, Bertsekas, On the Douglas-Rachford Splitting Method, 1992.
     """
 
-    step_size: Float[Array, ""] = scalar_field(1.0)
-    relaxation: Float[Array, ""] = scalar_field(1.0)
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    step_size: Scalar = scalar_field(1.0)
+    relaxation: Scalar = scalar_field(1.0)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Composite, Constrained)
 

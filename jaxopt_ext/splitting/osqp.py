@@ -13,6 +13,7 @@ from ..core import (
     AbstractSplittingSolver,
     PrimalDual,
     QuadraticProgram,
+    Scalar,
     Status,
     checks,
     scalar_field,
@@ -124,15 +125,15 @@ class OSQP(AbstractSplittingSolver):
     Quadratic Programs, 2020, arXiv:1711.08013.
     """
 
-    penalty: Float[Array, ""] = scalar_field(0.1)
-    sigma: Float[Array, ""] = scalar_field(1e-6)
-    relaxation: Float[Array, ""] = scalar_field(1.6)
+    penalty: Scalar = scalar_field(0.1)
+    sigma: Scalar = scalar_field(1e-6)
+    relaxation: Scalar = scalar_field(1.6)
     adaptive: bool = eqx.field(static=True, default=True)
     scaling_steps: int = eqx.field(static=True, default=10)
     polish: bool = eqx.field(static=True, default=True)
-    infeasible_tol: Float[Array, ""] = scalar_field(1e-5)
+    infeasible_tol: Scalar = scalar_field(1e-5)
     iterations_per_step: int = eqx.field(static=True, default=25)
-    tol: Float[Array, ""] = scalar_field(1e-5)
+    tol: Scalar = scalar_field(1e-5)
     max_steps: int = 400
     problems = (QuadraticProgram,)
 

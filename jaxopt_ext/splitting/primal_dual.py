@@ -9,6 +9,7 @@ from ..core import (
     AbstractSplittingSolver,
     PrimalDual,
     Saddle,
+    Scalar,
     checks,
     scalar_field,
     tree,
@@ -77,10 +78,10 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
     step_size: Float[Array, ""] | None = eqx.field(
         converter=lambda s: None if s is None else checks.scalar(s), default=None
     )
-    weight: Float[Array, ""] = scalar_field(1.0)
+    weight: Scalar = scalar_field(1.0)
     adaptive: bool = eqx.field(static=True, default=True)
     restart: bool = eqx.field(static=True, default=True)
-    tol: Float[Array, ""] = scalar_field(1e-6)
+    tol: Scalar = scalar_field(1e-6)
     max_steps: int = 10_000
     problems = (Saddle,)
 
