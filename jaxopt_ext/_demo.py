@@ -7,7 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import matplotlib as mpl
-import matplotlib.ticker
 import numpy as np
 import sklearn
 from sklearn.datasets import load_breast_cancer

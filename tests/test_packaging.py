@@ -1,0 +1,68 @@
+"""What is shipped: the wheel holds both packages, and they import what it declares, no more."""
+
+import ast
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+PACKAGES = {"jaxopt_ext": ROOT / "jaxopt_ext", "jaxopt_ext_kernels": ROOT / "kernels"}
+DEMO_ONLY = {"sklearn", "matplotlib"}
+
+
+def third_party(path):
+    """Top-level modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.split(".")[0]
+
+
+def test_imports_are_declared():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    declared = {re.split(r"[>=<\[ ]", need)[0] for need in project["dependencies"]}
+    for folder in PACKAGES.values():
+        for path in folder.rglob("*.py"):
+            needed = set(third_party(path)) - set(sys.stdlib_module_names) - set(PACKAGES)
+            extra = DEMO_ONLY if path.name == "_demo.py" else set()
+            assert needed <= declared | extra, (path, needed - declared)
+
+
+def test_kernels_know_nothing_of_solvers():
+    for path in PACKAGES["jaxopt_ext_kernels"].rglob("*.py"):
+        assert "jaxopt_ext" not in set(third_party(path)), path
+
+
+@pytest.mark.slow
+def test_the_wheel_imports_away_from_the_checkout(tmp_path):
+    pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--wheel-dir", tmp_path, ROOT], check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    site = tmp_path / "site"
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    code = (
+        "import jaxopt_ext, jaxopt_ext_kernels\n"
+        "[getattr(jaxopt_ext, name) for name in jaxopt_ext.__all__]\n"
+        "[row.object for row in jaxopt_ext.catalog.ROWS]\n"
+        "print(jaxopt_ext.__file__, jaxopt_ext_kernels.__file__)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(site), "JAX_PLATFORMS": "cpu"}
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert all(place.startswith(str(site)) for place in run.stdout.split()), run.stdout
+    for package in PACKAGES:
+        assert (site / package / "py.typed").exists()
