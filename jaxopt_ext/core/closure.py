@@ -7,6 +7,7 @@ Here the arrays that a function closes over become leaves, and the rest is compa
 
 import functools
 import types
+from collections.abc import Iterator
 from typing import Any
 
 import equinox as eqx
@@ -16,16 +17,16 @@ from jaxtyping import PyTree
 
 
 class _Code:
-    """Static part of a closure: equal when the code and the globals that it names are the same.
+    """Static part of a closure: equal when the code and the globals that it uses are the same.
 
     A global that was bound to another value since is another function, as it must be: its value is
-    a constant in what was compiled.
+    a constant in what was compiled. The globals of the functions it calls count too, as far as
+    they live in the same module.
     """
 
     def __init__(self, function: types.FunctionType):
         self.function = function
-        names = sorted(_names(function.__code__))
-        self.globals = tuple(function.__globals__.get(name) for name in names)
+        self.globals = tuple(_globals_of(function, {function}))
 
     def __hash__(self) -> int:
         return hash(self.function.__code__)
@@ -35,14 +36,31 @@ class _Code:
             isinstance(other, _Code)
             and self.function.__code__ == other.function.__code__
             and self.function.__globals__ is other.function.__globals__
-            and all(a is b for a, b in zip(self.globals, other.globals, strict=True))
+            and len(self.globals) == len(other.globals)
+            and all(map(_is_same, self.globals, other.globals))
         )
 
 
-def _names(code: types.CodeType) -> set[str]:
+def _globals_of(function: types.FunctionType, seen: set[types.FunctionType]) -> Iterator[Any]:
+    for name in _names(function.__code__):
+        value = function.__globals__.get(name)
+        yield value
+        if not isinstance(value, types.FunctionType) or value in seen:
+            continue
+        if value.__globals__ is function.__globals__:
+            seen.add(value)
+            yield from _globals_of(value, seen)
+
+
+@functools.cache
+def _names(code: types.CodeType) -> tuple[str, ...]:
     """The names that some code and the functions inside it may look up globally."""
     inner = (const for const in code.co_consts if isinstance(const, types.CodeType))
-    return set(code.co_names).union(*(_names(c) for c in inner))
+    return tuple(sorted(set(code.co_names).union(*map(_names, inner))))
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    return a is b or (type(a) is type(b) and isinstance(a, float | int | str) and a == b)
 
 
 class Closure(eqx.Module):

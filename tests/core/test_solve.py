@@ -85,9 +85,17 @@ def test_new_closures_with_new_numbers_do_not_retrace(trace_count):
 SHIFT = jnp.asarray(1.0)
 
 
-def test_a_rebound_global_is_seen(monkeypatch):
+def _shifted(w):
+    return w - SHIFT
+
+
+@pytest.mark.parametrize("through", ["the function", "a function it calls"])
+def test_a_rebound_global_is_seen(monkeypatch, through):
     def solved():
-        problem = jxt.Smooth(lambda w: jnp.sum((w - SHIFT) ** 2))
+        if through == "the function":
+            problem = jxt.Smooth(lambda w: jnp.sum((w - SHIFT) ** 2))
+        else:
+            problem = jxt.Smooth(lambda w: jnp.sum(_shifted(w) ** 2))
         return jxt.solve(problem, FISTA(tol=1e-10), jnp.zeros(2)).value
 
     np.testing.assert_allclose(solved(), 1, atol=1e-8)
