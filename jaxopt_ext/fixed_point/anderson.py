@@ -26,7 +26,7 @@ class Anderson(AbstractSolver):
     From the last $m$ points $x_i$ with residuals $r_i = T(x_i) - x_i$,
 
     $$\\alpha = \\arg\\min_{\\sum \\alpha_i = 1} \\|\\textstyle\\sum \\alpha_i r_i\\|^2
-      + \\epsilon \\, \\|R\\|_F^2 \\|\\alpha\\|^2, \\qquad
+      + \\epsilon \\max_i \\|r_i\\|^2 \\, \\|\\alpha\\|^2, \\qquad
       x_{k+1} = \\sum_i \\alpha_i (x_i + \\beta r_i).$$
 
     The safeguard takes the accelerated point only while
