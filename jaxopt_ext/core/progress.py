@@ -1,9 +1,14 @@
 """Progress bars that appear only when there is something to wait for."""
 
 import contextlib
+import warnings
 from collections.abc import Callable, Iterator
 
-from tqdm.auto import tqdm
+from tqdm import TqdmWarning
+
+with warnings.catch_warnings():  # without ipywidgets a notebook gets the plain bar
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
 
 
 @contextlib.contextmanager
