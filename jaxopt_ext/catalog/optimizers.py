@@ -91,6 +91,33 @@ _SANIA = (
 )
 
 
+_AMSGRAD = "Reddi, Kale, Kumar, On the Convergence of Adam and Beyond, 2018, arXiv:1904.09237"
+_ADABOUND = (
+    "Luo, Xiong, Liu, Sun, Adaptive Gradient Methods with Dynamic Bound of Learning Rate, 2019, "
+    "arXiv:1902.09843"
+)
+_OPT_AMSGRAD = (
+    "Wang, Li, Karimi, Li, An Optimistic Acceleration of AMSGrad for Nonconvex Optimization, 2021, "
+    "arXiv:1903.01435"
+)
+_ADEMAMIX = (
+    "Pagliardini, Ablin, Grangier, The AdEMAMix Optimizer: Better, Faster, Older, 2025, "
+    "arXiv:2409.03137"
+)
+_ADABELIEF = (
+    "Zhuang et al., AdaBelief Optimizer: Adapting Stepsizes by the Belief in Observed Gradients, "
+    "2020, arXiv:2010.07468"
+)
+
+
+def _factored_numbers(leaf: Any) -> int:
+    """Row and column sums of the two largest axes."""
+    sides = sorted(leaf.shape)[-2:]
+    if len(sides) < 2 or sides[0] < 2:
+        return leaf.size
+    return leaf.size // sides[0] + leaf.size // sides[1]
+
+
 def _entry(params: Any, index: Any) -> Any:
     """One number of the parameters: with targets, a least-squares problem for any tree."""
     return ravel_pytree(params)[0][index]
@@ -413,5 +440,116 @@ OPTIMIZERS: tuple[Row, ...] = (
         system="S035",
         extras=("per_sample_grads",),
         state_bytes=lambda params: 0,
+    ),
+    Row(
+        "AdaBelief",
+        "optimizers.adabelief",
+        "optimizer",
+        _ADABELIEF,
+        lambda params: jxt.optimizers.adabelief(1e-2),
+        claim="optimizers/adabelief",
+        system="S041",
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "AdaBelief, rectified",
+        "optimizers.adabelief",
+        "optimizer",
+        _ADABELIEF,
+        lambda params: jxt.optimizers.adabelief(1e-2, rectify=True),
+        claim="optimizers/adabelief",
+        system="S041",
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "AdaBelief with AMSGrad's maximum",
+        "optimizers.adabelief",
+        "optimizer",
+        _ADABELIEF,
+        lambda params: jxt.optimizers.adabelief(1e-2, amsgrad=True),
+        claim="optimizers/adabelief",
+        system="S041",
+        state_bytes=_state_bytes(lambda leaf: 3 * leaf.size),
+    ),
+    Row(
+        "Adafactor",
+        "optimizers.adafactor",
+        "optimizer",
+        "Shazeer, Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018, "
+        "arXiv:1804.04235",
+        lambda params: jxt.optimizers.adafactor(1e-1),
+        claim="optimizers/adafactor",
+        system="S057",
+        state_bytes=_state_bytes(_factored_numbers),
+    ),
+    Row(
+        "AdEMAMix",
+        "optimizers.ademamix",
+        "optimizer",
+        _ADEMAMIX,
+        lambda params: jxt.optimizers.ademamix(1e-2, b3=0.99),
+        claim="optimizers/ademamix",
+        system="S060",
+        state_bytes=_state_bytes(lambda leaf: 3 * leaf.size),
+    ),
+    Row(
+        "AdEMAMix without the fast mean",
+        "optimizers.ademamix",
+        "optimizer",
+        _ADEMAMIX,
+        lambda params: jxt.optimizers.ademamix(1e-2, b1=0.0, b3=0.99),
+        claim="optimizers/ademamix",
+        system="S060",
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "AMSGrad",
+        "optimizers.amsgrad",
+        "optimizer",
+        _AMSGRAD,
+        lambda params: jxt.optimizers.amsgrad(1e-2),
+        claim="optimizers/amsgrad",
+        system="S072",
+        state_bytes=_state_bytes(lambda leaf: 3 * leaf.size),
+    ),
+    Row(
+        "AdamNC",
+        "optimizers.adamnc",
+        "optimizer",
+        _AMSGRAD,
+        lambda params: jxt.optimizers.adamnc(1e-1),
+        claim="optimizers/amsgrad",
+        system="S072",
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "AdaBound",
+        "optimizers.adabound",
+        "optimizer",
+        _ADABOUND,
+        lambda params: jxt.optimizers.adabound(1e-2),
+        claim="optimizers/adabound",
+        system="S084",
+        state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
+    ),
+    Row(
+        "AMSBound",
+        "optimizers.amsbound",
+        "optimizer",
+        _ADABOUND,
+        lambda params: jxt.optimizers.amsbound(1e-2),
+        claim="optimizers/adabound",
+        system="S084",
+        state_bytes=_state_bytes(lambda leaf: 3 * leaf.size),
+    ),
+    Row(
+        "Optimistic AMSGrad",
+        "optimizers.opt_amsgrad",
+        "optimizer",
+        _OPT_AMSGRAD,
+        lambda params: jxt.optimizers.opt_amsgrad(1e-2),
+        claim="optimizers/optimistic_amsgrad",
+        system="S101",
+        state_bytes=_state_bytes(lambda leaf: (4 + 6) * leaf.size),
     ),
 )

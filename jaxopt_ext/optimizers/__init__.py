@@ -11,9 +11,17 @@ Less memory than Adam's two numbers per parameter:
 - `subset_norm`, `adam_sn`: one adaptive step size per row or column.
 - `subspace_momentum`, `adam_snsm`: momentum in a low-dimensional subspace, SGD in its complement.
 - `online_subspace_descent`: both moments in a subspace that online PCA keeps moving.
+- `adafactor`: the second moment of a matrix from its row and column sums.
 
 Faster or steadier than Adam at its own price in memory:
 
+- `adabelief`: long steps where gradients agree with their mean; rectified, AMSGrad and decayed
+  variants.
+- `ademamix`: a second, very slow mean of gradients, for long runs.
+- `amsgrad`, `adamnc`: rates that never grow, for convex and online problems; with
+  `weighted_projection` onto a set. `OnlineCounterexample` is what Adam fails.
+- `adabound`, `amsbound`: begin as Adam and end as SGD with momentum.
+- `opt_amsgrad`: moves ahead along a prediction of the next gradient; for games too.
 - `exadam`: moments that correct each other, and a step that grows with the logarithm of time.
 - `adan`: Nesterov momentum from differences of gradients; for large batches.
 - `adamp`, `sgdp`: for networks with normalisation layers, whose weights are scale-invariant;
@@ -52,6 +60,8 @@ Shared blocks: `projectors` (subspaces of matrices), `quantize` (4-bit codes, la
 `hutchinson` (diagonal of the Hessian), `per_sample` (gradients and Jacobians of samples).
 """
 
+from .adabelief import ScaleByAdaBeliefState, adabelief, scale_by_adabelief
+from .adabound import AdaBoundState, adabound, amsbound
 from .adadagrad import (
     AdAdaGradState,
     AdaptiveBatchFit,
@@ -60,6 +70,7 @@ from .adadagrad import (
     batch_size_test,
     fit_adaptive_batch,
 )
+from .adafactor import adafactor, relative_step_size
 from .adahessian import (
     ScaleByAdaHessianState,
     adahessian,
@@ -84,6 +95,20 @@ from .adamp import (
     sgdp,
 )
 from .adan import ScaleByAdanState, adan, restart_adan, scale_by_adan
+from .ademamix import (
+    ScaleByAdEMAMixState,
+    ademamix,
+    alpha_schedule,
+    log_beta3_schedule,
+    scale_by_ademamix,
+)
+from .amsgrad import (
+    OnlineCounterexample,
+    ScaleByAdamNCState,
+    adamnc,
+    amsgrad,
+    scale_by_adamnc,
+)
 from .averaging import (
     aswa,
     averaged_params,
@@ -122,6 +147,14 @@ from .online_subspace import (
     subspace_gradient,
     subspace_loss,
 )
+from .optimistic_amsgrad import (
+    AbstractPredictor,
+    ExtrapolatedGradient,
+    LastGradient,
+    OptAMSGradState,
+    opt_amsgrad,
+    rmpe,
+)
 from .per_sample import flat_jacobian, per_sample_grads
 from .projectors import (
     AbstractMatrixProjector,
@@ -152,27 +185,38 @@ from .weight_switch import (
     WeightSwitchState,
     weight_switch,
 )
+from .weighted_projection import Projection, project_updates, weighted_projection
 
 __all__ = [
     "AbstractAggregator",
     "AbstractMatrixProjector",
+    "AbstractPredictor",
     "AdAdaGradState",
+    "AdaBoundState",
     "AdaptiveBatchFit",
     "BAdamState",
     "CoordinateProjector",
     "EGNState",
     "ExponentialMean",
+    "ExtrapolatedGradient",
+    "LastGradient",
     "MicroAdamState",
     "MultiMomentumState",
     "NormFilteredMean",
     "OASISState",
+    "OnlineCounterexample",
     "OnlineSubspaceState",
+    "OptAMSGradState",
     "OrthonormalProjector",
+    "Projection",
     "Quantized4Bit",
     "RunningMean",
     "SANIAState",
     "SVDProjector",
+    "ScaleByAdEMAMixState",
+    "ScaleByAdaBeliefState",
     "ScaleByAdaHessianState",
+    "ScaleByAdamNCState",
     "ScaleByAdamPState",
     "ScaleByAdanState",
     "ScaleByEXAdamState",
@@ -182,15 +226,23 @@ __all__ = [
     "SubsetNormState",
     "TopNormProjector",
     "WeightSwitchState",
+    "adabelief",
+    "adabound",
     "adadagrad",
     "adadagrad_norm",
+    "adafactor",
     "adahessian",
     "adam_gs",
     "adam_sn",
     "adam_snsm",
+    "adamnc",
     "adamp",
     "adan",
+    "ademamix",
     "affine_noise",
+    "alpha_schedule",
+    "amsbound",
+    "amsgrad",
     "aswa",
     "averaged_params",
     "badam",
@@ -211,6 +263,7 @@ __all__ = [
     "hessian_vector_product",
     "hutchinson_diag",
     "jaccard_topk",
+    "log_beta3_schedule",
     "lookahead_params",
     "microadam",
     "multi_momentum",
@@ -218,17 +271,24 @@ __all__ = [
     "newton_direction",
     "oasis",
     "online_subspace_descent",
+    "opt_amsgrad",
     "per_sample_grads",
     "prediction_std",
     "project_radial",
+    "project_updates",
     "quantize_4bit",
     "relative_entropy",
+    "relative_step_size",
     "restart_adan",
+    "rmpe",
     "rmsprop_gs",
     "sania",
+    "scale_by_adabelief",
     "scale_by_adahessian",
+    "scale_by_adamnc",
     "scale_by_adamp",
     "scale_by_adan",
+    "scale_by_ademamix",
     "scale_by_exadam",
     "scale_by_igt",
     "scale_by_multiadam",
@@ -247,4 +307,5 @@ __all__ = [
     "truncated_cg",
     "value_and_block_grad",
     "weight_switch",
+    "weighted_projection",
 ]

@@ -1,0 +1,214 @@
+"""Optimistic AMSGrad: a second step along a prediction of the next gradient."""
+
+import abc
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int, PyTree
+
+from ..core import checks, tree
+from ._leafwise import next_count, rate_at
+from ._precision import keep_wide
+
+
+def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
+    r"""Regularized minimal polynomial extrapolation: the limit of a sequence from its first points.
+
+    With the differences $U = [x_1 - x_0, \dots, x_r - x_{r-1}]$ it solves
+    $(U^\top U + \rho \|U^\top U\|_F I) z = 1$ and returns $\sum_{i<r} c_i x_i$ with
+    $c = z / \sum_i z_i$. It is exact, up to $\rho$, for $x_{k+1} = A x_k + b$ in at most $r - 1$
+    dimensions. Equal points give the mean.
+
+    **Arguments:**
+
+    - `history`: a pytree whose leaves hold $x_0, \dots, x_r$, oldest first, on the leading axis.
+      Inner products are summed over all leaves.
+    - `reg`: $\rho$; 1e-5 in single precision and 1e-8 in double if left out.
+
+    **Returns:** a pytree like one point.
+
+    **Raises:** `ValueError` if there are fewer than two points.
+
+    **Reference:** Scieur, d'Aspremont, Bach, Regularized Nonlinear Acceleration, 2016,
+    arXiv:1606.04133.
+    """
+    length = jax.tree.leaves(history)[0].shape[0]
+    if length < 2:
+        raise ValueError(f"history must hold at least two points, got {length}")
+    differences = jax.tree.map(lambda x: x[1:] - x[:-1], history)
+    gram = jax.vmap(lambda a: jax.vmap(lambda b: tree.vdot(a, b))(differences))(differences)
+    if reg is None:
+        reg = 1e-8 if gram.dtype == jnp.float64 else 1e-5
+    size = jnp.linalg.norm(gram)
+    scale = jnp.where(size > 0, size, 1)
+    identity = jnp.eye(length - 1, dtype=gram.dtype)
+    z = jnp.linalg.solve(gram / scale + reg * identity, jnp.ones(length - 1, gram.dtype))
+    weights = z / jnp.sum(z)
+    return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x[:-1], axes=1), history)
+
+
+class AbstractPredictor(eqx.Module):
+    """A guess of the next gradient from the last ones."""
+
+    @property
+    @abc.abstractmethod
+    def length(self) -> int:
+        """How many gradients it looks at."""
+
+    @abc.abstractmethod
+    def __call__(self, history: PyTree[Array]) -> PyTree[Array]:
+        """The guess; leaves of `history` hold `length` gradients, oldest first."""
+
+
+class LastGradient(AbstractPredictor):
+    """The next gradient is the last one."""
+
+    @property
+    def length(self):
+        return 1
+
+    def __call__(self, history):
+        return jax.tree.map(lambda g: g[-1], history)
+
+
+class ExtrapolatedGradient(AbstractPredictor):
+    """The next gradient is the limit of the last ones, by `rmpe`.
+
+    **Arguments:**
+
+    - `span`: r, differences looked at; r + 1 gradients are kept.
+    - `reg`: see `rmpe`.
+    """
+
+    span: int = 5
+    reg: float | None = None
+
+    def __check_init__(self):
+        checks.count("span", self.span)
+        if self.reg is not None:
+            checks.positive("reg", self.reg)
+
+    @property
+    def length(self):
+        return self.span + 1
+
+    def __call__(self, history):
+        return rmpe(history, self.reg)
+
+
+class OptAMSGradState(NamedTuple):
+    """State of `opt_amsgrad`.
+
+    - `count`: number of updates.
+    - `mu`, `nu`, `nu_max`: the moments, and the largest second moment so far.
+    - `offset`: how far the parameters are ahead of the sequence without optimism.
+    - `history`: the predictor's gradients, oldest first, on a leading axis.
+    - `predicted`: what was predicted for the next gradient; `None` unless `v_residual`.
+    """
+
+    count: Int[Array, ""]
+    mu: PyTree[Array]
+    nu: PyTree[Array]
+    nu_max: PyTree[Array]
+    offset: PyTree[Array]
+    history: PyTree[Array]
+    predicted: PyTree[Array]
+
+    def without_optimism(self, params: PyTree[Array]) -> PyTree[Array]:
+        """The auxiliary point that belongs to these parameters; it may be the better one to
+        report."""
+        return jax.tree.map(jnp.add, params, self.offset)
+
+
+def opt_amsgrad(
+    learning_rate: optax.ScalarOrSchedule = 1e-3,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    predictor: AbstractPredictor | None = ExtrapolatedGradient(),  # noqa: B008  (immutable)
+    *,
+    v_residual: bool = False,
+    previous_momentum: bool = False,
+) -> optax.GradientTransformationExtraArgs:
+    r"""OPT-AMSGrad: AMSGrad that moves ahead along a prediction of the next gradient.
+
+    An auxiliary sequence $\tilde w$ does AMSGrad without bias correction on gradients taken at w,
+
+    $$\tilde w_{t+1} = \tilde w_t - \eta_t m_t/\sqrt{\hat v_t}, \qquad
+    w_{t+1} = \tilde w_{t+1} - \eta_{t+1} h_{t+1}/\sqrt{\hat v_t}, \qquad
+    h_{t+1} = \beta_1 m_t + (1-\beta_1) \hat g_{t+1},$$
+
+    where $\hat g_{t+1}$ is the prediction and $v_0 = \hat v_0 = \epsilon$. Parameters are w; the
+    state's `without_optimism` gives $\tilde w$. Until the predictor's history is full the last
+    gradient is the prediction.
+
+    **Arguments:**
+
+    - `learning_rate`: $\eta_t$, a number or a schedule.
+    - `b1`, `b2`: decays of the moments, in [0, 1).
+    - `eps`: $\epsilon$, the second moment at the start.
+    - `predictor`: `ExtrapolatedGradient(span)` keeps span + 1 gradients, `LastGradient()` one;
+      `None` is AMSGrad. Subclass `AbstractPredictor` for others.
+    - `v_residual`: take the second moment of $g_t - \hat g_t$, as the regret bound does (one more
+      copy of the parameters).
+    - `previous_momentum`: $m_{t-1}$ in place of $m_t$ in h.
+
+    **Raises:** `ValueError` for decays outside [0, 1), non-positive `eps`, or `v_residual` without
+    a predictor; `TypeError` if `predictor` is no `AbstractPredictor`.
+
+    **Reference:** Wang, Li, Karimi, Li, An Optimistic Acceleration of AMSGrad for Nonconvex
+    Optimization, 2021, arXiv:1903.01435.
+    """
+    checks.interval("b1", b1, 0.0, 1.0, open_high=True)
+    checks.interval("b2", b2, 0.0, 1.0, open_high=True)
+    checks.positive("eps", eps)
+    if predictor is None and v_residual:
+        raise ValueError("v_residual needs a predictor, got None")
+    if not isinstance(predictor, AbstractPredictor | None):
+        raise TypeError(f"predictor must be an AbstractPredictor or None, got {predictor!r}")
+
+    def init(params):
+        zeros = optax.tree.zeros_like(params)
+        nu = optax.tree.full_like(optax.tree.real(zeros), eps)
+        length = 0 if predictor is None else predictor.length
+        history = jax.tree.map(lambda z: jnp.zeros((length, *z.shape), z.dtype), zeros)
+        count = jnp.zeros([], jnp.int32)
+        return OptAMSGradState(count, zeros, nu, nu, zeros, history, zeros if v_residual else None)
+
+    def update(updates, state, params=None, **extra_args):
+        del params, extra_args
+        count = next_count(state.count)
+        mu = optax.tree.update_moment(updates, state.mu, b1, 1)
+        surprise = optax.tree.sub(updates, state.predicted) if v_residual else updates
+        nu = optax.tree.update_moment_per_elem_norm(surprise, state.nu, b2, 2)
+        nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu)
+
+        def scaled(direction, at):
+            return jax.tree.map(
+                lambda d, v: rate_at(learning_rate, at, v.dtype) * d / jnp.sqrt(v),
+                direction,
+                nu_max,
+            )
+
+        history, predicted, offset = state.history, state.predicted, state.offset
+        if predictor is not None:
+            history = jax.tree.map(
+                lambda h, g: jnp.concatenate([h[1:], g[None]]), state.history, updates
+            )
+            guess = tree.where(count >= predictor.length, predictor(history), updates)
+            momentum = state.mu if previous_momentum else mu
+            ahead = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, momentum, guess)
+            offset = scaled(ahead, count)
+            predicted = guess if v_residual else None
+        steps = jax.tree.map(
+            lambda old, step, new: old - step - new,
+            state.offset,
+            scaled(mu, count - 1),
+            offset,
+        )
+        return steps, OptAMSGradState(count, mu, nu, nu_max, offset, history, predicted)
+
+    return keep_wide(optax.GradientTransformationExtraArgs(init, update))

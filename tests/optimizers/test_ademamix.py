@@ -1,0 +1,140 @@
+"""AdEMAMix against a loop in numpy, AdamW and optax; its schedules in double precision."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from replay import replay, trajectory
+
+from jaxopt_ext.optimizers.ademamix import ademamix, alpha_schedule, log_beta3_schedule
+
+STEPS = 100
+
+
+def gradients(seed=0):
+    return 1 + np.random.default_rng(seed).normal(size=(STEPS, 3, 4)) * 3
+
+
+def beta3(t, length, b1, b3):
+    b1 = b1 if b1 > 0 else 1e-8
+    s = t / length
+    log = np.log(b1) * np.log(b3) / ((1 - s) * np.log(b3) + s * np.log(b1))
+    return min(np.exp(log), b3)
+
+
+def reference(x, grads, lr, *, b1=0.9, b2=0.999, b3=0.9999, alpha=5.0, T=None, decay=0.0):
+    fast = slow = v = 0.0
+    path = []
+    for t, g in enumerate(grads, 1):
+        a = alpha if T is None else min(t / T, 1) * alpha
+        b = b3 if T is None else beta3(t, T, b1, b3)
+        fast = b1 * fast + (1 - b1) * g
+        slow = b * slow + (1 - b) * g
+        v = b2 * v + (1 - b2) * g**2
+        root = np.sqrt(v / (1 - b2**t)) + 1e-8
+        x = x - lr * ((fast / (1 - b1**t) + a * slow) / root + decay * x)
+        path.append(x)
+    return np.array(path)
+
+
+def tolerance(dtype):
+    return dict(rtol=1e-5, atol=1e-6) if dtype == jnp.float32 else dict(rtol=1e-11, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, {}),
+        ({"T_alpha": 60, "T_beta3": 60}, {"T": 60}),
+        ({"b1": 0.0}, {"b1": 0.0}),
+        ({"b1": 0.0, "T_alpha": 60, "T_beta3": 60}, {"b1": 0.0, "T": 60}),
+        ({"weight_decay": 0.3, "alpha": 8.0}, {"decay": 0.3, "alpha": 8.0}),
+    ],
+    ids=["constant", "scheduled", "no fast mean", "scheduled, no fast mean", "decay"],
+)
+def test_equals_a_numpy_loop(dtype, options, expected):
+    grads, start = gradients(), np.ones((3, 4))
+    path = trajectory(
+        ademamix(1e-2, **options), jnp.asarray(start, dtype), jnp.asarray(grads, dtype)
+    )
+    assert path.dtype == dtype
+    np.testing.assert_allclose(path, reference(start, grads, 1e-2, **expected), **tolerance(dtype))
+
+
+def test_without_the_slow_mean_it_is_adamw(dtype):
+    grads, x = jnp.asarray(gradients(), dtype), jnp.ones((3, 4), dtype)
+    mine = trajectory(ademamix(1e-2, alpha=0.0, weight_decay=0.1), x, grads)
+    np.testing.assert_allclose(
+        mine, trajectory(optax.adamw(1e-2, weight_decay=0.1), x, grads), rtol=1e-5, atol=1e-6
+    )
+
+
+def test_equals_optax_with_constants():
+    grads, x = jnp.asarray(gradients()), jnp.ones((3, 4))
+    theirs = trajectory(optax.contrib.ademamix(1e-2, b3=0.999, alpha=5.0), x, grads)
+    np.testing.assert_allclose(trajectory(ademamix(1e-2, b3=0.999), x, grads), theirs, rtol=1e-9)
+
+
+def test_half_life_grows_linearly():
+    schedule = log_beta3_schedule(1000, 0.9, 0.9999)
+    t = jnp.arange(0.0, 1001.0)
+    half_life = np.log(0.5) / schedule(t)
+    wanted = np.interp(t, [0, 1000], np.log(0.5) / np.log([0.9, 0.9999]))
+    np.testing.assert_allclose(half_life, wanted, rtol=1e-6)
+    np.testing.assert_allclose(schedule(0.0), np.log(0.9))
+    np.testing.assert_allclose(schedule(2000.0), np.log(0.9999))
+    np.testing.assert_allclose(alpha_schedule(1000, 5.0)(jnp.array([500.0, 2000.0])), [2.5, 5.0])
+
+
+def test_slow_weight_is_exact_in_single_precision():
+    x = jnp.zeros(1, jnp.float32)
+    _, state = replay(ademamix(b3=0.9999), x, jnp.ones((1, 1), jnp.float32))
+    np.testing.assert_allclose(state[0].slow[0], 1e-4, rtol=1e-6)
+
+
+def test_no_fast_mean_is_not_stored():
+    x = jnp.zeros(100)
+    size = lambda tx: sum(leaf.size for leaf in jax.tree.leaves(tx.init(x)))
+    assert size(ademamix()) - size(ademamix(b1=0.0)) == 100
+
+
+def test_rosenbrock_beats_adam():
+    def loss(x):
+        return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+
+    def final(tx):
+        def step(carry, _):
+            x, state = carry
+            updates, state = tx.update(jax.grad(loss)(x), state, x)
+            return (optax.apply_updates(x, updates), state), None
+
+        x = jnp.array([-1.5, 2.0])
+        return loss(jax.lax.scan(step, (x, tx.init(x)), length=8000)[0][0])
+
+    mine = final(ademamix(3e-4, b3=0.999, alpha=5.0, T_alpha=8000, T_beta3=8000))
+    assert mine <= 0.1 * final(optax.adam(3e-4))
+
+
+def test_zero_gradients_give_zero_updates(dtype):
+    path = trajectory(ademamix(0.1), jnp.ones(3, dtype), jnp.zeros((5, 3), dtype))
+    np.testing.assert_array_equal(path, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "name"),
+    [
+        ({"b1": 1.0}, ValueError, "b1"),
+        ({"b2": -0.1}, ValueError, "b2"),
+        ({"b3": 1.0}, ValueError, "b3"),
+        ({"b3": 0.5, "T_beta3": 10}, ValueError, "b3"),
+        ({"alpha": -1.0}, ValueError, "alpha"),
+        ({"eps": 0.0}, ValueError, "eps"),
+        ({"weight_decay": -1.0}, ValueError, "weight_decay"),
+        ({"T_alpha": 0}, ValueError, "num_steps"),
+        ({"T_beta3": 1.5}, TypeError, "num_steps"),
+    ],
+)
+def test_bad_input_raises(options, error, name):
+    with pytest.raises(error, match=name):
+        ademamix(**options)
