@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import rate_at
+from ._leafwise import next_count, rate_at
 from ._precision import keep_wide, widen
 from .hutchinson import abs_square, scalar_dtype
 from .per_sample import per_sample_grads
@@ -296,7 +296,7 @@ def _adaptive_batch(
         def descend(x):
             return -rate_at(learning_rate, state.count, x.real.dtype) * x
 
-        new = AdAdaGradState(optax.safe_increment(state.count), size, accumulator)
+        new = AdAdaGradState(next_count(state.count), size, accumulator)
         return jax.tree.map(descend, step), new
 
     return keep_wide(optax.GradientTransformationExtraArgs(init, update))

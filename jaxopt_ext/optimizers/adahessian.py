@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..core import checks
-from ._leafwise import is_zero, one_minus_power
+from ._leafwise import is_zero, next_count, one_minus_power
 from .hutchinson import hutchinson_diag, missing_curvature, require_real, with_curvature
 
 
@@ -99,7 +99,7 @@ def scale_by_adahessian(
         else:
             due = state.count % update_each == 0
             nu = jax.lax.cond(due, refreshed, lambda nu: nu, state.nu)
-        count = optax.safe_increment(state.count)
+        count = next_count(state.count)
         refreshes = (count - 1) // update_each + 1
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
 

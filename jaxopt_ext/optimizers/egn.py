@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import is_zero, one_minus_power, rate_at, require_params
+from ._leafwise import is_zero, next_count, one_minus_power, rate_at, require_params
 from ._precision import keep_wide
 from .hutchinson import require_real, scalar_dtype
 from .per_sample import flat_jacobian
@@ -30,9 +30,9 @@ class EGNState(NamedTuple):
     """
 
     count: Int[Array, ""]
-    velocity: PyTree[Array] | None
-    step_size: Float[Array, ""] | None
-    damping: Float[Array, ""] | None
+    velocity: PyTree[Array]
+    step_size: PyTree[Float[Array, ""]]
+    damping: PyTree[Float[Array, ""]]
 
 
 def egn(
@@ -169,7 +169,7 @@ def egn(
         penalty = state.damping if adaptive_damping else jnp.asarray(damping, jacobian.dtype)
         direction = gauss_newton_direction(loss, jacobian, outputs, residual, penalty)
 
-        count = optax.safe_increment(state.count)
+        count = next_count(state.count)
         velocity = None
         if state.velocity is not None:
             velocity = optax.tree.update_moment(unravel(direction), state.velocity, momentum, 1)

@@ -117,18 +117,18 @@ def with_curvature(
             grad_fn = jax.grad(loss_fn) if grad_fn is None else grad_fn
             hvp_fn = hessian_vector_product(loss_fn) if hvp_fn is None else hvp_fn
 
-        def grad(x):
-            return widen(grad_fn(narrow(x, params)))
-
-        def hvp(x, vector):
-            return widen(hvp_fn(narrow(x, params), narrow(vector, params)))
+        def widened(fn):
+            """`fn` as `tx` sees it: its points and vectors come wide, and so does its result."""
+            if fn is None:
+                return None
+            return lambda *trees: widen(fn(*(narrow(tree, params) for tree in trees)))
 
         return wide.update(
             updates,
             state,
             params,
-            grad_fn=None if grad_fn is None else grad,
-            hvp_fn=None if hvp_fn is None else hvp,
+            grad_fn=widened(grad_fn),
+            hvp_fn=widened(hvp_fn),
             **extra_args,
         )
 
@@ -167,4 +167,4 @@ def abs_square(x: Array) -> Array:
 def weighted_square(x: PyTree[Array], weight: PyTree[Array]) -> Float[Array, ""]:
     """Sum of weight times |x|² over all entries of all leaves."""
     squares = jax.tree.map(lambda a, w: jnp.sum(w * abs_square(a)), x, weight)
-    return optax.tree.sum(squares)
+    return jnp.asarray(optax.tree.sum(squares))

@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..core import checks
-from ._leafwise import is_zero, one_minus_power, rate_at
+from ._leafwise import is_zero, next_count, one_minus_power, rate_at
 from .hutchinson import (
     missing_curvature,
     require_real,
@@ -32,11 +32,11 @@ class OASISState(NamedTuple):
     count: Int[Array, ""]
     key: Key[Array, ""]
     diagonal: PyTree[Array]
-    mu: PyTree[Array] | None
-    last_params: PyTree[Array] | None
-    last_grads: PyTree[Array] | None
-    rate: Float[Array, ""] | None
-    growth: Float[Array, ""] | None
+    mu: PyTree[Array]
+    last_params: PyTree[Array]
+    last_grads: PyTree[Array]
+    rate: PyTree[Float[Array, ""]]
+    growth: PyTree[Float[Array, ""]]
 
 
 def oasis(
@@ -157,7 +157,7 @@ def oasis(
         average = {"n_warmup": n_warmup, "decay": b2, "hvp_fn": hvp_fn}
         diagonal = running_diagonal(state.diagonal, state.count, params, now, **average)
         scale = jax.tree.map(lambda d: jnp.maximum(jnp.abs(d), alpha), diagonal)
-        count = optax.safe_increment(state.count)
+        count = next_count(state.count)
         mu, ahead = None, updates
         if state.mu is not None:
             mu = optax.tree.update_moment(updates, state.mu, b1, 1)
@@ -169,7 +169,8 @@ def oasis(
             used = rate
         else:
             rate = growth = None
-            used = rate_at(learning_rate, state.count, scalar_dtype(params))
+            fixed = 0.0 if learning_rate is None else learning_rate  # never None, checked above
+            used = rate_at(fixed, state.count, scalar_dtype(params))
         state = OASISState(
             count,
             key,

@@ -11,7 +11,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..core import checks
-from ._leafwise import one_minus_power
+from ._leafwise import next_count, one_minus_power
 from ._precision import keep_wide, narrow
 from .hutchinson import (
     abs_square,
@@ -29,8 +29,8 @@ class SANIAState(NamedTuple):
     """Number of updates, key of the next signs, and the diagonal of the preconditioner."""
 
     count: Int[Array, ""]
-    key: Key[Array, ""] | None
-    diagonal: PyTree[Array] | None
+    key: PyTree[Key[Array, ""]]
+    diagonal: PyTree[Array]
 
 
 def sania(
@@ -180,7 +180,7 @@ def sania(
             )
         if curved and hvp_fn is None:
             raise missing_curvature(f"sania with preconditioner {preconditioner!r}", "hvp_fn")
-        count = optax.safe_increment(state.count)
+        count = next_count(state.count)
         s, new = preconditioned(updates, state, count, params, hvp_fn)
         q = jnp.real(optax.tree.vdot(updates, s))
         dtype = scalar_dtype(updates)

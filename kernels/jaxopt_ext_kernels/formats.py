@@ -125,13 +125,13 @@ class BCSR(eqx.Module):
     @property
     def T(self) -> "BCSR":
         """The transpose; sorts nothing."""
-        order = self.order
+        order, (m, n) = self.order, self.shape
         rows = self.columns[order]
         pointers = jnp.searchsorted(rows, jnp.arange(self.block_columns + 1)).astype(jnp.int32)
         # Where each block of ours went: the inverse permutation.
         inverse = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
         values = jnp.swapaxes(self.values[order], 1, 2)
-        return BCSR(values, rows, self.rows[order], pointers, inverse, self.shape[::-1])
+        return BCSR(values, rows, self.rows[order], pointers, inverse, (n, m))
 
     def todense(self) -> Float[Array, "m n"]:
         """The matrix with its zeros."""

@@ -1,7 +1,7 @@
 """Block-sparse matrix times dense matrix."""
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -107,8 +107,11 @@ def _vjp_backward(tile, residuals, cotangent):
     values = jnp.einsum(
         "nik,njk->nij", left, right, preferred_element_type=_accumulator(matrix.values, dense)
     ).astype(matrix.values.dtype)
+
     # Integers have cotangents of a type of their own.
-    zero = lambda x: np.zeros(x.shape, jax.dtypes.float0)
+    def zero(x) -> Any:
+        return np.zeros(x.shape, jax.dtypes.float0)
+
     bar = BCSR(
         values,
         zero(matrix.rows),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .formats import BCSR
-from .spmm import bcsr_matmul
+from .spmm import Implementation, bcsr_matmul
 
 
 class AbstractKernelCase(eqx.Module):
@@ -62,7 +62,7 @@ class BCSRMatmulCase(AbstractKernelCase):
     def large(self, dtype):
         return self._make(np.random.default_rng(0), (256, 512), (16, 128), 256, 0.3, dtype)
 
-    def call(self, *arguments, implementation=None):
+    def call(self, *arguments, implementation: Implementation = None):
         return bcsr_matmul(*arguments, implementation=implementation)
 
     def reference(self, *arguments):
