@@ -79,7 +79,7 @@ def run(filters=()) -> list[dict]:
         if filters and not any(f in row.public for f in filters):
             continue
         try:
-            call, size = stepper(row.example(tree(1.0)), row.extras)
+            call, size = stepper(row.transformation(tree(1.0)), row.extras)
             adam, _ = stepper(optax.adam(1e-3))
             timings = race({"adam": adam, row.name: call}, reference="adam", rounds=9)
         except Exception as error:

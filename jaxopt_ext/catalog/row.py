@@ -23,11 +23,13 @@ class Row:
     - `shape`: which contract it keeps, and so which conformance suite runs it.
     - `paper`: authors, title, year, arXiv id or venue.
     - `example`: builds the member that the suite runs. Solvers, samplers, estimators and kernels:
-      called with no argument. Optimizers: called with the parameters. Network algorithms: called
-      with the loss.
+      called with no argument. Optimizers: called with the parameters, and gives the keyword
+      arguments of the public function. Network algorithms: called with the loss.
     - `claim`: path of the claim under `benchmarks/claims`, without suffix.
     - `system`: identifier of the published system; `None` for building blocks.
     - `extras`: optimizers only: names of the extra arguments that `update` needs.
+    - `static`: optimizers only: names of floating-point arguments that decide shapes, and so
+      cannot be traced.
     - `state_bytes`: optimizers only: the paper's formula for the size of the state, from the
       parameters; counters of a few bytes are left out.
     - `opt_outs`: checks that do not apply, each with its reason.
@@ -41,8 +43,13 @@ class Row:
     claim: str | None = None
     system: str | None = None
     extras: tuple[str, ...] = ()
+    static: tuple[str, ...] = ()
     state_bytes: Callable[[Any], int] | None = None
     opt_outs: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def transformation(self, params: Any) -> Any:
+        """Optimizers only: the example for these parameters."""
+        return self.object(**self.example(params))
 
     @property
     def object(self) -> Any:

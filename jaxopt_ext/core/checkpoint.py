@@ -2,8 +2,11 @@
 
 import os
 import pathlib
+from typing import Any, BinaryIO
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 
@@ -15,13 +18,13 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     **Arguments:**
 
     - `path`: the file to write; missing folders are made.
-    - `tree`: any pytree of arrays and Python scalars.
+    - `tree`: any pytree of arrays, random keys and Python scalars.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     with open(partial, "wb") as file:
-        eqx.tree_serialise_leaves(file, tree)
+        eqx.tree_serialise_leaves(file, tree, _write)
         file.flush()
         os.fsync(file.fileno())
     os.replace(partial, path)
@@ -33,4 +36,21 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     **Raises:** `RuntimeError` if a stored leaf does not match the one in `like`.
     """
     with open(path, "rb") as file:
-        return eqx.tree_deserialise_leaves(file, like)
+        return eqx.tree_deserialise_leaves(file, like, _read)
+
+
+def _is_key(leaf: Any) -> bool:
+    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
+def _write(file: BinaryIO, leaf: Any) -> None:
+    # equinox writes the numbers of old keys only
+    data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    eqx.default_serialise_filter_spec(file, data)
+
+
+def _read(file: BinaryIO, like: Any) -> Any:
+    if not _is_key(like):
+        return eqx.default_deserialise_filter_spec(file, like)
+    data = eqx.default_deserialise_filter_spec(file, jax.random.key_data(like))
+    return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))

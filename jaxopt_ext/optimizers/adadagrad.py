@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from ..core import checks
 from ._leafwise import next_count, rate_at
 from ._precision import keep_wide, widen
-from .hutchinson import abs_square, scalar_dtype
+from .hutchinson import abs_square, require_real, scalar_dtype
 from .per_sample import per_sample_grads
 
 Test = Literal["norm", "coordinate", "inner", "augmented"]
@@ -261,6 +261,7 @@ def _adaptive_batch(
     checks.count("test_interval", test_interval)
 
     def init(params):
+        require_real("adadagrad", params)
         count = jnp.zeros([], jnp.int32)
         return AdAdaGradState(count, jnp.asarray(b0, jnp.int32), start(params))
 

@@ -35,7 +35,10 @@ def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
     **Reference:** Scieur, d'Aspremont, Bach, Regularized Nonlinear Acceleration, 2016,
     arXiv:1606.04133.
     """
-    length = jax.tree.leaves(history)[0].shape[0]
+    leaves = jax.tree.leaves(history)
+    if not leaves:
+        return history
+    length = leaves[0].shape[0]
     if length < 2:
         raise ValueError(f"history must hold at least two points, got {length}")
     differences = jax.tree.map(lambda x: x[1:] - x[:-1], history)

@@ -192,7 +192,7 @@ def sania(
             ratio = jnp.minimum(2 * gap / safe, 1)
             # 1 - sqrt(1 - ratio) without cancellation.
             step = ratio / (1 + jnp.sqrt(1 - ratio))
-        step = jnp.where(q > 0, step, 0)
+        step = jnp.where(q > 0, step, 0 * q)  # 0, or not a number where q is none
         rate = lr(state.count) if callable(lr) else lr
         return jax.tree.map(lambda x: -(rate * step) * x, s), new
 

@@ -1,0 +1,369 @@
+"""Every gradient transformation in the catalogue keeps the contract of optimizers."""
+
+import functools
+import inspect
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from optimizer_task import Parabola, one_step, run, transformer, tree
+
+from jaxopt_ext import catalog
+from jaxopt_ext.core import checkpoint
+
+ROWS = catalog.rows("optimizer")
+EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+CHECKS = (
+    "optimum",
+    "complex",
+    "scan",
+    "chain",
+    "masked",
+    "multi_transform",
+    "inject",
+    "multi_steps",
+    "dtypes",
+    "sharding",
+    "empty_tree",
+    "none_leaf",
+    "zero_size",
+    "serialisation",
+    "state_bytes",
+    "extras",
+    "nonfinite",
+    "construction",
+)
+TARGET = Parabola(tree(1))
+
+
+def _skip(row, check):
+    if check in row.opt_outs:
+        pytest.skip(row.opt_outs[check])
+
+
+def _assert_close(found, wanted, **tolerance):
+    assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+@functools.cache
+def _stepper(row):
+    """One compiled step on the small tree, shared by the checks."""
+    tx = row.transformation(tree(0))
+    return tx, jax.jit(one_step(tx, row, TARGET))
+
+
+@functools.cache
+def _walk(row, num_steps=4):
+    """Parameters and states along the first steps, from a loop over compiled steps."""
+    tx, step = _stepper(row)
+    params = tree(0)
+    path = [(params, tx.init(params))]
+    for number in range(num_steps):
+        path.append(step(*path[-1], jnp.asarray(number)))
+    return path
+
+
+def _update(tx, row, params, state, loss=TARGET, step=0):
+    grads = loss.gradient(params)
+    return tx.update(grads, state, params, **loss.extras(row.extras, params, grads, step))
+
+
+def test_there_are_optimizers_and_known_opt_outs():
+    assert ROWS
+    for row in ROWS:
+        assert set(row.opt_outs) <= set(CHECKS), row.name
+        assert row.state_bytes is not None, row.name
+        assert set(row.static) <= set(inspect.signature(row.object).parameters), row.name
+
+
+@EACH
+@pytest.mark.parametrize("bend", [0.0, 1.0])
+def test_goes_to_the_optimum(row, bend):
+    loss, params = Parabola(tree(1), bend), tree(0)
+    reached = loss(run(row.transformation(params), row, loss, params, 1500)[0])
+    assert reached < 0.3 * loss(params)
+    _skip(row, "optimum")
+    assert reached < 1e-2 * loss(params)
+
+
+@EACH
+def test_complex_parameters_go_to_the_optimum_or_are_refused(row):
+    params, loss = tree(0, jnp.complex64), Parabola(tree(1, jnp.complex64))
+    tx = row.transformation(params)
+    if "complex" in row.opt_outs:
+        with pytest.raises(TypeError, match="real parameters, got complex64"):
+            tx.init(params)
+        return
+    reached, _ = run(tx, row, loss, params, 1500)
+    assert jax.tree.map(jnp.dtype, reached) == jax.tree.map(jnp.dtype, params)
+    assert loss(reached) < (0.3 if "optimum" in row.opt_outs else 1e-2) * loss(params)
+
+
+@EACH
+def test_scan_equals_a_loop_and_types_are_stable(row):
+    _skip(row, "scan")
+    tx, _ = _stepper(row)
+    params, state = _walk(row)[-1]
+    found = run(tx, row, TARGET, tree(0), 4)
+    _assert_close(found, (params, state), rtol=1e-4, atol=1e-5)
+    types = lambda tree: jax.tree.map(lambda x: x.aval, tree)
+    assert types(state) == types(_walk(row)[0][1])
+
+
+@EACH
+def test_chain(row):
+    _skip(row, "chain")
+    tx, _ = _stepper(row)
+    params = tree(0)
+    chained = optax.chain(optax.clip_by_global_norm(1e6), tx, optax.scale(0.5))
+    updates, _ = jax.jit(lambda p: _update(chained, row, p, chained.init(p)))(params)
+    moved = jax.tree.map(lambda p, u: p + 2 * u, params, updates)
+    _assert_close(moved, _walk(row)[1][0], rtol=1e-4, atol=1e-5)
+
+
+def _without_scalar(tree):
+    """What a transformation sees of a tree whose scalar is masked."""
+    return {**tree, "scalar": optax.MaskedNode()}
+
+
+def _masked_update(tx, row):
+    """Functions among the extra arguments take the parameters that the transformation sees."""
+    seen = Parabola(_without_scalar(TARGET.target))
+
+    @jax.jit
+    def update(params):
+        grads = TARGET.gradient(params)
+        functions = seen.extras(row.extras, _without_scalar(params), _without_scalar(grads), 0)
+        extras = TARGET.extras(row.extras, params, grads, 0)
+        extras |= {k: v for k, v in functions.items() if callable(v) or k == "batch"}
+        return tx.update(grads, tx.init(params), params, **extras)[0]
+
+    return update(tree(0))
+
+
+@EACH
+def test_masked_leaves_are_left_alone(row):
+    _skip(row, "masked")
+    kept = row.transformation(_without_scalar(tree(0)))
+    tx = optax.masked(kept, {"matrix": True, "vector": True, "scalar": False})
+    updates, grads = _masked_update(tx, row), TARGET.gradient(tree(0))
+    np.testing.assert_array_equal(updates["scalar"], grads["scalar"])
+    assert any(not np.array_equal(updates[k], grads[k]) for k in ("matrix", "vector"))
+
+
+@EACH
+def test_multi_transform(row):
+    _skip(row, "multi_transform")
+    kept = row.transformation(_without_scalar(tree(0)))
+    labels = {"matrix": "mine", "vector": "mine", "scalar": "none"}
+    tx = optax.multi_transform({"mine": kept, "none": optax.set_to_zero()}, labels)
+    updates = _masked_update(tx, row)
+    assert updates["scalar"] == 0
+    assert any(np.any(np.asarray(updates[k]) != 0) for k in ("matrix", "vector"))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
+
+
+@EACH
+def test_hyperparameters_can_be_injected(row):
+    _skip(row, "inject")
+    params = tree(0)
+    bound = inspect.signature(row.object).bind(**row.example(params))
+    bound.apply_defaults()
+    traced = {name for name, value in bound.arguments.items() if isinstance(value, float)} - set(
+        row.static
+    )
+    static = set(bound.arguments) - traced
+    inject = optax.inject_hyperparams(row.object, static_args=tuple(static))
+    tx = inject(**row.example(params))
+    step = jax.jit(one_step(tx, row, TARGET))
+    found = params, tx.init(params)
+    for number in range(3):
+        found = step(*found, jnp.asarray(number))
+    _assert_close(found[0], _walk(row)[3][0], rtol=1e-3, atol=1e-4)
+    assert set(found[1].hyperparams) == traced
+
+
+@EACH
+def test_multi_steps_accumulates(row):
+    _skip(row, "multi_steps")
+    params = tree(0)
+    tx = optax.MultiSteps(_stepper(row)[0], 2)
+
+    @jax.jit
+    def two(params):
+        state = tx.init(params)
+        first, state = _update(tx, row, params, state)
+        second, _ = _update(tx, row, params, state)
+        return first, second
+
+    first, second = two(params)
+    assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(first))
+    _assert_close(optax.apply_updates(params, second), _walk(row)[1][0], rtol=1e-4, atol=1e-5)
+
+
+@EACH
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+def test_types_are_kept_and_states_are_wide(row, dtype):
+    _skip(row, "dtypes")
+    params, loss = tree(0, dtype), Parabola(tree(1, dtype))
+    tx = row.transformation(params)
+    states, updates = [], None
+    for _ in range(2):
+        shapes = jax.eval_shape(lambda p: _update(tx, row, p, tx.init(p), loss), params)
+        updates, state = shapes
+        states += [jax.eval_shape(tx.init, params), state]
+    assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
+    wanted = {jnp.dtype(jnp.promote_types(dtype, jnp.float32))}
+    kinds = {x.dtype for s in states for x in jax.tree.leaves(s) if _is_wide(x)}
+    assert kinds <= wanted, kinds
+    mixed = {**tree(0), "vector": params["vector"]}
+    loss = Parabola({**tree(1), "vector": loss.target["vector"]})
+    tx = row.transformation(mixed)
+    updates, _ = jax.eval_shape(lambda p: _update(tx, row, p, tx.init(p), loss), mixed)
+    assert jax.tree.map(lambda x: x.dtype, updates) == jax.tree.map(lambda x: x.dtype, mixed)
+
+
+def _is_wide(leaf):
+    """State in the paper's low precision (codes, windows) is declared by its integer types."""
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
+
+
+@EACH
+def test_sharded_parameters_stay_sharded(row):
+    _skip(row, "sharding")
+    shapes = {"matrix": (16, 8), "vector": (8,)}
+    params, loss = tree(0, shapes=shapes), Parabola(tree(1, shapes=shapes))
+    tx = row.transformation(params)
+    step = jax.jit(one_step(tx, row, loss))
+    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    spread, target = jax.device_put((params, loss.target), spec)
+    sharded = jax.jit(one_step(tx, row, Parabola(target)))
+    one, many = (params, tx.init(params)), (spread, tx.init(spread))
+    for number in range(2):
+        one, many = step(*one, jnp.asarray(number)), sharded(*many, jnp.asarray(number))
+    for leaf in jax.tree.leaves(many[0]):
+        assert leaf.sharding.is_equivalent_to(spec, leaf.ndim), leaf.sharding
+    for leaf in jax.tree.leaves(many[1]):
+        if leaf.shape == (16, 8):
+            assert leaf.sharding.is_equivalent_to(spec, leaf.ndim), leaf.sharding
+    _assert_close(many[0], one[0], rtol=1e-4, atol=1e-5)
+
+
+ODD = {
+    "empty_tree": {},
+    "none_leaf": {"none": None, "x": jnp.ones(3)},
+    "zero_size": {"empty": jnp.zeros((0, 3)), "x": jnp.ones(3)},
+}
+
+
+@EACH
+@pytest.mark.parametrize("kind", ODD)
+def test_odd_leaves(row, kind):
+    _skip(row, kind)
+    params = ODD[kind]
+    loss, tx = Parabola(jax.tree.map(jnp.zeros_like, params)), row.transformation(params)
+    updates, _ = jax.jit(lambda p: _update(tx, row, p, tx.init(p), loss))(params)
+    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
+
+
+@EACH
+def test_state_survives_a_file(row, tmp_path):
+    _skip(row, "serialisation")
+    tx, step = _stepper(row)
+    params, state = _walk(row)[2]
+    checkpoint.save(tmp_path / "state", state)
+    back = checkpoint.load(tmp_path / "state", tx.init(tree(0)))
+    _assert_close(step(params, back, jnp.asarray(2)), _walk(row)[3], rtol=0)
+
+
+@EACH
+@pytest.mark.parametrize("where", ["2**20 numbers", "transformer"])
+def test_state_memory_is_the_papers(row, where):
+    _skip(row, "state_bytes")
+    if where == "transformer":
+        params = transformer()
+    else:
+        params = {"w": jax.ShapeDtypeStruct((1024, 1024), jnp.float32)}
+    zeros = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), params)
+    state = jax.eval_shape(row.transformation(zeros).init, params)
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    arrays = [leaf for leaf in jax.tree.leaves(state) if not is_key(leaf)]
+    found = sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays)
+    leaves = len(jax.tree.leaves(params))
+    # A few counters and scalars for the whole tree and for each leaf are not the paper's subject.
+    wanted = row.state_bytes(zeros)
+    assert 0 <= found - wanted <= 64 + 16 * leaves, (found, wanted)
+
+
+@EACH
+def test_a_missing_extra_is_named_and_shown(row):
+    _skip(row, "extras")
+    tx, _ = _stepper(row)
+    params = tree(0)
+    grads, state = TARGET.gradient(params), tx.init(params)
+    extras = TARGET.extras(row.extras, params, grads, 0)
+    for name in row.extras:
+        rest = {k: v for k, v in extras.items() if k != name}
+        with pytest.raises(ValueError, match=name) as error:
+            tx.update(grads, state, params, **rest)
+        assert "update(" in str(error.value), error.value
+    updates, _ = tx.update(grads, state, params, **extras, of_no_use=object())
+    _assert_close(optax.apply_updates(params, updates), _walk(row)[1][0], rtol=1e-4, atol=1e-5)
+
+
+@EACH
+def test_nan_is_not_hidden(row):
+    _skip(row, "nonfinite")
+    tx, _ = _stepper(row)
+    params, state = _walk(row)[1]
+    params = {**params, "matrix": params["matrix"].at[:].set(jnp.nan)}
+    grads = TARGET.gradient(params)
+    extras = TARGET.extras(row.extras, params, grads, 1)
+    updates, _ = tx.update(grads, state, params, **extras)
+    after = optax.apply_updates(tree(0), updates)
+    assert np.any(~np.isfinite(after["matrix"]))
+
+
+BAD = {
+    "b1": 1.5,
+    "b2": 1.5,
+    "b3": 1.5,
+    "momentum": -0.5,
+    "eps": -1.0,
+    "weight_decay": -1.0,
+    "rank": -1,
+    "learning_rate": -1.0,
+    "alpha": -1.0,
+    "decay": 1.5,
+    "n_groups": 0,
+    "num_clusters": 0,
+    "steps_per_epoch": 0,
+    "damping": -1.0,
+    "m": 0,
+    "k": 0.0,
+    "zeta": 0.0,
+    "v0": 0.0,
+    "n_warmup": 0,
+    "switch_every": 0,
+    "b0": 1,
+}
+NOT_CHECKED = {"learning_rate"}  # a number's sign is the user's: optax takes negative ones too
+
+
+@EACH
+def test_bad_hyperparameters_raise_at_construction(row):
+    _skip(row, "construction")
+    example = row.example(tree(0))
+    names = set(BAD) & set(inspect.signature(row.object).parameters) - NOT_CHECKED
+    for name in sorted(names):
+        with pytest.raises((ValueError, TypeError), match=name):
+            row.object(**{**example, name: BAD[name]})
