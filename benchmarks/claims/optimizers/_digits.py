@@ -35,21 +35,22 @@ def network(key, widths=(64, 128, 10)):
     ]
 
 
-def logits(params, x):
+def logits(params, x, activation=jax.nn.relu):
     for w, b in params[:-1]:
-        x = jax.nn.relu(x @ w + b)
+        x = activation(x @ w + b)
     w, b = params[-1]
     return x @ w + b
 
 
-def loss(params, batch):
+def loss(params, batch, activation=jax.nn.relu):
     x, y = batch
-    return optax.softmax_cross_entropy_with_integer_labels(logits(params, x), y).mean()
+    outputs = logits(params, x, activation)
+    return optax.softmax_cross_entropy_with_integer_labels(outputs, y).mean()
 
 
-def accuracy(params, batch):
+def accuracy(params, batch, activation=jax.nn.relu):
     x, y = batch
-    return jnp.mean(jnp.argmax(logits(params, x), -1) == y)
+    return jnp.mean(jnp.argmax(logits(params, x, activation), -1) == y)
 
 
 def plain_gradient(params, state, batch):
@@ -67,16 +68,18 @@ def train(
     train_set=TRAIN,
     test_set=TEST,
     evaluated=lambda params, state: params,
+    widths=(64, 128, 10),
+    activation=jax.nn.relu,
 ):
     """Train on shuffled epochs; returns the curves and the last parameters and state.
 
     The key decides the first weights and the order of the data. `gradient(params, state, batch)`
     gives the gradient and the extra arguments of `tx.update`, `evaluated(params, state)` the
-    weights that are measured.
+    weights that are measured. `gradient` must know of an `activation` by itself.
     """
     tx = optax.with_extra_args_support(tx)
     init_key, data_key = jax.random.split(key)
-    params, size = network(init_key), len(train_set[0])
+    params, size = network(init_key, widths), len(train_set[0])
     per_epoch = size // batch_size
     epochs = -(-num_steps // per_epoch)
     orders = jax.vmap(lambda k: jax.random.permutation(k, size)[: per_epoch * batch_size])(
@@ -94,7 +97,11 @@ def train(
     def stretch(carry, indices):
         carry, _ = jax.lax.scan(step, carry, indices)
         at = evaluated(*carry)
-        measured = loss(at, train_set), accuracy(at, train_set), accuracy(at, test_set)
+        measured = (
+            loss(at, train_set, activation),
+            accuracy(at, train_set, activation),
+            accuracy(at, test_set, activation),
+        )
         return carry, Curves(*measured)
 
     (params, state), curves = jax.lax.scan(stretch, (params, tx.init(params)), orders)
