@@ -11,11 +11,11 @@ from .. import Outcome
 from . import _digits as digits
 
 CLAIM = (
-    "On digits (64-128-10 network, batch 64, 30 epochs, mean of 5 seeds) AdaBound and AMSBound with "
-    "their defaults end with a test accuracy at least that of Adam and of SGD with momentum 0.9, "
-    "each at its best rate on a grid, minus 0.01, and are ahead of SGD at 0.01 after one epoch; "
-    "and both end within 0.1 of the best point of the online problem in which Adam ends within 0.1 "
-    "of the worst."
+    "On digits (64-128-10 network, batch 64, 30 epochs, mean of 5 seeds) AdaBound and AMSBound "
+    "with their defaults end with a test accuracy at least that of Adam and of SGD with momentum "
+    "0.9, each at its best rate on a grid, minus 0.01, and are ahead of SGD at 0.01 after one "
+    "epoch; and both end within 0.1 of the best point of the online problem in which Adam ends "
+    "within 0.1 of the worst."
 )
 
 SEEDS, BATCH, EPOCHS = 5, 64, 30

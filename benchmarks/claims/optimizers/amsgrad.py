@@ -8,10 +8,10 @@ from jaxopt_ext.optimizers import OnlineCounterexample, adamnc, amsgrad
 from .. import Outcome
 
 CLAIM = (
-    "On the convex online problem f_t(x) = 1010 x once in 101 rounds and -10 x else, x in [-1, 1], "
-    "with rates a / sqrt(t) and b2 = 0.99, Adam ends within 0.1 of the worst point after 100,000 "
-    "rounds for every a in {0.1, 0.5, 1}, while AMSGrad ends within 0.1 of the best for some a, "
-    "with less than half of the mean regret that Adam has at its best a."
+    "On the convex online problem f_t(x) = 1010 x once in 101 rounds and -10 x else, x in [-1, "
+    "1], with rates a / sqrt(t) and b2 = 0.99, Adam ends within 0.1 of the worst point after "
+    "100,000 rounds for every a in {0.1, 0.5, 1}, while AMSGrad ends within 0.1 of the best for "
+    "some a, with less than half of the mean regret that Adam has at its best a."
 )
 
 SCALES, ROUNDS = (0.1, 0.5, 1.0), 100_000
