@@ -11,7 +11,7 @@ CLAIM = (
     "On least squares (5000 x 20, noise 0.5) with a budget of 200,000 sample gradients "
     "AdAdaGradNorm (rate 1, eta 0.5, first batch 8) takes fewer than 1/20 of the updates of "
     "AdaGradNorm at batch 8, ends with a smaller full gradient, and never shrinks a batch, on "
-    "each of 5 seeds."
+    "each of 3 seeds."
 )
 
 BUDGET = 200_000
@@ -19,7 +19,7 @@ BUDGET = 200_000
 
 def run() -> Outcome:
     table = []
-    for seed in range(5):
+    for seed in range(3):
         rng = np.random.default_rng(seed)
         X = rng.normal(size=(5000, 20)).astype(np.float32)
         y = (X @ rng.normal(size=20) + 0.5 * rng.normal(size=5000)).astype(np.float32)

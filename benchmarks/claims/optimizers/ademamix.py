@@ -69,7 +69,9 @@ def run() -> Outcome:
         table,
         holds,
         f"Best on text: Adam {best[0]:.4f}, AdEMAMix {best[1]:.4f}. There b3 gives a half-life "
-        "of a fifth of the run, as 0.9999 does in the paper's shortest runs of 32,000 steps. A first "
-        "try had a half-life beyond the run's end, b3 0.9999 under noise and 0.999 on text, and lost: "
+        "of a fifth of the run, as 0.9999 does in the paper's shortest runs of 32,000 steps. A "
+        "first "
+        "try had a half-life beyond the run's end, b3 0.9999 under noise and 0.999 on text, and "
+        "lost: "
         "excess 61 against 10, text 2.52 against 2.28.",
     )

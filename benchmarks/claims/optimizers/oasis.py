@@ -78,6 +78,7 @@ def run() -> Outcome:
         [*first, *second],
         holds,
         f"The mean gap on the quadratics is {mean:.3g}. On the logistic problem the three first "
-        "rates end within 10 % of each other, 25 times closer than gradient descent, but not within "
+        "rates end within 10 % of each other, 25 times closer than gradient descent, but not "
+        "within "
         "1e-3.",
     )

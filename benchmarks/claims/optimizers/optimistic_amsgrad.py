@@ -65,7 +65,8 @@ def run() -> Outcome:
     return Outcome(
         table,
         holds,
-        f"The game part holds. On digits the ratio of losses is {ratios[0]:.2f} and {ratios[1]:.2f} "
+        f"The game part holds. On digits the ratio of losses is {ratios[0]:.2f} and "
+        f"{ratios[1]:.2f} "
         f"at the first two rates and {ratios[2]:.2f} at 0.01, the best for both and the end of the "
         "grid: the longer the step, the less the gradients of past batches say about the next.",
     )

@@ -104,4 +104,10 @@ def run() -> Outcome:
         and mine["scaled"] <= adam
         and abs(mine["scaled"] - mine["loss"]) <= 0.1 * mine["loss"]
     )
-    return Outcome([*units, *real], bool(holds))
+    other = next(row for row in real if row["method"] == "AdaGrad-SQR")
+    return Outcome(
+        [*units, *real],
+        bool(holds),
+        f"On scaled columns the best Adam reaches {adam:.4f}, Adam-SQR {mine['scaled']:.4f} and "
+        f"AdaGrad-SQR {other['scaled']:.4f}.",
+    )
