@@ -32,6 +32,8 @@ class Row:
       cannot be traced.
     - `state_bytes`: optimizers only: the paper's formula for the size of the state, from the
       parameters; counters of a few bytes are left out.
+    - `order`: samplers only: order of convergence to the probability-flow solution; `None` for
+      samplers that draw noise.
     - `opt_outs`: checks that do not apply, each with its reason.
     """
 
@@ -45,6 +47,7 @@ class Row:
     extras: tuple[str, ...] = ()
     static: tuple[str, ...] = ()
     state_bytes: Callable[[Any], int] | None = None
+    order: int | None = None
     opt_outs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def transformation(self, params: Any) -> Any:
