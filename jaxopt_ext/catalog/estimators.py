@@ -1,5 +1,39 @@
 """Rows of the estimators."""
 
+from collections.abc import Callable
+from typing import Any
+
+import jaxopt_ext as jxt
+
 from .row import Row
 
-ESTIMATORS: tuple[Row, ...] = ()
+_GLM = "Nelder, Wedderburn, Generalized Linear Models, 1972"
+
+
+def _model(response: Callable[[], Any], paper: str = _GLM, **options: Any) -> dict[str, Any]:
+    """What the rows of one estimator share."""
+    penalty = jxt.prox.L2Squared(0.05)
+    return {
+        "public": "estimators.GeneralizedLinearModel",
+        "shape": "estimator",
+        "paper": paper,
+        "example": lambda: jxt.estimators.GeneralizedLinearModel(response(), penalty),
+        "claim": "estimators/linear_model",
+        **options,
+    }
+
+
+ESTIMATORS: tuple[Row, ...] = (
+    Row("Linear regression", **_model(lambda: jxt.estimators.Continuous(), task="real")),
+    Row(
+        "Robust linear regression",
+        **_model(
+            lambda: jxt.estimators.Robust(0.5),
+            "Huber, Robust Estimation of a Location Parameter, 1964",
+            task="real",
+        ),
+    ),
+    Row("Logistic regression", **_model(lambda: jxt.estimators.Binary(), task="binary")),
+    Row("Multinomial regression", **_model(lambda: jxt.estimators.Categorical(3), task="classes")),
+    Row("Poisson regression", **_model(lambda: jxt.estimators.Count(), task="counts")),
+)

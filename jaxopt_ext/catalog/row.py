@@ -34,6 +34,7 @@ class Row:
       parameters; counters of a few bytes are left out.
     - `order`: samplers only: order of convergence to the probability-flow solution; `None` for
       samplers that draw noise.
+    - `task`: estimators only: what the targets are.
     - `opt_outs`: checks that do not apply, each with its reason.
     """
 
@@ -48,6 +49,7 @@ class Row:
     static: tuple[str, ...] = ()
     state_bytes: Callable[[Any], int] | None = None
     order: int | None = None
+    task: Literal["real", "binary", "classes", "counts"] | None = None
     opt_outs: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def transformation(self, params: Any) -> Any:

@@ -1,0 +1,191 @@
+"""Every estimator in the catalogue keeps the contract of estimators."""
+
+import functools
+import io
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_ext as jxt
+from jaxopt_ext import catalog
+
+ROWS = catalog.rows("estimator")
+CHECKS = ("pure", "vmap", "dtypes", "retrace", "weights", "shapes", "nonfinite", "gradient", "file")
+EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+
+
+def data(task, n=30, d=3, seed=0, dtype=np.float64):
+    """Rows and targets that fit the task."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(n, d))
+    z = X @ np.linspace(1, -1, d) + 0.3 * rng.normal(size=n)
+    y = {
+        "real": z,
+        "binary": (z > 0).astype(int),
+        "classes": np.digitize(z, [-0.5, 0.5]),
+        "counts": rng.poisson(np.exp(0.5 * z)),
+    }[task]
+    return jnp.asarray(X, dtype), jnp.asarray(y, dtype if task == "real" else int)
+
+
+def _skip(row, check):
+    if check in row.opt_outs:
+        pytest.skip(row.opt_outs[check])
+
+
+@functools.cache
+def _fitted(row):
+    return row.example().fit(*data(row.task))
+
+
+def _assert_close(found, wanted, **tolerance):
+    leaves = lambda fit: jax.tree.leaves(eqx.filter((fit.coef, fit.intercept), eqx.is_array))
+    for a, b in zip(leaves(found), leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)
+
+
+def test_there_are_estimators_and_known_opt_outs():
+    assert ROWS
+    for row in ROWS:
+        assert set(row.opt_outs) <= set(CHECKS), row.name
+        assert row.task is not None, row.name
+
+
+@EACH
+def test_fit_is_pure_and_compiles(row):
+    _skip(row, "pure")
+    model, (X, y) = row.example(), data(row.task)
+    before = jax.tree.leaves(model)
+    again = model.fit(X, y)
+    assert all(a is b for a, b in zip(before, jax.tree.leaves(model), strict=True))
+    _assert_close(again, _fitted(row), rtol=0)
+    compiled = eqx.filter_jit(lambda model, X, y: model.fit(X, y))(model, X, y)
+    _assert_close(compiled, _fitted(row), rtol=1e-6, atol=1e-8)
+    assert compiled.status == jxt.Status.converged
+    predicted = eqx.filter_jit(lambda fit, X: fit.predict(X))(compiled, X)
+    np.testing.assert_allclose(predicted, compiled.predict(X), rtol=1e-9)
+
+
+@EACH
+def test_vmap_over_data_equals_a_loop(row):
+    _skip(row, "vmap")
+    model = row.example()
+    sets = [data(row.task, seed=seed) for seed in range(3)]
+    stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *sets)
+    coefs = jax.vmap(lambda X, y: model.fit(X, y).coef)(*stacked)
+    for coef, (X, y) in zip(coefs, sets, strict=True):
+        np.testing.assert_allclose(coef, model.fit(X, y).coef, atol=1e-5)
+
+
+@EACH
+def test_types_are_kept(row):
+    _skip(row, "dtypes")
+    for dtype in (np.float32, np.float64):
+        X, y = data(row.task, dtype=dtype)
+        fit = row.example().fit(X, y)
+        assert {a.dtype for a in (fit.coef, fit.intercept, fit.residual)} == {jnp.dtype(dtype)}
+        _assert_close(fit, _fitted(row), atol=1e-4)
+        assert fit.score(X, y).dtype == dtype
+    whole = jnp.round(10 * data(row.task)[0])
+    y = data(row.task)[1]
+    fits = [row.example().fit(rows, y) for rows in (whole.astype(int), whole)]
+    _assert_close(*fits, rtol=0)
+
+
+@EACH
+def test_new_numbers_do_not_retrace_the_solve(row, trace_count):
+    _skip(row, "retrace")
+    fit = jax.jit(lambda model, X, y: model.fit(X, y).coef)
+    model = eqx.filter(row.example(), eqx.is_array)
+    static = eqx.filter(row.example(), eqx.is_array, inverse=True)
+    fit = jax.jit(lambda leaves, X, y: eqx.combine(leaves, static).fit(X, y).coef)
+    for seed in range(2):
+        fit(model, *data(row.task, seed=seed))
+    with trace_count() as traces:
+        fit(model, *data(row.task, seed=2))
+    assert traces.count == 0
+
+
+@EACH
+def test_weights_are_repetitions(row):
+    _skip(row, "weights")
+    model, (X, y) = row.example(), data(row.task)
+    counts = np.arange(len(y)) % 3
+    weighted = model.fit(X, y, jnp.asarray(counts, float))
+    repeated = model.fit(jnp.repeat(X, counts, axis=0), jnp.repeat(y, counts))
+    _assert_close(weighted, repeated, atol=2e-5)
+    order = np.random.default_rng(1).permutation(len(y))
+    _assert_close(model.fit(X[order], y[order]), _fitted(row), atol=2e-5)
+    score = weighted.score(X, y, jnp.asarray(counts, float))
+    again = weighted.score(jnp.repeat(X, counts, axis=0), jnp.repeat(y, counts))
+    np.testing.assert_allclose(score, again, rtol=1e-9)
+
+
+@EACH
+def test_odd_shapes(row):
+    _skip(row, "shapes")
+    model = row.example()
+    for n, d in ((40, 1), (6, 20)):
+        X, y = data(row.task, n, d, seed=3)
+        fit = model.fit(X.at[:, -1].set(1.0) if d > 1 else X, y)
+        assert fit.predict(X).shape == (n,)
+        assert np.all(np.isfinite(fit.coef))
+    X, y = data(row.task)
+    fit = _fitted(row)
+    assert fit.predict(X[:1]).shape == (1,)
+    for call, match in (
+        (lambda: fit.predict(X[:, :2]), r"3 columns.*\(30, 2\)"),
+        (lambda: fit.predict(X[0]), r"3 columns.*\(3,\)"),
+        (lambda: model.fit(X, y[:-1]), r"\(30, 3\) and \(29,\)"),
+        (lambda: model.fit(X[0], y), r"\(3,\) and \(30,\)"),
+        (lambda: model.fit(X[:0], y[:0]), r"rows and columns.*\(0, 3\)"),
+        (lambda: model.fit(X[:, :0], y), r"rows and columns.*\(30, 0\)"),
+        (lambda: model.fit(X, y, jnp.ones(4)), r"sample_weight.*\(30,\).*\(4,\)"),
+        (lambda: model.fit(X, y, -jnp.ones(30)), "sample_weight"),
+        (lambda: model.fit(X.at[0, 0].set(jnp.inf), y), "X must be finite"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()
+    if row.task in ("binary", "classes"):
+        with pytest.raises(ValueError, match="at least two classes"):
+            model.fit(X, jnp.ones_like(y))
+        with pytest.raises(ValueError, match="classes 0 to"):
+            model.fit(X, y + 5)
+
+
+@EACH
+def test_nan_behind_jit_is_reported(row):
+    _skip(row, "nonfinite")
+    X, y = data(row.task)
+    fit = eqx.filter_jit(lambda X: row.example().fit(X, y))(X.at[0, 0].set(jnp.nan))
+    assert fit.status == jxt.Status.nonfinite
+
+
+@EACH
+def test_gradient_in_the_penalty_equals_central_differences(row):
+    _skip(row, "gradient")
+    X, y = data(row.task)
+    model = eqx.tree_at(lambda m: m.solver, row.example(), jxt.minimize.FISTA(tol=1e-10))
+
+    def score(weight):
+        penalized = eqx.tree_at(lambda m: m.penalty, model, jxt.prox.L2Squared(weight))
+        fit = penalized.fit(X, y)
+        return jnp.sum(jnp.sin(fit.coef)) + jnp.sum(jnp.cos(fit.intercept))
+
+    wanted = (score(0.1 + 1e-4) - score(0.1 - 1e-4)) / 2e-4
+    np.testing.assert_allclose(jax.grad(score)(0.1), wanted, rtol=1e-5)
+
+
+@EACH
+def test_a_fitted_model_survives_a_file(row):
+    _skip(row, "file")
+    file, fit = io.BytesIO(), _fitted(row)
+    eqx.tree_serialise_leaves(file, fit)
+    file.seek(0)
+    other = row.example().fit(*data(row.task, seed=9))
+    X = data(row.task)[0]
+    back = eqx.tree_deserialise_leaves(file, other)
+    np.testing.assert_array_equal(back.predict(X), fit.predict(X))
