@@ -14,6 +14,7 @@ SOLVERS: tuple[Row, ...] = (
         "solver",
         "Nocedal, Wright, Numerical Optimization, 2006",
         lambda: jxt.minimize.GradientDescent(),
+        claim="minimize/gradient_descent",
     ),
     Row(
         "Proximal gradient",
@@ -21,6 +22,7 @@ SOLVERS: tuple[Row, ...] = (
         "solver",
         "Combettes, Wajs, Signal Recovery by Proximal Forward-Backward Splitting, 2005",
         lambda: jxt.minimize.ProximalGradient(),
+        claim="minimize/proximal_gradient",
     ),
     Row(
         "FISTA",
@@ -56,6 +58,7 @@ SOLVERS: tuple[Row, ...] = (
         "solver",
         "Beck, Teboulle, Mirror Descent and Nonlinear Projected Subgradient Methods, 2003",
         lambda: jxt.minimize.MirrorDescent(),
+        claim="minimize/mirror_descent",
     ),
     Row(
         "Frank-Wolfe",
@@ -93,6 +96,7 @@ SOLVERS: tuple[Row, ...] = (
         "solver",
         "Picard 1890; Banach 1922",
         lambda: jxt.fixed_point.Picard(),
+        claim="fixed_point/picard",
     ),
     Row(
         "Krasnosel'skii-Mann iteration",
@@ -100,6 +104,7 @@ SOLVERS: tuple[Row, ...] = (
         "solver",
         "Mann, Mean Value Methods in Iteration, 1953",
         lambda: jxt.fixed_point.KrasnoselskiiMann(),
+        claim="fixed_point/picard",
     ),
     Row(
         "Halpern iteration",
@@ -137,6 +142,7 @@ SOLVERS: tuple[Row, ...] = (
         "solver",
         "Lions, Mercier, Splitting Algorithms for the Sum of Two Nonlinear Operators, 1979",
         lambda: jxt.splitting.DouglasRachford(step_size=5.0),
+        claim="splitting/douglas_rachford",
         opt_outs={
             "pytree": "the prox of a least-squares loss acts on one array",
             "problems": "Constrained: the suite's objective there has no prox",
@@ -168,6 +174,7 @@ SOLVERS: tuple[Row, ...] = (
         "solver",
         "DeepMind et al., The DeepMind JAX Ecosystem, 2020",
         lambda: jxt.adapters.Optax(optax.lbfgs()),
+        claim="adapters/libraries",
     ),
     Row(
         "optimistix solvers",
@@ -176,6 +183,7 @@ SOLVERS: tuple[Row, ...] = (
         "Rader, Lyons, Kidger, Optimistix: Modular Optimisation in JAX and Equinox, 2024, "
         "arXiv:2402.09983",
         lambda: jxt.adapters.Optimistix(optx.LevenbergMarquardt(rtol=1e-10, atol=1e-10)),
+        claim="adapters/libraries",
         opt_outs={
             "problems": "Smooth, FixedPoint: the example is a least-squares solver",
             "oracle": "its tolerance is its own, on another quantity",
