@@ -27,16 +27,16 @@ class _AbstractSystem(eqx.Module):
     """Solves $(P + \\sigma I + A^\\top R A) x = b$."""
 
     @abc.abstractmethod
-    def solve(self, problem, rhs, guess):
-        """The solution; `guess` starts iterative methods."""
+    def solve(self, problem, rhs):
+        """The solution."""
 
 
 class _Inverse(_AbstractSystem):
     # One product with the inverse is many times faster than two triangular solves, above all in
-    # batches; the iteration corrects its rounding.
+    # batches; its rounding vanishes with the step that it is asked for.
     inverse: Float[Array, "n n"]
 
-    def solve(self, problem, rhs, guess):
+    def solve(self, problem, rhs):
         return self.inverse @ rhs
 
 
@@ -44,7 +44,7 @@ class _ConjugateGradient(_AbstractSystem):
     sigma: Float[Array, ""]
     rows: Float[Array, " m"]
 
-    def solve(self, problem, rhs, guess):
+    def solve(self, problem, rhs):
         P, A = as_map(problem.P), as_map(problem.A)
         operator = lx.FunctionLinearOperator(
             lambda x: P(x) + self.sigma * x + A.adjoint(self.rows * A(x)),
@@ -53,7 +53,7 @@ class _ConjugateGradient(_AbstractSystem):
         )
         eps = float(jnp.finfo(rhs.dtype).eps)
         solver = lx.CG(rtol=100 * eps, atol=100 * eps)
-        return lx.linear_solve(operator, rhs, solver, options={"y0": guess}, throw=False).value
+        return lx.linear_solve(operator, rhs, solver, throw=False).value
 
 
 class _Operator(eqx.Module):
@@ -71,14 +71,17 @@ class _Operator(eqx.Module):
 
     def __call__(self, u):
         x, v = u
-        A = as_map(self.problem.A)
+        P: Any = as_map(self.problem.P)
+        A: Any = as_map(self.problem.A)
+        Ax = A(x)
         z, y = self.split(v)
-        rhs = self.sigma * x - self.problem.q + A.adjoint(self.rows * z - y)
-        x_tilde = self.system.solve(self.problem, rhs, x)
+        # The system is solved for the step from x, whose right-hand side vanishes at a solution:
+        # an inverse in single precision then limits the speed, not the accuracy.
+        slope = P(x) + self.problem.q + A.adjoint(y + self.rows * (Ax - z))
+        step: Any = self.system.solve(self.problem, -slope)
         alpha = self.relaxation
-        x_new = alpha * x_tilde + (1 - alpha) * x
-        v_new = alpha * A(x_tilde) + (1 - alpha) * z + (v - z)
-        return x_new, v_new
+        v_new = alpha * (Ax + A(step)) + (1 - alpha) * z + (v - z)
+        return x + alpha * step, v_new
 
 
 class _State(eqx.Module):
@@ -116,7 +119,8 @@ class OSQP(AbstractSplittingSolver):
     - `relaxation`: $\\alpha \\in (0, 2)$.
     - `adaptive`: adapt $\\rho$ to balance the residuals.
     - `scaling_steps`: sweeps of equilibration; 0 for none.
-    - `polish`: solve the equations of the constraints found active; kept if better.
+    - `polish`: solve the equations of the constraints found active, up to three times with those
+      active at the polished point; the best point is kept.
     - `infeasible_tol`: tolerance of the certificates.
     - `iterations_per_step`: iterations between two looks at the residuals.
     - `tol`, `max_steps`: see `AbstractSolver`.
@@ -274,9 +278,33 @@ class OSQP(AbstractSplittingSolver):
     def finish(self, problem, x, state):
         if not (self.polish and _is_dense(problem)):
             return x, state
-        polished = _polish(problem, x)
-        better = _worst(problem, polished) < _worst(problem, x)  # False for NaN
-        return tree.where(better, polished, x), state
+
+        def again(carry):
+            turn, _, error, _ = carry
+            return (turn < _POLISH_TURNS) & (error > 0)
+
+        def turn(carry):
+            # The rows active at the polished point are a better guess of those at the solution: a
+            # semismooth Newton step, which may pass through worse points.
+            number, point, _, (best, least) = carry
+            point = _polish(scaled, point)
+            found = state.scaling.backward(point)
+            error = _worst(problem, found)
+            better = error < least  # False for NaN
+            best = tree.where(better, found, best), jnp.where(better, error, least)
+            enough = error <= 100 * jnp.finfo(error.dtype).eps * scale
+            return number + 1, point, jnp.where(enough, 0, error), best
+
+        # Slacks and multipliers are compared with each other, so their units matter.
+        scaled = self._scaled(problem, state)
+        scale = 1 + _max(problem.q)
+        error = _worst(problem, x)
+        carry = jnp.asarray(0, jnp.int32), state.scaling.forward(x), error, (x, error)
+        best, _ = jax.lax.while_loop(again, turn, carry)[-1]
+        return best, state
+
+
+_POLISH_TURNS = 3
 
 
 def _is_dense(problem) -> bool:

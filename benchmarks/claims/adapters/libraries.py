@@ -11,8 +11,8 @@ from benchmarks.claims import Outcome
 
 CLAIM = (
     "An optax transformation passed to solve takes the same steps as optax's own loop, to "
-    "rounding; optimistix solvers passed to solve return optimistix's own answer; and the derivative through "
-    "each of them equals central differences to 1e-5 relative."
+    "rounding; optimistix solvers passed to solve return optimistix's own answer; and the "
+    "derivative through each of them equals central differences to 1e-5 relative."
 )
 
 
@@ -23,8 +23,8 @@ def run() -> Outcome:
     return Outcome(
         table,
         holds,
-        "The answers are the libraries' own. Where the derivative misses, the optimistix solver had "
-        "stopped by its own rule at a gradient of about 1e-5, which differences see.",
+        "The answers are the libraries' own. Where the derivative misses, the optimistix solver "
+        "had stopped by its own rule at a gradient of about 1e-5, which differences see.",
     )
 
 

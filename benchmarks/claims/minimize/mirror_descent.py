@@ -26,8 +26,8 @@ def run() -> Outcome:
     return Outcome(
         table,
         holds,
-        "Steps to the gap, from the centre of the simplex. The entropic steps hardly grow with n, as "
-        "claimed; projected gradient with the same backtracking is not slower here.",
+        "Steps to the gap, from the centre of the simplex. The entropic steps hardly grow with n, "
+        "as claimed; projected gradient with the same backtracking is not slower here.",
     )
 
 

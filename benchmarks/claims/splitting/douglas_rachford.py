@@ -29,9 +29,9 @@ def run() -> Outcome:
     return Outcome(
         table,
         holds,
-        "Steps to an error of 1e-8; 200000 where the problem's own residual was then above 1e-6. At "
-        "1000/L the iteration does converge, but its error, the gap divided by the step, is small "
-        "long before the gap is.",
+        "Steps to an error of 1e-8; 200000 where the problem's own residual was then above 1e-6. "
+        "At 1000/L the iteration does converge, but its error, the gap divided by the step, is "
+        "small long before the gap is.",
     )
 
 
