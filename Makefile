@@ -42,7 +42,7 @@ lint: .venv/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 docs: .venv/.docs
-	$(BIN)/python -m nbconvert --to html --execute --output-dir site notebooks/*.ipynb
+	PYTHONPATH=$(CURDIR) $(BIN)/python -m nbconvert --to html --execute --output-dir site notebooks/*.ipynb
 
 wheel: .venv/.test
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
