@@ -154,7 +154,8 @@ def plot(results: dict[str, dict[str, np.ndarray]], highlight: int = 5) -> Any:
 
     figure, axes = plt.subplots(1, len(results), figsize=(15, 4.6), layout="constrained")
     for axis, (name, found) in zip(axes, results.items(), strict=True):
-        order = sorted(found, key=lambda k: np.nan_to_num(found[k][-3:].mean(), nan=np.inf))
+        others = [method for method in found if method != "Adam"]
+        order = sorted(others, key=lambda k: np.nan_to_num(found[k][-3:].mean(), nan=np.inf))
         steps = 10 * np.arange(1, len(next(iter(found.values()))) + 1)
         for method in order[highlight:]:
             axis.semilogy(steps, found[method], color="0.85", lw=1)
