@@ -35,3 +35,20 @@ def leaves_of_each_rank(dtype, steps=12, seed=0):
     params = {k: draw(s) for k, s in shapes.items()}
     grads = {k: draw((steps, *s)) for k, s in shapes.items()}
     return params, grads
+
+
+def descend(tx, loss, start, num_steps):
+    """The point after some steps along the gradients of a loss."""
+
+    def step(carry, _):
+        x, state = carry
+        updates, state = tx.update(jax.grad(loss)(x), state, x)
+        return (optax.apply_updates(x, updates), state), None
+
+    return jax.lax.scan(step, (start, tx.init(start)), length=num_steps)[0][0]
+
+
+def rosenbrock_after(tx, num_steps):
+    """Rosenbrock's function after some steps from (-1.5, 2)."""
+    loss = lambda x: (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
+    return loss(descend(tx, loss, jnp.array([-1.5, 2.0]), num_steps))

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from replay import trajectory
+from replay import descend, trajectory
 
 from jaxopt_ext import prox
 from jaxopt_ext.optimizers.adabelief import adabelief
@@ -90,15 +90,7 @@ def test_runs_down_a_valley_that_adam_crawls_in():
     def loss(x):
         return (x[0] + x[1]) ** 2 + (x[0] - x[1]) ** 2 / 10
 
-    def distance(tx):
-        def step(carry, _):
-            x, state = carry
-            updates, state = tx.update(jax.grad(loss)(x), state, x)
-            return (optax.apply_updates(x, updates), state), None
-
-        x = jnp.array([-1.0, 4.0])
-        return jnp.linalg.norm(jax.lax.scan(step, (x, tx.init(x)), length=500)[0][0])
-
+    distance = lambda tx: jnp.linalg.norm(descend(tx, loss, jnp.array([-1.0, 4.0]), 500))
     mine = distance(adabelief(1e-2, eps=1e-8, eps_root=1e-8))
     assert mine <= 0.3 * distance(optax.adam(1e-2))
 

@@ -1,11 +1,10 @@
 """Adan against a loop in numpy, optax's variant, and hand-made gradients."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from replay import trajectory
+from replay import rosenbrock_after, trajectory
 
 from jaxopt_ext.optimizers.adan import adan, restart_adan
 
@@ -104,18 +103,7 @@ def test_restart_forgets_the_past():
 
 
 def test_rosenbrock_beats_adam():
-    def loss(x):
-        return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-
-    def final(tx):
-        def step(carry, _):
-            x, state = carry
-            updates, state = tx.update(jax.grad(loss)(x), state, x)
-            return (optax.apply_updates(x, updates), state), None
-
-        x = jnp.array([-1.5, 2.0])
-        return loss(jax.lax.scan(step, (x, tx.init(x)), length=3000)[0][0])
-
+    final = lambda tx: rosenbrock_after(tx, 3000)
     assert final(adan(1e-3)) <= 0.3 * final(optax.adam(1e-3))
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from replay import replay, trajectory
+from replay import replay, rosenbrock_after, trajectory
 
 from jaxopt_ext.optimizers.ademamix import ademamix, alpha_schedule, log_beta3_schedule
 
@@ -100,18 +100,7 @@ def test_no_fast_mean_is_not_stored():
 
 
 def test_rosenbrock_beats_adam():
-    def loss(x):
-        return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-
-    def final(tx):
-        def step(carry, _):
-            x, state = carry
-            updates, state = tx.update(jax.grad(loss)(x), state, x)
-            return (optax.apply_updates(x, updates), state), None
-
-        x = jnp.array([-1.5, 2.0])
-        return loss(jax.lax.scan(step, (x, tx.init(x)), length=8000)[0][0])
-
+    final = lambda tx: rosenbrock_after(tx, 8000)
     mine = final(ademamix(3e-4, b3=0.999, alpha=5.0, T_alpha=8000, T_beta3=8000))
     assert mine <= 0.1 * final(optax.adam(3e-4))
 

@@ -1,11 +1,10 @@
 """EXAdam against Adam, a loop in numpy, and its first step by hand."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from replay import trajectory
+from replay import rosenbrock_after, trajectory
 
 from jaxopt_ext.optimizers.exadam import exadam
 
@@ -61,18 +60,7 @@ def test_first_step(dtype, g):
 
 
 def test_rosenbrock_runs_far_ahead_of_adam():
-    def loss(x):
-        return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-
-    def final(tx):
-        def step(carry, _):
-            x, state = carry
-            updates, state = tx.update(jax.grad(loss)(x), state, x)
-            return (optax.apply_updates(x, updates), state), None
-
-        x = jnp.array([-1.5, 2.0])
-        return loss(jax.lax.scan(step, (x, tx.init(x)), length=3000)[0][0])
-
+    final = lambda tx: rosenbrock_after(tx, 3000)
     adam = final(optax.adam(1e-3))
     assert final(exadam(1e-3)) <= 0.01 * adam
     np.testing.assert_allclose(final(exadam(1e-3, dynamic_step_size=False)), 0.108, rtol=0.05)
