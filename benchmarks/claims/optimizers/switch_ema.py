@@ -13,7 +13,7 @@ CLAIM = (
     "A 64-128-10 network on digits, trained by SGD (rate 0.5, momentum 0.9, 20 epochs of 30 steps, "
     "32 seeds): the mean test accuracy of Switch EMA (decay 0.99) is above that of plain training "
     "and of plain EMA by at least 0.005; and on a noisy quadratic with curvatures 1 and 100, near "
-    "the limit of stability, its final loss (decay 0.9) is at most 0.7 of plain SGD's."
+    "the limit of stability, its loss after 600 steps (same decay) is at most 0.7 of plain SGD's."
 )
 
 SEEDS, EPOCHS, STEPS = 32, 20, 30
@@ -35,8 +35,8 @@ def accuracy(tx, evaluated):
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SEEDS))
 
 
-def quadratic(tx):
-    """Mean final loss over 64 seeds; 600 steps, gradient noise of unit variance."""
+def quadratic(tx, num_steps=600):
+    """Mean final loss over 64 seeds, under gradient noise of unit variance."""
     curvature = jnp.array([1.0, 100.0])
 
     def one(key):
@@ -47,7 +47,7 @@ def quadratic(tx):
             return (optax.apply_updates(x, updates), state), None
 
         x = jnp.full(2, 3.0, jnp.float32)
-        x = jax.lax.scan(step, (x, tx.init(x)), jax.random.split(key, 600))[0][0]
+        x = jax.lax.scan(step, (x, tx.init(x)), jax.random.split(key, num_steps))[0][0]
         return jnp.sum(curvature * x**2) / 2
 
     return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), 64)).mean().item()
@@ -60,6 +60,7 @@ def run() -> Outcome:
             "method": "plain",
             "accuracy": accuracy(sgd, lambda p, _: p).mean().item(),
             "quadratic": quadratic(steep),
+            "3000 steps": quadratic(steep, 3000),
         }
     ]
     for decay in (0.99, 0.9):
@@ -71,17 +72,19 @@ def run() -> Outcome:
                 "accuracy": reached.mean().item(),
             }
             if switch:
-                row["quadratic"] = quadratic(switch_ema(steep, **options))
+                tx = switch_ema(steep, **options)
+                row |= {"quadratic": quadratic(tx), "3000 steps": quadratic(tx, 3000)}
             table.append(row)
     plain, ema, mine, _, quick = table
     holds = (
         mine["accuracy"] >= max(plain["accuracy"], ema["accuracy"]) + 0.005
-        and quick["quadratic"] <= 0.7 * plain["quadratic"]
+        and mine["quadratic"] <= 0.7 * plain["quadratic"]
     )
     return Outcome(
         table,
         holds,
-        f"Means over {SEEDS} seeds, 64 on the quadratic, where decay 0.99 has not yet "
-        f"forgotten the start after 600 steps: {mine['quadratic'] / plain['quadratic']:.2f} of "
-        "plain SGD's loss.",
+        f"Means over {SEEDS} seeds, 64 on the quadratic. There decay 0.99 has not yet forgotten "
+        f"the start after 600 steps: {mine['quadratic'] / plain['quadratic']:.2f} of plain SGD's "
+        f"loss; after 3000 it has: {mine['3000 steps'] / plain['3000 steps']:.2f}. Decay 0.9 needs "
+        f"no more than the 600: {quick['quadratic'] / plain['quadratic']:.2f}.",
     )
