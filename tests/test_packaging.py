@@ -40,6 +40,15 @@ def test_kernels_know_nothing_of_solvers():
         assert "jaxopt_ext" not in set(third_party(path)), path
 
 
+def test_the_catalogue_does_not_start_a_backend():
+    """Programs on several hosts must be able to import before `jax.distributed.initialize`."""
+    code = (
+        "import jaxopt_ext.catalog, jax._src.xla_bridge as bridge\n"
+        "assert not bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
 @pytest.mark.slow
 def test_the_wheel_imports_away_from_the_checkout(tmp_path):
     pip = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps"]

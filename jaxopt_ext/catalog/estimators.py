@@ -11,13 +11,16 @@ _GLM = "Nelder, Wedderburn, Generalized Linear Models, 1972"
 
 
 def _model(response: Callable[[], Any], paper: str = _GLM, **options: Any) -> dict[str, Any]:
-    """What the rows of one estimator share."""
-    penalty = jxt.prox.L2Squared(0.05)
+    """What the rows of one estimator share; makes no arrays before it is asked to."""
+
+    def example():
+        return jxt.estimators.GeneralizedLinearModel(response(), jxt.prox.L2Squared(0.05))
+
     return {
         "public": "estimators.GeneralizedLinearModel",
         "shape": "estimator",
         "paper": paper,
-        "example": lambda: jxt.estimators.GeneralizedLinearModel(response(), penalty),
+        "example": example,
         "claim": "estimators/linear_model",
         **options,
     }
