@@ -25,6 +25,12 @@ WHY = {
     "optimizers.multiadam": "two groups: twice Adam's gradients and state",
     "optimizers.multi_momentum": "two clusters: a table of their gradients beside the momentum",
     "optimizers.subspace_momentum": _SUBSPACE,
+    "optimizers.adabelief": "optax.adabelief itself takes as long",
+    "optimizers.adafactor": "row and column sums, then a second pass for the step and its size",
+    "optimizers.ademamix": "three trees of state where Adam has two",
+    "optimizers.amsgrad": "three trees of state where Adam has two",
+    "optimizers.amsbound": "three trees of state where Adam has two",
+    "optimizers.opt_amsgrad": "shifts six gradients and takes their inner products",
 }
 
 
