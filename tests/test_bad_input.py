@@ -1,5 +1,6 @@
 """Bad input gets an error that names the culprit, or the right status."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -278,3 +279,27 @@ STATUS = {
 def test_status(name):
     call, status = STATUS[name]
     assert call().status == getattr(jxt.Status, status)
+
+
+def test_constants_are_checked_inside_of_jit_too():
+    eye, one, zero = (
+        jnp.eye(2),
+        jnp.ones(2),
+        jnp.zeros((1, 2)),
+    )  # arrays made outside are not traced inside
+
+    def program(P, l):
+        return lambda q: jxt.QuadraticProgram(P, q, eye, l, one).q
+
+    def plane(rhs):
+        return lambda x: prox.AffineSet(zero, rhs).project(x)
+
+    q = jnp.ones(2)
+    jax.jit(program(eye, jnp.zeros(2)))(q)
+    jax.jit(plane(jnp.zeros(1)))(q)
+    with pytest.raises(ValueError, match="P must be symmetric"):
+        jax.jit(program(jnp.array([[1, 2.0], [0, 1]]), jnp.zeros(2)))(q)
+    with pytest.raises(ValueError, match="u - l"):
+        jax.jit(program(eye, jnp.full(2, 3.0)))(q)
+    with pytest.raises(ValueError, match="row 0"):
+        jax.jit(plane(jnp.ones(1)))(q)

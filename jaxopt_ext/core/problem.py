@@ -12,6 +12,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from . import checks, tree
@@ -370,13 +371,15 @@ class QuadraticProgram(AbstractProblem):
         if self.l.shape != self.u.shape:
             raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
         if not checks.is_traced((self.l, self.u)):
-            if bool(jnp.any(self.l == jnp.inf)) or bool(jnp.any(self.u == -jnp.inf)):
+            l, u = np.asarray(self.l), np.asarray(self.u)  # on the host, also inside of jit
+            if np.any(l == np.inf) or np.any(u == -np.inf):
                 raise ValueError("l must be below +inf and u above -inf")
-            checks.nonnegative("u - l", self.u - self.l)
+            checks.nonnegative("u - l", u - l)
         if eqx.is_array(self.P) and not checks.is_traced(self.P):
-            skew = jnp.max(jnp.abs(self.P - jnp.swapaxes(self.P, -1, -2)), initial=0)
-            scale = jnp.max(jnp.abs(self.P), initial=0)
-            if bool(skew > 1e3 * jnp.finfo(self.P.dtype).eps * scale):
+            matrix = np.asarray(self.P)
+            skew = np.max(np.abs(matrix - np.swapaxes(matrix, -1, -2)), initial=0)
+            scale = np.max(np.abs(matrix), initial=0)
+            if skew > 1e3 * jnp.finfo(matrix.dtype).eps * scale:
                 raise ValueError(f"P must be symmetric, entries differ by {float(skew):.3g}")
 
     @classmethod

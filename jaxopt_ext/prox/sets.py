@@ -5,6 +5,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..core import checks, tree
@@ -93,9 +94,10 @@ class AffineSet(AbstractSet):
         if 0 in self.matrix.shape:
             raise ValueError(f"matrix must have rows and columns, got shape {self.matrix.shape}")
         if not checks.is_traced((self.matrix, self.rhs)):
-            empty = jnp.all(self.matrix == 0, axis=1) & (self.rhs != 0)
-            if bool(jnp.any(empty)):
-                row = int(jnp.argmax(empty))
+            # on the host, also inside of jit
+            empty = np.all(np.asarray(self.matrix) == 0, axis=1) & (np.asarray(self.rhs) != 0)
+            if np.any(empty):
+                row = int(np.argmax(empty))
                 raise ValueError(f"row {row} of matrix is zero but rhs there is {self.rhs[row]}")
         self.pseudo_inverse = jnp.linalg.pinv(self.matrix)
 
