@@ -1,17 +1,15 @@
 """Generalized linear models with any proximable penalty."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, Shaped
 
-from ..core import AbstractSolver, Composite, Status, solve
-from ..core.objectives import AbstractLinearLoss
+from ..core import AbstractSolver, Composite, Status, checks, solve
 from ..minimize import FISTA
 from ..prox import AbstractFunction, Separable, Zero
-from . import _data
 from .responses import AbstractResponse, Continuous
 
 
@@ -30,12 +28,7 @@ class GeneralizedLinearModel(eqx.Module):
       `Count()`.
     - `penalty`: $g$, a function of `jaxopt_ext.prox`; for `Categorical` it acts on `(d, k)`.
     - `intercept`: whether there is a $b$.
-    - `standardize`: whether $g$ acts on $\\sigma_j w_j$, the coefficients of features divided by
-      their standard deviations; $w$ itself is always in the units of the data. A constant feature
-      keeps $\\sigma_j = 1$.
-    - `solver`: any solver of `Composite` problems. Its `tol` is taken relative to the root mean
-      square of $\\ell'$ at the best constant $z$, the standard deviation of the target in linear
-      regression, so that it does not depend on units.
+    - `solver`: any solver of `Composite` problems.
 
     **Raises:** `TypeError` if the parts are of the wrong kind.
     """
@@ -43,7 +36,6 @@ class GeneralizedLinearModel(eqx.Module):
     response: AbstractResponse = Continuous()
     penalty: AbstractFunction = Zero()
     intercept: bool = eqx.field(static=True, default=True)
-    standardize: bool = eqx.field(static=True, default=False)
     solver: AbstractSolver = FISTA(tol=1e-6, max_steps=10_000)
 
     def __check_init__(self):
@@ -51,9 +43,6 @@ class GeneralizedLinearModel(eqx.Module):
             raise TypeError(f"response must be an AbstractResponse, got {self.response!r}")
         if not isinstance(self.penalty, AbstractFunction):
             raise TypeError(f"penalty must be a function of prox, got {self.penalty!r}")
-        for name in ("intercept", "standardize"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} must be a bool, got {getattr(self, name)!r}")
         if not isinstance(self.solver, AbstractSolver) or Composite not in self.solver.problems:
             raise TypeError(f"solver must take Composite problems, got {self.solver!r}")
 
@@ -77,11 +66,24 @@ class GeneralizedLinearModel(eqx.Module):
         **Returns:** a `LinearFit`; its `status` tells whether the solver converged.
 
         **Raises:** `ValueError` on shapes that do not fit, no rows, NaN or infinity in the data,
-        weights that are negative or all zero, targets that the response cannot have; `TypeError`
-        on complex data.
+        negative weights, targets that the response cannot have.
         """
-        task = prepare(self, X, y, sample_weight)
-        return fit_from(self, task, task.start, key)[0]
+        X, y, weights = _checked(X, y, sample_weight)
+        loss = self.response.loss(X, self.response.target(y, X.dtype))
+        start = (
+            jnp.zeros((X.shape[1], *self.response.outputs), X.dtype),
+            jnp.zeros(self.response.outputs, X.dtype) if self.intercept else None,
+        )
+
+        def smooth(parameters):
+            w, b = parameters
+            z = X @ w if b is None else X @ w + b
+            return jnp.sum(weights * loss.losses(z))
+
+        penalty = Separable((self.penalty, Zero() if self.intercept else None))
+        solution = solve(Composite(smooth, penalty), self.solver, start, key=key)
+        w, b = solution.value
+        return LinearFit(self.response, w, b, solution.status, solution.residual)
 
 
 class LinearFit(eqx.Module):
@@ -89,7 +91,7 @@ class LinearFit(eqx.Module):
 
     **Attributes:**
 
-    - `response`: of the model; of a classifier it knows the classes.
+    - `response`: of the model.
     - `coef`: $w$, shape `(d,)` or `(d, k)`.
     - `intercept`: $b$, or `None`.
     - `status`, `residual`: of the solve.
@@ -101,19 +103,24 @@ class LinearFit(eqx.Module):
     status: Status
     residual: Float[Array, ""]
 
-    def decision_function(self, X: Float[Array, "n d"]) -> Float[Array, "n *k"]:
+    def decision(self, X: Float[Array, "n d"]) -> Float[Array, "n *k"]:
         """$z$ for each row.
 
         **Raises:** `ValueError` if `X` has another number of columns than the model.
         """
-        z = _data.columns(X, self.coef) @ self.coef
+        X = jnp.asarray(X)
+        if X.ndim != 2 or X.shape[1] != self.coef.shape[0]:
+            raise ValueError(
+                f"X must have {self.coef.shape[0]} columns, as in fit, got shape {X.shape}"
+            )
+        z = X.astype(self.coef.dtype) @ self.coef
         return z if self.intercept is None else z + self.intercept
 
     def predict(self, X: Float[Array, "n d"]) -> Shaped[Array, " n"]:
         """Predicted targets: classes for classifiers, else means."""
-        return self.response.predict(self.decision_function(X))
+        return self.response.predict(self.decision(X))
 
-    def predict_proba(self, X: Float[Array, "n d"]) -> Float[Array, "n k"]:
+    def probabilities(self, X: Float[Array, "n d"]) -> Float[Array, "n k"]:
         """Class probabilities of a classifier.
 
         **Raises:** `TypeError` if the response has no classes.
@@ -121,119 +128,62 @@ class LinearFit(eqx.Module):
         of = getattr(self.response, "probabilities", None)
         if of is None:
             raise TypeError(f"a {type(self.response).__name__} response has no classes")
-        return of(self.decision_function(X))
+        return of(self.decision(X))
 
     def score(
         self, X: Float[Array, "n d"], y: Shaped[Array, " n"], sample_weight: Any = None
     ) -> Float[Array, ""]:
         """$R^2$, accuracy, or the share of the deviance explained, as the response has it."""
         X, y, weights = _checked(X, y, sample_weight)
-        if jnp.issubdtype(y.dtype, jnp.floating):
-            y = y.astype(self.coef.dtype)
-        return self.response.score(self.decision_function(X), y, weights.astype(self.coef.dtype))
-
-
-Parameters = tuple[Float[Array, "d *k"], Float[Array, "*k"] | None]
-
-
-class WeightedLoss(eqx.Module):
-    """$\\sum_i s_i\\, \\ell(x_i^\\top w + b, y_i)$ of the pair $(w, b)$, with weights that sum to
-    one."""
-
-    loss: AbstractLinearLoss
-    weights: Float[Array, " n"]
-
-    def of_predictions(self, z: Float[Array, "n *k"]) -> Float[Array, ""]:
-        """The loss as a function of $z$."""
-        return jnp.sum(self.weights * self.loss.losses(z))
-
-    def __call__(self, parameters: Parameters) -> Float[Array, ""]:
-        w, b = parameters
-        z = self.loss.matrix @ w
-        return self.of_predictions(z if b is None else z + b)
-
-
-class Task(NamedTuple):
-    """A model's data as its solver sees them: features shifted and scaled."""
-
-    loss: WeightedLoss
-    shift: Float[Array, " d"]
-    scale: Float[Array, " d"]
-    start: Parameters
-    unit: Float[Array, ""]
-
-
-def prepare(model: GeneralizedLinearModel, X: Any, y: Any, sample_weight: Any) -> Task:
-    """Check the data and move the features to where the solver converges fast.
-
-    An intercept takes up any shift, so centering changes nothing but the conditioning.
-    """
-    X, y, weights = _checked(X, y, sample_weight)
-    y = model.response.target(y, X.dtype)
-    centered, mean, deviation = _centered(X, weights)
-    scale = deviation if model.standardize else jnp.ones_like(deviation)
-    shift = mean if model.intercept else jnp.zeros_like(mean)
-    loss = WeightedLoss(
-        model.response.loss((centered if model.intercept else X) / scale, y), weights
-    )
-    constant = model.response.constant(y, weights) if model.intercept else None
-    start = (jnp.zeros((X.shape[1], *model.response.outputs), X.dtype), constant)
-    return Task(loss, shift, scale, start, jax.lax.stop_gradient(_unit(loss, constant, start[0])))
-
-
-def fit_from(
-    model: GeneralizedLinearModel, task: Task, start: Parameters, key: PRNGKeyArray | None
-) -> tuple[LinearFit, Parameters]:
-    """Solve from a start in the task's coordinates; also gives the solution in these."""
-    penalty = Separable((model.penalty, Zero() if model.intercept else None))
-    problem, solver = Composite(task.loss, penalty), with_relative_tol(model.solver, task)
-    solution = solve(problem, solver, start, key=key)
-    w, b = solution.value
-    coef = w / (task.scale if w.ndim == 1 else task.scale[:, None])
-    intercept = None if b is None else b - task.shift @ coef
-    fit = LinearFit(model.response, coef, intercept, solution.status, solution.residual)
-    return fit, solution.value
-
-
-def with_relative_tol(solver: AbstractSolver, task: Task) -> AbstractSolver:
-    """The solver with its tolerance in the task's unit."""
-    return eqx.tree_at(lambda s: s.tol, solver, solver.tol * task.unit)
+        return self.response.score(self.decision(X), y, weights)
 
 
 def _checked(X, y, sample_weight):
     """Data as floating-point arrays, and weights that sum to one."""
-    X, y = _data.matrix(X), jnp.asarray(y)
-    if y.shape != X.shape[:1]:
+    X, y = jnp.asarray(X), jnp.asarray(y)
+    if X.ndim != 2 or y.shape != X.shape[:1]:
         raise ValueError(f"X must be a matrix with one row per y, got {X.shape} and {y.shape}")
-    if jnp.iscomplexobj(y):
-        raise TypeError(f"y must be real, got dtype {y.dtype}")
-    weights = _data.row_weights(sample_weight, X)
+    if 0 in X.shape:
+        raise ValueError(f"X must have rows and columns, got shape {X.shape}")
+    if not jnp.issubdtype(X.dtype, jnp.floating):
+        X = X.astype(jnp.result_type(float))
+    checks.finite("X", X)
+    checks.finite("y", y)
+    weights = jnp.ones(len(y), X.dtype) if sample_weight is None else jnp.asarray(sample_weight)
+    if weights.shape != y.shape:
+        raise ValueError(f"sample_weight must have shape {y.shape}, got {weights.shape}")
+    checks.nonnegative("sample_weight", weights)
+    weights = weights.astype(X.dtype)
     return X, y, weights / jnp.sum(weights)
 
 
-def _centered(X, weights):
-    """Columns around their means, the means, and the standard deviations, 1 for constants."""
-    mean = weights @ X
-    centered = X - mean
-    rest = weights @ centered  # of the first mean's rounding, which would pass for a deviation
-    centered, mean = centered - rest, mean + rest
-    variance = weights @ jnp.square(centered)
-    size = jnp.max(jnp.where(weights[:, None] > 0, jnp.abs(X), 0), axis=0)
-    varies = variance > (10 * jnp.finfo(X.dtype).eps * size) ** 2
-    return centered, mean, jnp.where(varies, jnp.sqrt(jnp.where(varies, variance, 1)), 1)
+def cross_validate(
+    model: GeneralizedLinearModel,
+    X: Float[Array, "n d"],
+    y: Shaped[Array, " n"],
+    *,
+    key: PRNGKeyArray,
+    num_folds: int = 5,
+) -> Float[Array, " folds"]:
+    """Scores on each fold of a model fitted to the others; one compiled call, folds by `vmap`.
 
+    **Arguments:**
 
-def _unit(loss, constant, w):
-    """The root mean square of the loss's slopes where only the constant is fitted."""
+    - `model`: pure in its numbers, so `vmap` over a penalty gives a whole curve.
+    - `X`, `y`: as in `fit`.
+    - `key`: of the random assignment to folds of equal size, up to one.
+    - `num_folds`: at least 2.
 
-    def rms(constant):
-        z = jnp.zeros((loss.weights.shape[0], *w.shape[1:]), w.dtype)
-        slopes = jax.grad(lambda z: jnp.sum(loss.loss.losses(z)))(z + constant)
-        squares = jnp.square(slopes).reshape(z.shape[0], -1).sum(1)
-        return jnp.sqrt(jnp.sum(loss.weights * squares))
+    **Raises:** `ValueError` if there are fewer rows than folds.
+    """
+    checks.count("num_folds", num_folds, minimum=2)
+    X, y = jnp.asarray(X), jnp.asarray(y)
+    if X.shape[0] < num_folds:
+        raise ValueError(f"{X.shape[0]} rows are too few for {num_folds} folds")
+    fold = jax.random.permutation(key, jnp.arange(X.shape[0]) % num_folds)
 
-    at_zero = rms(jnp.zeros((), w.dtype))
-    # A constant that fits exactly, up to rounding, must not ask for the impossible.
-    floor = jnp.sqrt(jnp.finfo(w.dtype).eps) * at_zero
-    unit = jnp.maximum(at_zero if constant is None else rms(constant), floor)
-    return jnp.where(unit > 0, unit, 1)
+    def one(i):
+        held = (fold == i).astype(jnp.result_type(X, jnp.float32))
+        return model.fit(X, y, 1 - held).score(X, y, held)
+
+    return jax.vmap(one)(jnp.arange(num_folds))

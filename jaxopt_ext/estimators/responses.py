@@ -18,7 +18,6 @@ from ..core.objectives import (
     PoissonLoss,
     SquaredLoss,
 )
-from . import _data
 
 
 class AbstractResponse(eqx.Module):
@@ -34,10 +33,6 @@ class AbstractResponse(eqx.Module):
         """The loss of these data."""
 
     @abc.abstractmethod
-    def constant(self, y: Shaped[Array, " n"], weights: Float[Array, " n"]) -> Float[Array, "*k"]:
-        """The constant $z$ that fits best, or one near it: where a fit starts."""
-
-    @abc.abstractmethod
     def predict(self, z: Float[Array, "n *k"]) -> Shaped[Array, " n"]:
         """The most likely target, or its mean."""
 
@@ -49,16 +44,13 @@ class AbstractResponse(eqx.Module):
 
     def target(self, y: Shaped[Array, " n"], dtype) -> Shaped[Array, " n"]:
         """The targets in the type that the loss takes; raises on values that make no sense."""
-        return _data.real("y", y, dtype)
-
-
-def _mean(y, weights):
-    return jnp.sum(weights * y)
+        checks.finite("y", y)
+        return y.astype(dtype)
 
 
 def _explained(residuals, y, weights):
     """One minus the ratio of the residuals' square to that of the targets around their mean."""
-    spread = y - _mean(y, weights)
+    spread = y - jnp.sum(weights * y)
     return 1 - jnp.sum(weights * residuals**2) / jnp.sum(weights * spread**2)
 
 
@@ -67,9 +59,6 @@ class Continuous(AbstractResponse):
 
     def loss(self, X, y):
         return SquaredLoss(X, y)
-
-    def constant(self, y, weights):
-        return _mean(y, weights)
 
     def predict(self, z):
         return z
@@ -94,10 +83,6 @@ class Robust(AbstractResponse):
     def loss(self, X, y):
         return HuberLoss(X, y, self.delta.astype(X.dtype))
 
-    def constant(self, y, weights):
-        order = jnp.argsort(y)  # the median resists what the mean does not
-        return y[order[jnp.searchsorted(jnp.cumsum(weights[order]), 0.5)]]
-
     def predict(self, z):
         return z
 
@@ -113,9 +98,6 @@ class Binary(AbstractResponse):
 
     def loss(self, X, y):
         return LogisticLoss(X, y)
-
-    def constant(self, y, weights):
-        return jax.scipy.special.logit(_share(_mean(y, weights)))
 
     def predict(self, z):
         return (z > 0).astype(jnp.int32)
@@ -146,16 +128,10 @@ class Categorical(AbstractResponse):
         return (self.num_classes,)
 
     def target(self, y, dtype):
-        labels = _labels(y, self.num_classes)
-        # Beyond the last class the loss is NaN.
-        return jnp.where(jnp.isnan(labels), self.num_classes, labels).astype(jnp.int32)
+        return _labels(y, self.num_classes)
 
     def loss(self, X, y):
         return MulticlassLogisticLoss(X, y)
-
-    def constant(self, y, weights):
-        shares = jnp.zeros(self.num_classes, weights.dtype).at[y].add(weights)
-        return jnp.log(_share(shares))
 
     def predict(self, z):
         return jnp.argmax(z, -1).astype(jnp.int32)
@@ -173,16 +149,11 @@ class Count(AbstractResponse):
     explained."""
 
     def target(self, y, dtype):
-        y = _data.real("y", y, dtype)
         checks.nonnegative("y", y)
-        return _or_nan(y >= 0, y)
+        return y.astype(dtype)
 
     def loss(self, X, y):
         return PoissonLoss(X, y)
-
-    def constant(self, y, weights):
-        mean = _mean(y, weights)
-        return jnp.log(jnp.where(mean > 0, mean, 1e-3))
 
     def predict(self, z):
         return jnp.exp(z)
@@ -192,27 +163,14 @@ class Count(AbstractResponse):
             log_ratio = jnp.where(y > 0, y * jnp.log(jnp.where(y > 0, y, 1) / mean), 0)
             return jnp.sum(weights * (log_ratio - y + mean))
 
-        return 1 - deviance(jnp.exp(z)) / deviance(_mean(y, weights))
-
-
-def _share(of_weight):
-    """A class that is absent, from a fold say, must not start the fit at infinity."""
-    return jnp.clip(of_weight, 1e-3, 1 - 1e-3)
+        return 1 - deviance(jnp.exp(z)) / deviance(jnp.sum(weights * y))
 
 
 def _labels(y, num_classes):
-    """Class labels; raises on others, and where they are traced makes them NaN."""
-    if jnp.iscomplexobj(y):
-        raise TypeError(f"y must hold classes, got dtype {y.dtype}")
     if not checks.is_traced(y):
         found = np.unique(np.asarray(y))  # on the host: y may be a constant of what is traced
         if not set(found.tolist()) <= set(range(num_classes)):
             raise ValueError(f"y must hold classes 0 to {num_classes - 1}, got {found}")
         if len(found) < 2:
             raise ValueError(f"y must hold at least two classes, got {found} only")
-    return _or_nan((y >= 0) & (y < num_classes) & (y == jnp.floor(y)), y)
-
-
-def _or_nan(sensible, y):
-    """What cannot be raised on shows in the status of the solve."""
-    return jnp.where(sensible, y, jnp.nan)
+    return y.astype(jnp.int32)
