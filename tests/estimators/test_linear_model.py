@@ -59,7 +59,7 @@ def test_logistic_regression(y, response):
     theirs = LogisticRegression(C=1 / (0.02 * N), tol=1e-12, max_iter=10_000).fit(X, y)
     coef = theirs.coef_[0] if ours.coef.ndim == 1 else theirs.coef_.T
     np.testing.assert_allclose(ours.coef, coef, atol=1e-5)
-    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-5)
+    np.testing.assert_allclose(ours.probabilities(X), theirs.predict_proba(X), atol=1e-5)
     np.testing.assert_array_equal(ours.predict(X), theirs.predict(X))
     np.testing.assert_allclose(ours.score(X, y), theirs.score(X, y))
 
@@ -137,4 +137,4 @@ def test_bad_parts_raise():
     with pytest.raises(ValueError, match="delta"):
         estimators.Robust(0.0)
     with pytest.raises(TypeError, match="no classes"):
-        fit(estimators.Continuous(), prox.Zero(), REAL).predict_proba(X)
+        fit(estimators.Continuous(), prox.Zero(), REAL).probabilities(X)

@@ -64,7 +64,7 @@ def tuned():
 
         def held_out(i):
             held = (fold == i).astype(float)
-            z = model.fit(X, y, 1 - held).decision_function(X)
+            z = model.fit(X, y, 1 - held).decision(X)
             return jnp.sum(held * (jax.nn.softplus(z) - targets * z)) / jnp.sum(held)
 
         return jnp.mean(jax.vmap(held_out)(jnp.arange(5)))
