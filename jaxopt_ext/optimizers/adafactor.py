@@ -20,7 +20,7 @@ def relative_step_size(warmup_init: bool = False) -> optax.Schedule:
     """
 
     def schedule(count):
-        t = jnp.asarray(count + 1, jnp.float32)
+        t = jnp.asarray(count + 1, float)
         return jnp.minimum(1e-6 * t if warmup_init else 1e-2, t**-0.5)
 
     return schedule
@@ -65,7 +65,7 @@ def adafactor(
     - `b1`: decay of a mean of the steps, learning rate included, without correction for its
       start; `None` has no such mean, and no state for it.
     - `b2`: a constant decay in place of the power, corrected for the start as in Adam:
-      $\beta_{2,t} = \beta_2 (1-\beta_2^{t-1})/(1-\beta_2^t)$.
+      $\beta_{2,t} = 1 - (1-\beta_2)/(1-\beta_2^t)$.
     - `eps1`, `eps2`: $\epsilon_1$, $\epsilon_2$.
     - `min_dim_size_to_factor`: factor a leaf if its two largest axes are at least this long.
     - `weight_decay`: $\lambda$; $\rho_t \lambda X$ is subtracted, as in AdamW.
@@ -90,10 +90,10 @@ def adafactor(
     rate = relative_step_size() if learning_rate is None else learning_rate
 
     def second_moment_decay(count, exponent):
-        t = jnp.asarray(count + 1, jnp.float32)
+        t = jnp.asarray(count + 1, float)
         if b2 is None:
             return 1 - t**-exponent
-        return b2 * one_minus_power(b2, t - 1) / one_minus_power(b2, t)
+        return 1 - (1 - b2) / one_minus_power(b2, t)
 
     scaling = optax.scale_by_factored_rms(
         decay_rate=decay_rate,

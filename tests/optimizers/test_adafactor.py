@@ -21,18 +21,30 @@ def rms(x):
 
 
 def reference(
-    x, grads, *, rate=None, scale=True, clip=1.0, b1=None, b2=None, decay=0.0, factor=True
+    x,
+    grads,
+    *,
+    rate=None,
+    scale=True,
+    clip=1.0,
+    power=0.8,
+    b1=None,
+    b2=None,
+    eps=1e-30,
+    decay=0.0,
+    factor=(-1, -2),
 ):
+    """Positions after each step; `factor` names the axes that are summed over."""
     rate = rate or (lambda t: min(1e-2, t**-0.5))
     rows = columns = full = mean = 0.0
     path = []
     for t, g in enumerate(grads, 1):
-        beta = 1 - t**-0.8 if b2 is None else b2 * (1 - b2 ** (t - 1)) / (1 - b2**t)
-        square = g**2 + 1e-30
+        beta = 1 - t**-power if b2 is None else b2 * (1 - b2 ** (t - 1)) / (1 - b2**t)
+        square = g**2 + eps
         if factor:
-            rows = beta * rows + (1 - beta) * square.sum(-1, keepdims=True)
-            columns = beta * columns + (1 - beta) * square.sum(-2, keepdims=True)
-            v = rows * columns / rows.sum(-2, keepdims=True)
+            rows = beta * rows + (1 - beta) * square.sum(factor[0], keepdims=True)
+            columns = beta * columns + (1 - beta) * square.sum(factor[1], keepdims=True)
+            v = rows * columns / rows.sum(factor[1], keepdims=True)
         else:
             v = full = beta * full + (1 - beta) * square
         u = g / np.sqrt(v)
@@ -47,7 +59,7 @@ def reference(
 
 
 def tolerance(dtype):
-    return dict(rtol=1e-5, atol=1e-6) if dtype == jnp.float32 else dict(rtol=1e-6, atol=1e-8)
+    return dict(rtol=1e-5, atol=1e-6) if dtype == jnp.float32 else dict(rtol=1e-10, atol=1e-13)
 
 
 CASES = {
@@ -62,8 +74,15 @@ CASES = {
     "clipping": ({"clipping_threshold": 0.5}, {"clip": 0.5}),
     "momentum": ({"b1": 0.9}, {"b1": 0.9}),
     "constant b2": ({"b2": 0.99}, {"b2": 0.99}),
+    "no past": ({"b2": 0.0}, {"b2": 0.0}),
+    "other power": ({"decay_rate": 0.5}, {"power": 0.5}),
+    "larger eps1": ({"eps1": 0.1}, {"eps": 0.1}),
     "decay": ({"weight_decay": 0.3}, {"decay": 0.3}),
-    "whole": ({"min_dim_size_to_factor": 6}, {"factor": False}),
+    "schedule, momentum and decay": (
+        {"learning_rate": lambda count: 0.1 / (1 + count), "b1": 0.9, "weight_decay": 0.3},
+        {"rate": lambda t: 0.1 / t, "b1": 0.9, "decay": 0.3},
+    ),
+    "whole": ({"min_dim_size_to_factor": 6}, {"factor": None}),
 }
 
 
@@ -81,13 +100,17 @@ def test_equals_a_numpy_loop(dtype, case):
 def test_vectors_are_not_factored(shape):
     grads, start = gradients(shape), np.random.default_rng(1).normal(size=shape)
     path = trajectory(adafactor(), jnp.asarray(start), jnp.asarray(grads))
-    np.testing.assert_allclose(path, reference(start, grads, factor=False), rtol=1e-6, atol=1e-8)
+    np.testing.assert_allclose(path, reference(start, grads, factor=None), **tolerance(jnp.float64))
 
 
-def test_higher_ranks_are_factored_along_their_largest_axes():
-    grads, start = gradients((2, 7, 5)), np.random.default_rng(1).normal(size=(2, 7, 5))
+@pytest.mark.parametrize(
+    ("shape", "axes"), [((2, 7, 5), (-1, -2)), ((7, 2, 5), (-1, -3)), ((5, 3, 7, 2), (-2, -4))]
+)
+def test_higher_ranks_are_factored_along_their_largest_axes(shape, axes):
+    grads, start = gradients(shape), np.random.default_rng(1).normal(size=shape)
     path = trajectory(adafactor(), jnp.asarray(start), jnp.asarray(grads))
-    np.testing.assert_allclose(path, reference(start, grads), rtol=1e-6, atol=1e-8)
+    wanted = reference(start, grads, factor=axes)
+    np.testing.assert_allclose(path, wanted, **tolerance(jnp.float64))
 
 
 def test_rank_one_squares_are_not_approximated():
@@ -128,6 +151,26 @@ def test_parameters_at_zero_move_and_zero_gradients_do_not(dtype):
         moved = trajectory(adafactor(eps2=eps2), x, jnp.asarray(gradients()[:1], dtype))
         np.testing.assert_allclose(rms(moved[0]), 1e-2 * eps2, rtol=0.2)
     np.testing.assert_array_equal(trajectory(adafactor(), x + 1, zeros), 1)
+
+
+def test_hyperparameters_may_be_traced(dtype):
+    grads, x = jnp.asarray(gradients(), dtype), jnp.ones((7, 5), dtype)
+    options = dict(learning_rate=0.1, b1=0.9, b2=0.99, clipping_threshold=0.5, weight_decay=0.1)
+    injected = optax.inject_hyperparams(adafactor, static_args=("min_dim_size_to_factor",))
+    found = trajectory(injected(**options), x, grads)
+    assert found.dtype == dtype
+    np.testing.assert_allclose(found, trajectory(adafactor(**options), x, grads), rtol=1e-5)
+
+
+def test_complex_parameters_are_scaled_by_absolute_squares():
+    rng = np.random.default_rng(0)
+    size = np.abs(gradients())
+    grads = jnp.asarray(size * np.exp(2j * np.pi * rng.uniform(size=size.shape)))
+    x = jnp.zeros((7, 5), complex)
+    tx = adafactor(scale_parameter=False)
+    first = trajectory(tx, x, grads)[0]
+    real = trajectory(tx, jnp.zeros((7, 5)), jnp.asarray(size))[0]
+    np.testing.assert_allclose(first, real * np.asarray(grads[0]) / size[0], rtol=1e-10)
 
 
 def test_narrow_parameters_have_a_wide_state():
