@@ -190,8 +190,17 @@ RAISES = {
     "balance": (lambda: splitting.ADMM(balance=1.0), ValueError, "balance"),
     "weight": (lambda: splitting.PrimalDualHybridGradient(weight=0.0), ValueError, "weight"),
     "sigma": (lambda: splitting.OSQP(sigma=0.0), ValueError, "sigma"),
+    "complex quadratic update": (
+        lambda: jxt.solve(
+            jxt.Splitting(lambda x: jnp.sum(jnp.abs(x) ** 2), prox.L1()),
+            splitting.ADMM(x_update=splitting.QuadraticUpdate()),
+            jnp.zeros(2, complex),
+        ),
+        TypeError,
+        "real",
+    ),
     "no operator": (
-        lambda: fixed_point.fixed_point_of(LASSO, minimize.FISTA()),
+        lambda: fixed_point.fixed_point_of(LASSO, minimize.FISTA(), jnp.zeros(2)),
         TypeError,
         "FISTA has no operator",
     ),

@@ -90,14 +90,17 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
 class AbstractSplittingSolver(AbstractSolver[Problem, State]):
     """A solver that is the iteration of one operator.
 
-    `operator(problem)` is a function T of the governing variable with T(u*) = u* exactly at
+    `operator(problem, u)` is a function T of the governing variable with T(u*) = u* exactly at
     solutions; `start` and `read` move between it and the user's `x`. Acceleration, noise and
     asynchrony are wrappers around T.
     """
 
     @abc.abstractmethod
-    def operator(self, problem: Problem) -> Any:
-        """The map u -> T(u), a pure function on pytrees."""
+    def operator(self, problem: Problem, u: PyTree[Array]) -> Any:
+        """The map u -> T(u), a pure function on pytrees.
+
+        What it needs once, a factorization or a norm, is computed here; of `u` only shapes and
+        precision are used."""
 
     @abc.abstractmethod
     def start(self, problem: Problem, x: PyTree[Array]) -> PyTree[Array]:

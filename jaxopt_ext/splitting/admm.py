@@ -6,21 +6,62 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from ..core import AbstractSolver, Scalar, SplitPoint, Splitting, checks, scalar_field, tree
+from ..core import (
+    AbstractSplittingSolver,
+    Scalar,
+    SplitPoint,
+    Splitting,
+    checks,
+    scalar_field,
+    tree,
+)
 from ..core.operators import as_map, minus_copies
 from .subproblem import AbstractUpdate, choose
+
+
+class _Operator(eqx.Module):
+    """One iteration on $(x, z, y)$ with a fixed penalty."""
+
+    problem: Splitting
+    x_update: AbstractUpdate
+    z_update: AbstractUpdate
+    prepared: Any
+    penalty: Float[Array, ""]
+    relaxation: Float[Array, ""]
+
+    def __call__(self, point: SplitPoint) -> SplitPoint:
+        return self.advance(point)[0]
+
+    def advance(self, point):
+        """The next point, and how far its two updates were from exact."""
+        problem, rho, (for_x, for_z) = self.problem, self.penalty, self.prepared
+        A, B = as_map(problem.A), as_map(problem.B)
+        x_old, z_old, y = point
+
+        # h - c, which is Ax - c or its mixture with -Bz.
+        mapped = B(z_old)
+        minus_c = mapped if problem.c is None else jax.tree.map(jnp.subtract, mapped, problem.c)
+        target = jax.tree.map(jnp.negative, tree.axpy(minus_c, 1 / rho, y))
+        x, x_left = self.x_update.minimize(problem.f, A, x_old, target, rho, for_x)
+        alpha = self.relaxation
+        mixed = jax.tree.map(lambda a, b: alpha * a - (1 - alpha) * b, A(x), minus_c)
+        shifted = mixed if problem.c is None else jax.tree.map(jnp.subtract, mixed, problem.c)
+        target = jax.tree.map(jnp.negative, tree.axpy(shifted, 1 / rho, y))
+        z, z_left = self.z_update.minimize(problem.g, B, z_old, target, rho, for_z)
+        y = tree.axpy(y, rho, jax.tree.map(jnp.add, shifted, B(z)))
+        return SplitPoint(x, z, y), jnp.maximum(x_left, z_left)
 
 
 class _State(eqx.Module):
     penalty: Float[Array, ""]
     prepared: Any
     error: Float[Array, ""]
-    since: Array
+    since: Int[Array, ""]
 
 
-class ADMM(AbstractSolver):
+class ADMM(AbstractSplittingSolver):
     """ADMM for $f(x) + g(z)$ subject to $Ax + Bz = c$,
 
     $$\\begin{aligned}
@@ -30,8 +71,10 @@ class ADMM(AbstractSolver):
       y &\\leftarrow y + \\rho (h + Bz - c).
     \\end{aligned}$$
 
-    The error is the larger of the primal residual $\\|Ax + Bz - c\\|$ and the dual residual
-    $\\rho \\|A^* B (z^+ - z)\\|$.
+    The error is the largest of the primal residual $\\|Ax + Bz - c\\|$, the dual residual
+    $\\rho \\|A^* B (z^+ - z)\\|$, and what is left of the two subproblems' residuals when they
+    are not solved exactly. The operator is one iteration on $(x, z, y)$; averaged, in the norm of
+    $(Bz, y / \\rho)$, if the updates are exact and $\\alpha = 1$.
 
     **Arguments:**
 
@@ -71,17 +114,30 @@ class ADMM(AbstractSolver):
         checks.count("balance_every", self.balance_every)
         checks.count("balance_until", self.balance_until, minimum=0)
 
+    def operator(self, problem, u):
+        penalty = self.penalty.astype(tree.real_dtype(u))
+        return self._operator(problem, penalty, self._prepare(problem, u, penalty))
+
+    def start(self, problem, x):
+        return problem.start(x)
+
+    def read(self, problem, u):
+        return u
+
     def _updates(self, problem):
-        A, B = as_map(problem.A), as_map(problem.B)
-        x_update = choose(self.x_update, problem.f, A)
-        return A, B, x_update, choose(self.z_update, problem.g, B)
+        x_update = choose(self.x_update, problem.f, as_map(problem.A))
+        return x_update, choose(self.z_update, problem.g, as_map(problem.B))
 
     def _prepare(self, problem, x, penalty):
-        A, B, x_update, z_update = self._updates(problem)
+        x_update, z_update = self._updates(problem)
         return (
-            x_update.prepare(problem.f, A, x.x, penalty),
-            z_update.prepare(problem.g, B, x.z, penalty),
+            x_update.prepare(problem.f, as_map(problem.A), x.x, penalty),
+            z_update.prepare(problem.g, as_map(problem.B), x.z, penalty),
         )
+
+    def _operator(self, problem, penalty, prepared):
+        relaxation = self.relaxation.astype(penalty.dtype)
+        return _Operator(problem, *self._updates(problem), prepared, penalty, relaxation)
 
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
@@ -94,33 +150,16 @@ class ADMM(AbstractSolver):
         return _State(state.penalty, prepared, state.error, state.since)
 
     def step(self, problem, x, state):
-        A, B, x_update, z_update = self._updates(problem)
-        rho, (for_x, for_z) = state.penalty, state.prepared
-        x_old, z_old, y = x
-
-        # h - c, which is Ax - c or its mixture with -Bz.
-        mapped = B(z_old)
-        minus_c = mapped if problem.c is None else jax.tree.map(jnp.subtract, mapped, problem.c)
-        target = jax.tree.map(jnp.negative, tree.axpy(minus_c, 1 / rho, y))
-        x_new = x_update.minimize(problem.f, A, x_old, target, rho, for_x)
-        alpha = self.relaxation.astype(rho.dtype)
-        mixed = jax.tree.map(lambda a, b: alpha * a - (1 - alpha) * b, A(x_new), minus_c)
-        shifted = mixed if problem.c is None else jax.tree.map(jnp.subtract, mixed, problem.c)
-        target = jax.tree.map(jnp.negative, tree.axpy(shifted, 1 / rho, y))
-        z_new = z_update.minimize(problem.g, B, z_old, target, rho, for_z)
-        y = tree.axpy(y, rho, jax.tree.map(jnp.add, shifted, B(z_new)))
-
-        moved = B(jax.tree.map(jnp.subtract, z_new, z_old))
-        dual = rho * tree.norm(A.adjoint(moved))
-        # A linearized or inexact x-update leaves a residual of its own.
-        left = tree.norm(jax.tree.map(jnp.subtract, x_new, x_old)) * rho
-        primal = tree.norm(problem.gap(x_new, z_new))
+        rho = state.penalty
+        new, left = self._operator(problem, rho, state.prepared).advance(x)
+        moved = as_map(problem.B)(jax.tree.map(jnp.subtract, new.z, x.z))
+        dual = rho * tree.norm(as_map(problem.A).adjoint(moved))
+        primal = tree.norm(problem.gap(new.x, new.z))
         error = jnp.maximum(jnp.maximum(primal, dual), left)
-        point = SplitPoint(x_new, z_new, y)
         state = _State(rho, state.prepared, error, state.since + 1)
         if self.balance is not None:
-            state = self._rebalance(problem, point, state, primal, dual)
-        return point, state
+            state = self._rebalance(problem, new, state, primal, dual)
+        return new, state
 
     def _rebalance(self, problem, point, state, primal, dual):
         due = (state.since % self.balance_every == 0) & (state.since <= self.balance_until)

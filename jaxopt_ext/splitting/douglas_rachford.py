@@ -92,7 +92,7 @@ class DouglasRachford(AbstractSplittingSolver):
         checks.positive("step_size", self.step_size)
         checks.interval("relaxation", self.relaxation, 0, 2, open_low=True, open_high=True)
 
-    def operator(self, problem):
+    def operator(self, problem, u):
         smooth = problem.smooth
         other = problem.nonsmooth if isinstance(problem, Composite) else problem.feasible
         if hasattr(smooth, "prox"):
@@ -114,15 +114,15 @@ class DouglasRachford(AbstractSplittingSolver):
         return x
 
     def read(self, problem, u):
-        operator = self.operator(problem)
+        operator = self.operator(problem, u)
         return _shadow(operator, u)
 
     def init(self, problem, x, key):
         infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
-        return _State(self.operator(problem), self.start(problem, x), infinity)
+        return _State(self.operator(problem, x), self.start(problem, x), infinity)
 
     def refresh(self, problem, x, state):
-        return _State(self.operator(problem), state.u, state.error)
+        return _State(self.operator(problem, state.u), state.u, state.error)
 
     def step(self, problem, x, state):
         u = state.operator(state.u)

@@ -172,7 +172,7 @@ class OSQP(AbstractSplittingSolver):
         sigma, alpha = self.sigma.astype(dtype), self.relaxation.astype(dtype)
         return _Operator(problem, rows, system, sigma, alpha)
 
-    def operator(self, problem):
+    def operator(self, problem, u):
         penalty = self.penalty.astype(problem.q.dtype)
         return self._operator(problem, penalty, self._system(problem, penalty))
 

@@ -97,12 +97,10 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
         bound = norm_bound(as_map(problem.K), x)
         return (0.99 / jnp.where(bound > 0, bound, 1)).astype(dtype)
 
-    def operator(self, problem):
-        """The map of a fixed step size. `step_size` must be given: it cannot be found without a
-        point."""
-        if self.step_size is None:
-            raise ValueError("the operator needs a step_size")
-        return _Operator(problem, self.step_size / self.weight, self.step_size * self.weight)
+    def operator(self, problem, u):
+        step = self._step_size(problem, u.primal)
+        weight = self.weight.astype(step.dtype)
+        return _Operator(problem, step / weight, step * weight)
 
     def start(self, problem, x):
         return problem.start(x)

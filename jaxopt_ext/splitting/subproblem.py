@@ -29,8 +29,9 @@ class AbstractUpdate(eqx.Module):
         target: PyTree[Array],
         penalty: Float[Array, ""],
         prepared: Any,
-    ) -> PyTree[Array]:
-        """The new value of the variable, from the last one."""
+    ) -> tuple[PyTree[Array], Float[Array, ""]]:
+        """The new value of the variable, from the last one, and the norm of what is left of the
+        subproblem's residual: zero if it is solved exactly."""
 
 
 class ProxUpdate(AbstractUpdate):
@@ -43,7 +44,7 @@ class ProxUpdate(AbstractUpdate):
     def minimize(self, function, operator, x, target, penalty, prepared):
         gram = jnp.asarray(operator.gram, penalty.dtype)
         point = jax.tree.map(lambda a: a / gram.astype(a.real.dtype), operator.adjoint(target))
-        return function.prox(point, 1 / (penalty * gram))
+        return function.prox(point, 1 / (penalty * gram)), jnp.zeros_like(penalty)
 
 
 class LinearizedUpdate(AbstractUpdate):
@@ -58,27 +59,41 @@ class LinearizedUpdate(AbstractUpdate):
 
     def minimize(self, function, operator, x, target, penalty, prepared):
         gap = operator.adjoint(jax.tree.map(jnp.subtract, operator(x), target))
-        moved = jax.tree.map(lambda a, g: a - g / prepared.astype(a.real.dtype), x, gap)
-        return function.prox(moved, 1 / (penalty * prepared))
+        point = jax.tree.map(lambda a, g: a - g / prepared.astype(a.real.dtype), x, gap)
+        new = function.prox(point, 1 / (penalty * prepared))
+        # The subgradient that the step found is missing this much: rho (A*A - mu) (x+ - x).
+        moved = jax.tree.map(jnp.subtract, new, x)
+        left = tree.axpy(operator.adjoint(operator(moved)), -prepared, moved)
+        return new, penalty * tree.norm(left)
 
 
 class QuadraticUpdate(AbstractUpdate):
-    """Exact, for a quadratic $f$, by a Cholesky factor of $\\nabla^2 f + \\rho A^* A$ that is
-    computed once for each penalty."""
+    """Exact, for a quadratic $f$ of real variables, by a Cholesky factor of
+    $\\nabla^2 f + \\rho A^* A$ that is computed once for each penalty.
+
+    With another $f$ the residual of the subproblem stays, and ADMM does not converge.
+
+    **Raises:** `TypeError` for complex variables.
+    """
 
     def prepare(self, function, operator, x, penalty):
         flat, unravel = ravel_pytree(x)
-        hessian = jax.hessian(lambda v: function(unravel(v)))(jnp.zeros_like(flat))
+        if jnp.iscomplexobj(flat):
+            raise TypeError("QuadraticUpdate needs real variables")
+        value = lambda v: function(unravel(v))
+        hessian = jax.hessian(value)(jnp.zeros_like(flat))
         matrix = dense(operator, x)
         system = hessian + penalty * matrix.T @ matrix
-        gradient = jax.grad(lambda v: function(unravel(v)))(jnp.zeros_like(flat))
+        gradient = jax.grad(value)(jnp.zeros_like(flat))
         return jax.scipy.linalg.cho_factor(system)[0], gradient
 
     def minimize(self, function, operator, x, target, penalty, prepared):
         factor, gradient = prepared
         pulled, unravel = ravel_pytree(operator.adjoint(target))
         rhs = penalty * pulled - gradient
-        return unravel(jax.scipy.linalg.cho_solve((factor, False), rhs))
+        new = unravel(jax.scipy.linalg.cho_solve((factor, False), rhs))
+        subproblem = _smooth(function, operator, target, penalty)
+        return new, tree.norm(subproblem.residual(new))
 
 
 class InexactUpdate(AbstractUpdate):
@@ -95,15 +110,29 @@ class InexactUpdate(AbstractUpdate):
         return None
 
     def minimize(self, function, operator, x, target, penalty, prepared):
-        def quadratic(v):
-            gap = jax.tree.map(jnp.subtract, operator(v), target)
-            return 0.5 * penalty * tree.vdot(gap, gap)
-
         if hasattr(function, "prox"):
-            problem = Composite(quadratic, function)
+            subproblem = Composite(_Distance(operator, target, penalty), function)
         else:
-            problem = Smooth(lambda v: function(v) + quadratic(v))
-        return solve(problem, self.solver, x).value
+            subproblem = _smooth(function, operator, target, penalty)
+        new = solve(subproblem, self.solver, x).value
+        return new, tree.norm(subproblem.residual(new))
+
+
+class _Distance(eqx.Module):
+    """$\\tfrac{\\rho}{2} \\|A x - w\\|^2$."""
+
+    operator: Map
+    target: PyTree[Array]
+    penalty: Float[Array, ""]
+
+    def __call__(self, x):
+        gap = jax.tree.map(jnp.subtract, self.operator(x), self.target)
+        return 0.5 * self.penalty * tree.vdot(gap, gap)
+
+
+def _smooth(function, operator, target, penalty):
+    distance = _Distance(operator, target, penalty)
+    return Smooth(lambda x: function(x) + distance(x))
 
 
 def choose(update: AbstractUpdate | None, function: Any, operator: Map) -> AbstractUpdate:

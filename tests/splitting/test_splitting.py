@@ -9,6 +9,7 @@ import pytest
 
 import jaxopt_ext as jxt
 from jaxopt_ext import fixed_point, minimize, prox, splitting
+from jaxopt_ext.core.operators import as_map
 from jaxopt_ext.splitting.ruiz import ruiz_scaling
 
 RNG = np.random.default_rng(0)
@@ -92,6 +93,68 @@ def test_admm_with_general_maps_and_right_hand_side(kind):
     np.testing.assert_allclose(solution.value.z, v.value, atol=1e-5)
 
 
+@pytest.mark.parametrize("options", [{}, {"relaxation": 1.6}, {"penalty": 5.0, "balance": 10.0}])
+def test_linearized_updates_stop_only_at_solutions(options):
+    """Maps of large norm, where a step of the last iterate is small long before it is right."""
+    rng = np.random.default_rng(1)
+    A, B, c = 30 * rng.normal(size=(4, 5)), 20 * rng.normal(size=(4, 3)), rng.normal(size=4)
+    u, v = cp.Variable(5), cp.Variable(3)
+    cp.Problem(cp.Minimize(cp.norm1(u) + 0.5 * cp.sum_squares(v)), [A @ u + B @ v == c]).solve(
+        solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12
+    )
+    problem = jxt.Splitting(prox.L1(), prox.L2Squared(), A, B, jnp.asarray(c))
+    solver = splitting.ADMM(tol=1e-7, max_steps=100_000, **options)
+    solution = jxt.solve(problem, solver, jnp.zeros(5))
+    assert solution.status == jxt.Status.converged
+    residual = problem.residual(solution.value)
+    assert max(np.linalg.norm(leaf) for leaf in residual) < 2e-7
+    np.testing.assert_allclose(solution.value.x, u.value, atol=1e-6)
+    np.testing.assert_allclose(solution.value.z, v.value, atol=1e-6)
+
+
+def test_the_linearized_update_knows_its_own_residual():
+    A, w, x, rho = RNG.normal(size=(4, 5)), RNG.normal(size=4), RNG.normal(size=5), 3.0
+    update, A_map, f = splitting.LinearizedUpdate(), as_map(A), prox.L2Squared()
+    prepared = update.prepare(f, A_map, x, jnp.asarray(rho))
+    new, left = update.minimize(f, A_map, jnp.asarray(x), w, jnp.asarray(rho), prepared)
+    gradient = jax.grad(f)(new) + rho * A.T @ (A @ new - w)
+    np.testing.assert_allclose(left, np.linalg.norm(gradient), rtol=1e-10)
+
+
+def test_a_quadratic_update_of_another_function_is_not_called_converged():
+    problem = jxt.Splitting(lambda x: jnp.sum(jnp.cosh(x - 2)), prox.L1(0.1))
+    solver = splitting.ADMM(x_update=splitting.QuadraticUpdate(), max_steps=500)
+    assert jxt.solve(problem, solver, jnp.zeros(3)).status == jxt.Status.step_limit
+
+
+def test_a_rough_inexact_update_is_not_called_converged():
+    problem = jxt.Splitting(half_square, prox.L1(LAM))
+    rough = splitting.InexactUpdate(minimize.FISTA(tol=1e-2, max_steps=300))
+    solver = splitting.ADMM(penalty=10.0, x_update=rough, tol=1e-8, max_steps=500)
+    assert jxt.solve(problem, solver, jnp.zeros(8)).status == jxt.Status.step_limit
+
+
+@pytest.mark.parametrize(
+    ("accelerated", "atol"),
+    [
+        (fixed_point.Anderson(tol=1e-9), 1e-7),
+        (fixed_point.Halpern(tol=1e-3, max_steps=20_000), 1e-3),
+    ],
+    ids=["Anderson", "Halpern"],
+)
+def test_admm_is_accelerated_through_its_operator(accelerated, atol):
+    problem = jxt.Splitting(half_square, prox.L1(LAM))
+    method = splitting.ADMM(penalty=10.0, x_update=splitting.QuadraticUpdate(), tol=1e-12)
+    start = method.start(problem, jnp.zeros(8))
+    solution = jxt.solve(problem, method, start)
+    again = method.operator(problem, start)(solution.value)
+    for a, b in zip(again, solution.value, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-11)
+    found = jxt.solve(fixed_point.fixed_point_of(problem, method, start), accelerated, start)
+    assert found.status == jxt.Status.converged
+    np.testing.assert_allclose(method.read(problem, found.value).z, lasso_reference(), atol=atol)
+
+
 def test_consensus_form():
     parts = (jnp.asarray(X.reshape(5, 6, 8)), jnp.asarray(Y.reshape(5, 6)))
     problem = splitting.consensus(
@@ -172,8 +235,8 @@ def test_primal_dual_with_a_smooth_term_and_its_operator():
     )
     solution = jxt.solve(problem, method, jnp.zeros(8))
     np.testing.assert_allclose(solution.value.primal, u.value, atol=1e-6)
-    wrapped = fixed_point.fixed_point_of(problem, method)
     start = method.start(problem, jnp.zeros(8))
+    wrapped = fixed_point.fixed_point_of(problem, method, start)
     fast = jxt.solve(wrapped, fixed_point.Anderson(tol=1e-10, max_steps=50_000), start)
     np.testing.assert_allclose(method.read(problem, fast.value).primal, u.value, atol=1e-6)
 
@@ -289,7 +352,8 @@ def test_osqp_operator_has_the_solution_as_fixed_point():
     problem = jxt.QuadraticProgram(*data)
     solver = splitting.OSQP(tol=1e-10, max_steps=4000)
     solution = jxt.solve(problem, solver, None)
-    T, u = solver.operator(problem), solver.start(problem, solution.value)
+    u = solver.start(problem, solution.value)
+    T = solver.operator(problem, u)
     for a, b in zip(T(u), u, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-7)
     read = solver.read(problem, u)
