@@ -20,7 +20,12 @@ def run() -> Outcome:
     holds = all(
         2 * row["full"] <= row["plain"] and row["residual polished"] < 1e-8 for row in table
     )
-    return Outcome(table, holds, "iterations, at most 50,000; columns scaled by 10^U(-1.5, 1.5)")
+    return Outcome(
+        table,
+        holds,
+        "iterations, at most 50,000; columns scaled by 10^U(-1.5, 1.5). From this tolerance the "
+        "authors' package (osqp 1.1.3) polishes seeds 1, 3 and 4 and gives up on 0 and 2",
+    )
 
 
 def _row(seed):
