@@ -19,13 +19,12 @@ WHY = {
     "optimizers.online_subspace_descent": "1.6 GFLOP per matrix: down to a 1000 x 250 basis, up "
     "again, and the gradient of the PCA loss; an SVD at the first step only",
     "optimizers.adam_snsm": _SUBSPACE,
-    "optimizers.adan": "four trees of state where Adam has two, and a copy of the last gradient",
+    "optimizers.adan": "four trees of state where Adam has two",
     "optimizers.adamp": "inner products of weights with gradients and steps, before the step",
     "optimizers.sgdp": "inner products of weights with gradients and steps, before the step",
     "optimizers.multiadam": "two groups: twice Adam's gradients and state",
     "optimizers.multi_momentum": "two clusters: a table of their gradients beside the momentum",
     "optimizers.subspace_momentum": _SUBSPACE,
-    "optimizers.adabelief": "optax.adabelief itself takes as long",
     "optimizers.adafactor": "row and column sums, then a second pass for the step and its size",
     "optimizers.ademamix": "three trees of state where Adam has two",
     "optimizers.amsgrad": "three trees of state where Adam has two",
@@ -41,11 +40,12 @@ def tree(scale: float, leaves: int = 10, side: int = 1000):
 
 def extra_arguments(names, gradients):
     """Extra arguments that cost next to nothing themselves."""
-    quadratic = lambda point: jax.tree.map(lambda x: 0.1 * x, point)
+    tenth = lambda point: jax.tree.map(lambda x: 0.1 * x, point)
     known = {
         "value": lambda: jnp.float32(1.0),
-        "grad_fn": lambda: quadratic,
-        "hvp_fn": lambda: quadratic,
+        "grad_fn": lambda: tenth,
+        "hvp_fn": lambda: lambda point, vector: tenth(vector),
+        "batch": lambda: (jnp.arange(8), jnp.zeros(8)),
         "key": lambda: jax.random.key(0),
         "loss_grads": lambda: jax.tree.map(lambda g: jnp.stack([g, g]), gradients),
         "per_sample_grads": lambda: jax.tree.map(lambda g: jnp.stack([g, -0.5 * g]), gradients),

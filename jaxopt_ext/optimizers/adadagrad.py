@@ -11,9 +11,9 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import next_count, rate_at
+from ._leafwise import abs_square, next_count, rate_at, sum_rows
 from ._precision import keep_wide, widen
-from .hutchinson import abs_square, require_real, scalar_dtype
+from .hutchinson import require_real, scalar_dtype
 from .per_sample import per_sample_grads
 
 Test = Literal["norm", "coordinate", "inner", "augmented"]
@@ -79,13 +79,13 @@ def batch_size_test(
     def variance(x):
         """Of each column."""
         samples = jnp.sum(mask).astype(x.dtype)
-        local = jnp.sum(x, 0) / samples
+        local = sum_rows(x) / samples
         squares = jnp.where(_column(mask, x), (x - local) ** 2, 0)
-        within = mean(jnp.sum(squares, 0) / jnp.maximum(samples - 1, 1))
+        within = mean(sum_rows(squares) / jnp.maximum(samples - 1, 1))
         return within if axis_name is None else within + mean((local - mean(local)) ** 2)
 
     samples = jnp.sum(mask)
-    means = [mean(jnp.sum(g, 0) / samples.astype(g.dtype)) for g in leaves]
+    means = [mean(sum_rows(g) / samples.astype(g.dtype)) for g in leaves]
     square = sum(jnp.sum(m**2) for m in means)
     if kind == "norm":
         return _ratio(sum(jnp.sum(variance(g)) for g in leaves), eta**2 * square)
@@ -305,9 +305,9 @@ def _adaptive_batch(
 
 def _masked_mean(g, mask):
     if mask is None:
-        return jnp.mean(g, 0)
+        return sum_rows(g) / g.shape[0]
     mask = jnp.asarray(mask, bool)
-    return jnp.sum(jnp.where(_column(mask, g), g, 0), 0) / jnp.sum(mask).astype(g.dtype)
+    return sum_rows(jnp.where(_column(mask, g), g, 0)) / jnp.sum(mask).astype(g.dtype)
 
 
 class AdaptiveBatchFit(NamedTuple):

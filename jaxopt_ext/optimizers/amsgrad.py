@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import next_count
+from ._leafwise import abs_square, next_count
 from ._precision import keep_wide
 from .weighted_projection import Projection, project_updates
 
@@ -79,9 +79,7 @@ def scale_by_adamnc(b1: float = 0.9, eps: float = 1e-8) -> optax.GradientTransfo
         count = next_count(state.count)
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)
         # beta_2 = 1 - 1/t, as a correction of the mean so that the weights do not cancel
-        nu = jax.tree.map(
-            lambda g, v: v + (jnp.real(g * jnp.conj(g)) - v) / count, updates, state.nu
-        )
+        nu = jax.tree.map(lambda g, v: v + (abs_square(g) - v) / count, updates, state.nu)
         direction = jax.tree.map(jnp.divide, mu, _root(nu, eps))
         return direction, ScaleByAdamNCState(count, mu, nu)
 

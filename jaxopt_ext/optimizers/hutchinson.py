@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, Key, PyTree
 
 from ..core import checks
-from ._leafwise import require_params
+from ._leafwise import abs_square, require_params
 from ._precision import keep_wide, narrow, widen
 
 
@@ -157,11 +157,6 @@ def require_real(name: str, params: PyTree[Array]) -> None:
 def scalar_dtype(params: PyTree[Array]) -> Any:
     """The real type, at least float32, for numbers that belong to the whole tree."""
     return jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(params))).dtype
-
-
-def abs_square(x: Array) -> Array:
-    """|x|², elementwise and real."""
-    return x.real**2 + x.imag**2 if jnp.iscomplexobj(x) else x**2
 
 
 def weighted_square(x: PyTree[Array], weight: PyTree[Array]) -> Float[Array, ""]:

@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
-from ._leafwise import mask_like, next_count
+from ._leafwise import mask_like, next_count, sum_rows
 from ._precision import keep_wide, narrow
 
 
@@ -82,7 +82,7 @@ def multi_momentum(
     inner = optax.with_extra_args_support(inner)
 
     def total(coefficients, x):
-        x = jnp.sum(_column(coefficients, x) * x, axis=0)
+        x = sum_rows(x, coefficients)
         return x if axis_name is None else jax.lax.psum(x, axis_name)
 
     def init(params):

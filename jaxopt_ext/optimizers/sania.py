@@ -11,10 +11,9 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..core import checks
-from ._leafwise import next_count, one_minus_power
+from ._leafwise import abs_square, next_count, one_minus_power
 from ._precision import keep_wide, narrow
 from .hutchinson import (
-    abs_square,
     missing_curvature,
     require_real,
     running_diagonal,
