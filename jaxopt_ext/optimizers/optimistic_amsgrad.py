@@ -10,7 +10,7 @@ import optax
 from jaxtyping import Array, Int, PyTree
 
 from ..core import checks, tree
-from ._leafwise import next_count, rate_at
+from ._leafwise import next_count, rate_at, sum_rows
 from ._precision import keep_wide
 
 
@@ -41,16 +41,24 @@ def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
     length = leaves[0].shape[0]
     if length < 2:
         raise ValueError(f"history must hold at least two points, got {length}")
-    differences = jax.tree.map(lambda x: x[1:] - x[:-1], history)
-    gram = jax.vmap(lambda a: jax.vmap(lambda b: tree.vdot(a, b))(differences))(differences)
+    gram = _gram([jax.tree.map(lambda x, i=i: x[i + 1] - x[i], history) for i in range(length - 1)])
     if reg is None:
         reg = 1e-8 if gram.dtype == jnp.float64 else 1e-5
     size = jnp.linalg.norm(gram)
     scale = jnp.where(size > 0, size, 1)
     identity = jnp.eye(length - 1, dtype=gram.dtype)
     z = jnp.linalg.solve(gram / scale + reg * identity, jnp.ones(length - 1, gram.dtype))
-    weights = z / jnp.sum(z)
-    return jax.tree.map(lambda x: jnp.tensordot(weights.astype(x.dtype), x[:-1], axes=1), history)
+    weights = jnp.append(z / jnp.sum(z), 0)
+    return jax.tree.map(lambda x: sum_rows(x, weights), history)
+
+
+def _gram(points):
+    """Inner products of a few points, pair by pair: a product of matrices this flat is slower."""
+    products = {
+        (i, j): tree.vdot(points[i], points[j]) for i in range(len(points)) for j in range(i + 1)
+    }
+    rows = range(len(points))
+    return jnp.stack([jnp.stack([products[max(i, j), min(i, j)] for j in rows]) for i in rows])
 
 
 class AbstractPredictor(eqx.Module):
