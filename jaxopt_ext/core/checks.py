@@ -83,9 +83,26 @@ def inexact_tree(name: str, value: PyTree) -> PyTree:
     for array in arrays:
         if not jnp.issubdtype(array.dtype, jnp.inexact):
             raise TypeError(f"{name} must hold floating-point arrays, got dtype {array.dtype}")
+    # A weak type would give way to that of another leaf.
+    arrays = [a.astype(a.dtype) if a.weak_type else a for a in arrays]
     return jax.tree.unflatten(treedef, arrays)
 
 
 def scalar(value: Any):
-    """Make a Python number a weakly typed array leaf, so that a new value never retraces."""
-    return jnp.asarray(value) if isinstance(value, float | int) else value
+    """Make a Python number a weakly typed array leaf, so that a new value never retraces.
+
+    Inside of `jit` too it is a constant, whose value can be checked.
+    """
+    if not isinstance(value, float | int):
+        return value
+    array = jnp.asarray(value)
+    if not isinstance(array, Tracer):
+        return array
+    with jax.ensure_compile_time_eval():
+        return jnp.asarray(value)
+
+
+def instance(name: str, value: Any, kind: type, example: str) -> None:
+    """Raise `TypeError` unless `value` is an object of this kind."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} must be an object such as {example}, got {value!r}")

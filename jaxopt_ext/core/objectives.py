@@ -53,7 +53,7 @@ class AbstractLinearLoss(eqx.Module):
 
     def coordinate_lipschitz(self) -> Float[Array, " d"]:
         """Upper bounds on $\\partial^2 f / \\partial w_j^2$."""
-        return self.curvature * jnp.mean(jnp.square(self.matrix), axis=0)
+        return self.curvature * jnp.mean(jnp.square(jnp.abs(self.matrix)), axis=0)
 
 
 class SquaredLoss(AbstractLinearLoss):

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import AbstractSolver, FixedPoint, Scalar, checks, scalar_field, tree
-from .picard import mix
+from .picard import apply, mix
 
 
 class _State(eqx.Module):
@@ -72,7 +72,7 @@ class Anderson(AbstractSolver):
 
     def step(self, problem, x, state):
         x = state.ahead
-        residual = jax.tree.map(jnp.subtract, problem.fun(x), x)
+        residual = jax.tree.map(jnp.subtract, apply(problem.fun, x), x)
         slot = state.steps % self.history
         points = _store(state.points, x, slot)
         residuals = _store(state.residuals, residual, slot)
@@ -81,12 +81,12 @@ class Anderson(AbstractSolver):
 
         filled = jnp.arange(self.history) <= state.steps
         weights = self._weights(gram, filled)
-        mixing = self.mixing.astype(weights.dtype)
-        accelerated = jax.tree.map(
-            lambda p, r: jnp.tensordot(weights.astype(p.dtype), p + mixing * r, axes=1),
-            points,
-            residuals,
-        )
+
+        def combine(p, r):
+            mixed = p + self.mixing.astype(p.real.dtype) * r
+            return jnp.tensordot(weights.astype(p.dtype), mixed, axes=1)
+
+        accelerated = jax.tree.map(combine, points, residuals)
         error = tree.norm(residual)
         first = jnp.where(state.steps == 0, error, state.first_error)
         bound = self.safeguard * first * (state.accepted.astype(error.dtype) + 1) ** -1.001
@@ -116,7 +116,7 @@ class Anderson(AbstractSolver):
         return weights / jnp.sum(weights)
 
     def last_step(self, problem, x, state):
-        return problem.fun(x)
+        return apply(problem.fun, x)
 
     def error(self, problem, x, state):
         return state.error

@@ -18,6 +18,11 @@ def mix(x: PyTree[Array], y: PyTree[Array], weight: Float[Array, ""]) -> PyTree[
     return jax.tree.map(lambda a, b: a + weight.astype(a.real.dtype) * (b - a), x, y)
 
 
+def apply(fun, x: PyTree[Array]) -> PyTree[Array]:
+    """$T(x)$ in the types of `x`, whatever those of the map's data."""
+    return tree.cast_like(fun(x), x)
+
+
 class Picard(AbstractSolver):
     """The iteration $x \\leftarrow T(x)$, for contractions.
 
@@ -36,7 +41,7 @@ class Picard(AbstractSolver):
         return jnp.asarray(jnp.inf, tree.real_dtype(x))
 
     def step(self, problem, x, state):
-        mapped = problem.fun(x)
+        mapped = apply(problem.fun, x)
         return mapped, residual_norm(x, mapped)
 
     def error(self, problem, x, state):
@@ -46,8 +51,8 @@ class Picard(AbstractSolver):
 class KrasnoselskiiMann(AbstractSolver):
     """The averaged iteration $x \\leftarrow (1 - \\alpha) x + \\alpha T(x)$.
 
-    It converges for every nonexpansive map with a fixed point, where Picard's may circle for ever,
-    and $\\|T(x_k) - x_k\\| = O(1/\\sqrt{k})$.
+    For $\\alpha < 1$ it converges for every nonexpansive map with a fixed point, where Picard's,
+    $\\alpha = 1$, may circle for ever, and $\\|T(x_k) - x_k\\| = O(1/\\sqrt{k})$.
 
     **Arguments:**
 
@@ -69,7 +74,7 @@ class KrasnoselskiiMann(AbstractSolver):
         return jnp.asarray(jnp.inf, tree.real_dtype(x))
 
     def step(self, problem, x, state):
-        mapped = problem.fun(x)
+        mapped = apply(problem.fun, x)
         return mix(x, mapped, self.averaging), residual_norm(x, mapped)
 
     def error(self, problem, x, state):
@@ -110,14 +115,14 @@ class Halpern(AbstractSolver):
 
     def step(self, problem, x, state):
         x = state.ahead
-        mapped = problem.fun(x)
+        mapped = apply(problem.fun, x)
         weight = 1 / (state.steps.astype(state.error.dtype) + 2)
         ahead = mix(mapped, state.anchor, weight)
         error = residual_norm(x, mapped)
         return x, _HalpernState(state.anchor, ahead, state.steps + 1, error)
 
     def last_step(self, problem, x, state):
-        return problem.fun(x)
+        return apply(problem.fun, x)
 
     def error(self, problem, x, state):
         return state.error

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..core import AbstractSolver, Composite, Scalar, checks, scalar_field, tree
 from ..core.objectives import AbstractLinearLoss
+from ..prox import AbstractFunction
 
 
 class AbstractSelection(eqx.Module):
@@ -84,7 +85,8 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
 
     Blocks are the entries of the leading axis of `w`. A step is one sweep over as many blocks as
     there are. For the linear losses of `objectives` the predictions $z = Xw$ are kept up to date,
-    so that a block costs $O(n)$; any other smooth function costs one full derivative a block and
+    so that a block costs $O(n)$, and computed anew behind each sweep, so that their rounding does
+    not add up; any other smooth function costs one full derivative a block and
     needs `lipschitz`.
 
     The error is $(\\sum_j \\|L_j d_j\\|^2)^{1/2}$, with $d_j$ the steps that all blocks would take
@@ -97,7 +99,8 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
     - `lipschitz`: bounds $L_j > 0$ on the blocks' curvature, shape `(d,)` or a scalar.
     - `tol`, `max_steps`: see `AbstractSolver`; a step is a sweep.
 
-    **Raises:** `TypeError` where bounds are needed and not given.
+    **Raises:** `TypeError` where bounds are needed and not given, or the nonsmooth part is not
+    separable; `ValueError` if there is not one bound for each block.
 
     **Reference:** Tseng, Yun, A Coordinate Gradient Descent Method for Nonsmooth Separable
     Minimization, 2009. Nesterov, Efficiency of Coordinate Descent Methods, 2012.
@@ -108,6 +111,9 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
     problems = (Composite,)
+
+    def __check_init__(self):
+        checks.instance("selection", self.selection, AbstractSelection, "Cyclic()")
 
     def init(self, problem, x, key):
         model = _model(problem.smooth)
@@ -122,17 +128,19 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
     def step(self, problem, x, state):
         key, draw = jax.random.split(state.key)
         order = self.selection.order(state.lipschitz, draw)
+        nonsmooth = _aligned(problem.nonsmooth, x)
 
         def visit(i, carry):
             w, z = carry
             j = order[i]
             step = 1 / state.lipschitz[j]
             gradient = state.model.partial(w, z, j)
-            new = problem.nonsmooth.block(j).prox(w[j] - step * gradient, step)
+            new = nonsmooth.block(j).prox(w[j] - step * gradient, step)
             return w.at[j].set(new), state.model.move(z, j, new - w[j])
 
-        x, z = jax.lax.fori_loop(0, order.size, visit, (x, state.predictions))
-        _, _, squares = _proposals(problem, state.model, x, z, state.lipschitz)
+        x, _ = jax.lax.fori_loop(0, order.size, visit, (x, state.predictions))
+        z = state.model.predictions(x)
+        _, _, squares = _proposals(nonsmooth, state.model, x, z, state.lipschitz)
         return x, _State(state.model, z, state.lipschitz, key, jnp.sqrt(jnp.sum(squares)))
 
 
@@ -140,6 +148,7 @@ class _GreedyState(eqx.Module):
     model: "_LinearModel | _General"
     predictions: Array
     lipschitz: Float[Array, " d"]
+    age: Int[Array, ""]
     error: Float[Array, ""]
 
 
@@ -173,27 +182,34 @@ class GreedyCoordinateDescent(AbstractCoordinateSolver):
         model = _model(problem.smooth)
         lipschitz = _bounds(self.lipschitz, problem.smooth, x)
         infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
-        return _GreedyState(model, model.predictions(x), lipschitz, infinity)
+        zero = jnp.asarray(0, jnp.int32)
+        return _GreedyState(model, model.predictions(x), lipschitz, zero, infinity)
 
     def refresh(self, problem, x, state):
         fresh = self.init(problem, x, jax.random.key(0))  # the greedy rule draws nothing
         return eqx.tree_at(lambda s: s.error, fresh, state.error)
 
     def step(self, problem, x, state):
-        moves, decreases, squares = _proposals(
-            problem, state.model, x, state.predictions, state.lipschitz
-        )
+        nonsmooth = _aligned(problem.nonsmooth, x)
+        model, z, lipschitz = state.model, state.predictions, state.lipschitz
+        moves, decreases, squares = _proposals(nonsmooth, model, x, z, lipschitz)
         j = jnp.argmax(decreases)
-        predictions = state.model.move(state.predictions, j, moves[j])
-        error = jnp.sqrt(jnp.sum(squares))
-        return x.at[j].add(moves[j]), _GreedyState(state.model, predictions, state.lipschitz, error)
+        x = x.at[j].add(moves[j])
+        # Once in a sweep's worth of steps anew, so that rounding does not add up.
+        age = (state.age + 1) % x.shape[0]
+        z = jax.lax.cond(age == 0, lambda: model.predictions(x), lambda: model.move(z, j, moves[j]))
+        return x, _GreedyState(model, z, lipschitz, age, jnp.sqrt(jnp.sum(squares)))
 
 
-def _proposals(problem, model, w, z, lipschitz):
+def _aligned(nonsmooth, x):
+    return nonsmooth.aligned(x) if isinstance(nonsmooth, AbstractFunction) else nonsmooth
+
+
+def _proposals(nonsmooth, model, w, z, lipschitz):
     """The step of every block, the decrease it promises, and $\\|L_j d_j\\|^2$."""
 
     def propose(j, w, g, lipschitz):
-        function = problem.nonsmooth.block(j)
+        function = nonsmooth.block(j)
         new = function.prox(w - g / lipschitz, 1 / lipschitz)
         move = new - w
         square = jnp.real(jnp.vdot(move, move))
@@ -216,13 +232,18 @@ class _LinearModel(eqx.Module):
         return tree.gradient(lambda z: self.loss.of_predictions(z.T), z)
 
     def partial(self, w, z, j):
-        return self.slopes(z) @ self.columns[j]
+        return _like(self.slopes(z) @ self.columns[j].conj(), w)
 
     def gradient(self, w, z):
-        return self.columns @ self.slopes(z).T
+        return _like(self.columns.conj() @ self.slopes(z).T, w)
 
     def move(self, z, j, move):
         return z + jnp.multiply.outer(move, self.columns[j])
+
+
+def _like(gradient, w):
+    """With complex data, the gradient in real coefficients is the real part."""
+    return gradient if jnp.iscomplexobj(w) else gradient.real
 
 
 class _General(eqx.Module):
@@ -254,6 +275,11 @@ def _bounds(lipschitz, smooth, x):
         raise TypeError("block coordinate descent works on the leading axis of one array")
     dtype = tree.real_dtype(x)
     if lipschitz is not None:
+        if lipschitz.shape not in ((), (1,), x.shape[:1]):
+            raise ValueError(
+                f"lipschitz must have one entry for each of {x.shape[0]} blocks, got shape "
+                f"{lipschitz.shape}"
+            )
         return jnp.broadcast_to(lipschitz.astype(dtype), x.shape[:1])
     if not isinstance(smooth, AbstractLinearLoss):
         raise TypeError("give lipschitz: only the losses in objectives know their own bounds")

@@ -11,6 +11,13 @@ from ..core import AbstractSolver, Constrained, Scalar, checks, scalar_field, tr
 class _State(eqx.Module):
     curvature: Float[Array, ""]
     error: Float[Array, ""]
+    inside: Bool[Array, ""]
+
+
+def _is_inside(feasible, x):
+    """Whether a starting point is in the set, up to a thousand roundings. One projection."""
+    gap = tree.norm(_subtract(x, feasible.project(x)))
+    return gap <= 1e3 * jnp.finfo(gap.dtype).eps * jnp.maximum(1, tree.norm(x))
 
 
 def _subtract(a, b):
@@ -37,18 +44,23 @@ def adaptive_step(fun, x, value, direction, gap, limit, curvature):
         scaled = m * square
         return jnp.where(scaled * limit > gap, gap / jnp.where(scaled > 0, scaled, 1), limit)
 
+    # From the smallest number to the largest, but no search where the value is no number.
+    limit_of_doublings = jnp.where(jnp.isfinite(value), 2 * jnp.finfo(value.dtype).maxexp, 1)
+
     def too_long(carry):
         m, doublings = carry
         gamma = gamma_of(m)
         bound = value - gamma * gap + 0.5 * m * gamma**2 * square
         excess = fun(_shift(x, direction, gamma)) - bound
-        return ~(excess <= rounding) & (doublings < 60)
+        return ~(excess <= rounding) & (doublings < limit_of_doublings)
 
     def double(carry):
         m, doublings = carry
         return 2 * m, doublings + 1
 
-    start = (0.7 * curvature, jnp.asarray(0, jnp.int32))
+    # What has vanished could not be doubled.
+    lowest = jnp.finfo(curvature.dtype).tiny
+    start = (jnp.maximum(0.7 * curvature, lowest), jnp.asarray(0, jnp.int32))
     m, _ = jax.lax.while_loop(too_long, double, start)
     return gamma_of(m), m
 
@@ -60,7 +72,8 @@ class FrankWolfe(AbstractSolver):
       x \\leftarrow x + \\gamma (s - x).$$
 
     The error is the duality gap $\\langle \\nabla f(x), x - s\\rangle$, an upper bound on
-    $f(x) - f^*$ for convex $f$; it falls as $O(1/k)$. Start at a point of the set.
+    $f(x) - f^*$ for convex $f$; it falls as $O(1/k)$. A start outside of the set, where the gap
+    certifies nothing, is replaced by the first $s$.
 
     **Arguments:**
 
@@ -81,15 +94,21 @@ class FrankWolfe(AbstractSolver):
 
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
-        return _State(self.curvature.astype(dtype), jnp.asarray(jnp.inf, dtype))
+        inside = _is_inside(problem.feasible, x)
+        return _State(self.curvature.astype(dtype), jnp.asarray(jnp.inf, dtype), inside)
 
     def step(self, problem, x, state):
         value, gradient = tree.value_and_gradient(problem.smooth, x)
-        direction = _subtract(problem.feasible.linear_minimizer(gradient), x)
+        corner = problem.feasible.linear_minimizer(gradient)
+        direction = _subtract(corner, x)
         gap = -tree.vdot(gradient, direction)
         one = jnp.ones_like(gap)
         gamma, m = adaptive_step(problem.smooth, x, value, direction, gap, one, state.curvature)
-        return _shift(x, direction, gamma), _State(m, gap)
+        inside = state.inside
+        x = tree.where(inside, _shift(x, direction, gamma), corner)
+        m = jnp.where(inside, m, state.curvature)
+        gap = jnp.where(inside, gap, 0.5 * jnp.finfo(gap.dtype).max)  # unknown, but a number
+        return x, _State(m, gap, jnp.ones_like(inside))
 
     def error(self, problem, x, state):
         return state.error
@@ -140,6 +159,11 @@ class _ActiveState(eqx.Module):
     active: _ActiveSet
     curvature: Float[Array, ""]
     error: Float[Array, ""]
+    inside: Bool[Array, ""]
+
+    def at(self, x) -> PyTree[Array]:
+        """The current point: a start outside of the set has been replaced by the first atom."""
+        return tree.where(self.inside, x, self.active.take(0))
 
 
 class _Directions(eqx.Module):
@@ -162,7 +186,10 @@ def _directions(problem, x, gradient, active) -> _Directions:
 
 
 class AbstractActiveSetSolver(AbstractSolver):
-    """A Frank-Wolfe method that keeps its iterate as a convex combination of atoms."""
+    """A Frank-Wolfe method that keeps its iterate as a convex combination of atoms.
+
+    A start outside of the set is replaced by the first point that the linear oracle finds.
+    """
 
     max_atoms: eqx.AbstractVar[int]
     curvature: eqx.AbstractVar[Float[Array, ""]]
@@ -173,10 +200,13 @@ class AbstractActiveSetSolver(AbstractSolver):
 
     def init(self, problem, x, key):
         dtype, size = tree.real_dtype(x), self.max_atoms
+        inside = _is_inside(problem.feasible, x)
+        corner = problem.feasible.linear_minimizer(tree.gradient(problem.smooth, x))
+        x = tree.where(inside, x, corner)
         atoms = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype).at[0].set(a), x)
         active = _ActiveSet(atoms, jnp.zeros(size, dtype).at[0].set(1))
         infinity = jnp.asarray(jnp.inf, dtype)
-        return _ActiveState(active, self.curvature.astype(dtype), infinity)
+        return _ActiveState(active, self.curvature.astype(dtype), infinity, inside)
 
     def error(self, problem, x, state):
         return state.error
@@ -207,6 +237,7 @@ class AwayFrankWolfe(AbstractActiveSetSolver):
     problems = (Constrained,)
 
     def step(self, problem, x, state):
+        x = state.at(x)
         value, gradient = tree.value_and_gradient(problem.smooth, x)
         active = state.active
         d = _directions(problem, x, gradient, active)
@@ -248,6 +279,7 @@ class PairwiseFrankWolfe(AbstractActiveSetSolver):
     problems = (Constrained,)
 
     def step(self, problem, x, state):
+        x = state.at(x)
         value, gradient = tree.value_and_gradient(problem.smooth, x)
         active = state.active
         d = _directions(problem, x, gradient, active)
@@ -272,4 +304,4 @@ def _settle(active, weights, drop, away_index, curvature, gap):
     weights = weights.at[away_index].set(jnp.where(drop & ~alone, 0, weights[away_index]))
     weights = jnp.maximum(weights, 0)
     active = _ActiveSet(active.atoms, weights / jnp.sum(weights))
-    return active.point(), _ActiveState(active, curvature, gap)
+    return active.point(), _ActiveState(active, curvature, gap, jnp.asarray(True))

@@ -38,6 +38,12 @@ class GradientDescent(AbstractSolver):
     max_steps: int = 5000
     problems = (Smooth,)
 
+    def __check_init__(self):
+        if not (hasattr(self.line_search, "init") and hasattr(self.line_search, "update")):
+            raise TypeError(
+                f"line_search must be an optax transformation, got {self.line_search!r}"
+            )
+
     def init(self, problem, x, key):
         return _State(self.line_search.init(x), jnp.asarray(jnp.inf, tree.real_dtype(x)))
 

@@ -98,6 +98,7 @@ class MirrorDescent(AbstractSolver):
     problems = (Constrained,)
 
     def __check_init__(self):
+        checks.instance("mirror_map", self.mirror_map, AbstractMirrorMap, "EntropicSimplex()")
         checks.positive("step_size", self.step_size)
         checks.interval("growth", self.growth, 1, float("inf"))
 

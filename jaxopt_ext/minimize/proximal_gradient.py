@@ -5,7 +5,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractSolver, Composite, Constrained, Scalar, Smooth, scalar_field, tree
+from ..core import (
+    AbstractSolver,
+    Composite,
+    Constrained,
+    Scalar,
+    Smooth,
+    checks,
+    scalar_field,
+    tree,
+)
 from .step_size import AbstractStepSize, Backtracking
 
 
@@ -50,6 +59,9 @@ class ProximalGradient(AbstractSolver):
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Composite, Constrained, Smooth)
+
+    def __check_init__(self):
+        checks.instance("step_size", self.step_size, AbstractStepSize, "FixedStep(0.1)")
 
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
@@ -102,6 +114,9 @@ class FISTA(AbstractSolver):
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Composite, Constrained, Smooth)
+
+    def __check_init__(self):
+        checks.instance("step_size", self.step_size, AbstractStepSize, "FixedStep(0.1)")
 
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)

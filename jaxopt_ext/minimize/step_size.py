@@ -77,7 +77,8 @@ class Backtracking(AbstractStepSize):
     $$f(x) \\le f(y) + \\langle \\nabla f(y), x - y\\rangle + \\tfrac{1}{2t} \\|x - y\\|^2 .$$
 
     Each search starts from `growth` times the last step size. The bound is tested up to the
-    rounding of $f$.
+    rounding of $f$; where the quadratic term is below it, near a solution or on top of a large
+    constant, the test would let any step pass, and so the step does not grow.
 
     **Arguments:**
 
@@ -102,25 +103,28 @@ class Backtracking(AbstractStepSize):
         return self.initial
 
     def take(self, fun, y, value, gradient, prox, step):
-        rounding = 4 * jnp.finfo(value.dtype).eps
+        rounding = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+        last = jax.lax.stop_gradient(step)
 
         def too_long(carry):
             x, step, shrinks = carry
             move = jax.tree.map(jnp.subtract, x, y)
             slope, square = tree.vdot(gradient, move), tree.vdot(move, move)
-            bound = value + slope + 0.5 * square / step
-            excess = fun(x) - bound
-            return ~(excess <= rounding * jnp.abs(value)) & (shrinks < self.max_shrinks)
+            quadratic = 0.5 * square / step
+            excess = fun(x) - (value + slope + quadratic)
+            passed = (excess <= rounding) & ((step <= last) | (quadratic >= rounding))
+            return ~passed & (shrinks < self.max_shrinks)
 
         def shorten(carry):
             _, step, shrinks = carry
-            step = step * self.shrink.astype(step.dtype)
+            shorter = step * self.shrink.astype(step.dtype)
+            step = jnp.where(step > last, jnp.maximum(shorter, last), shorter)
             return propose(step), step, shrinks + 1
 
         def propose(step):
             return jax.lax.stop_gradient(_forward_backward(prox, y, gradient, step))
 
-        step = jax.lax.stop_gradient(step * self.growth.astype(step.dtype))
+        step = last * self.growth.astype(last.dtype)
         start = (propose(step), step, jnp.asarray(0, jnp.int32))
         x, step, _ = jax.lax.while_loop(too_long, shorten, start)
         return _found(x, hoist(prox), y, gradient, step), step

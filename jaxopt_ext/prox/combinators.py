@@ -5,18 +5,41 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..core import checks, tree
 from .coordinatewise import parameter_field
-from .function import AbstractFunction, AbstractSet
+from .function import AbstractFunction, align, number, part, spread
 
 
 def _is_function(x: Any) -> bool:
     return isinstance(x, AbstractFunction)
 
 
-class Scaled(AbstractFunction):
+def _project(function, x):
+    if not hasattr(function, "project"):
+        raise TypeError(f"{type(function).__name__} is not a set")
+    return function.project(x)
+
+
+def _linear_minimizer(function, g):
+    if not hasattr(function, "linear_minimizer"):
+        raise TypeError(f"{type(function).__name__} has no linear minimization oracle")
+    return function.linear_minimizer(g)
+
+
+class _Made(AbstractFunction):
+    """A function made of one other, convex if that is."""
+
+    function: eqx.AbstractVar[AbstractFunction]
+
+    @property
+    def convex(self) -> bool:
+        return self.function.convex
+
+
+class Scaled(_Made):
     """$c\\, g(x)$.
 
     **Arguments:**
@@ -27,24 +50,27 @@ class Scaled(AbstractFunction):
 
     function: AbstractFunction
     factor: Any = parameter_field()
-    convex = True
 
     def __check_init__(self):
         checks.positive("factor", self.factor)
 
     def __call__(self, x):
         value = self.function(x)
-        return self.factor.astype(value.dtype) * value
+        return number("factor", self.factor, value.dtype) * value
 
     def prox(self, x, step=1.0):
+        checks.positive("step", step)
         return self.function.prox(x, step * self.factor)
+
+    def aligned(self, x):
+        return Scaled(self.function.aligned(x), self.factor)
 
     def block(self, index):
         return Scaled(self.function.block(index), self.factor)
 
 
-class Shifted(AbstractFunction):
-    """$g(x - b)$.
+class Shifted(_Made):
+    """$g(x - b)$; of a set, the moved set.
 
     **Arguments:**
 
@@ -54,12 +80,10 @@ class Shifted(AbstractFunction):
 
     function: AbstractFunction
     offset: PyTree[Array] = parameter_field()
-    convex = True
 
     def _move(self, x, sign):
-        if jax.tree.structure(self.offset) == jax.tree.structure(x):
-            return jax.tree.map(lambda a, b: a + sign * b.astype(a.dtype), x, self.offset)
-        return jax.tree.map(lambda a: a + sign * self.offset.astype(a.dtype), x)
+        offset = spread(self.offset, x, real=False)
+        return jax.tree.map(lambda a, b: a + sign * b, x, offset)
 
     def __call__(self, x):
         return self.function(self._move(x, -1))
@@ -69,50 +93,65 @@ class Shifted(AbstractFunction):
 
     def project(self, x):
         """The projection on the moved set, if the function is a set."""
-        if not isinstance(self.function, AbstractSet):
-            raise TypeError(f"{type(self.function).__name__} is not a set")
-        return self.prox(x)
+        return self._move(_project(self.function, self._move(x, -1)), 1)
+
+    def linear_minimizer(self, g):
+        """$\\arg\\min \\langle g, s\\rangle$ over the moved set, where there is one."""
+        return self._move(_linear_minimizer(self.function, g), 1)
+
+    def aligned(self, x):
+        return Shifted(self.function.aligned(x), align(self.offset, x))
+
+    def block(self, index):
+        return Shifted(self.function.block(index), part(self.offset, index))
 
 
-class Precomposed(AbstractFunction):
+class Precomposed(_Made):
     """$g(a x + b)$ for a number $a \\ne 0$.
 
     **Arguments:**
 
     - `function`: $g$.
-    - `scale`: $a$.
+    - `scale`: $a$, real.
     - `offset`: $b$, shaped like `x` or a number.
     """
 
     function: AbstractFunction
     scale: Any = parameter_field(default=1.0)
     offset: PyTree[Array] = parameter_field(default=0.0)
-    convex = True
 
     def __check_init__(self):
-        checks.positive("the magnitude of scale", jnp.abs(self.scale))
+        if jnp.iscomplexobj(self.scale):
+            raise TypeError("scale must be real")
+        if not checks.is_traced(self.scale):
+            checks.positive("the magnitude of scale", np.abs(self.scale))
 
     def _inner(self, x):
-        offset = self.offset
-        if jax.tree.structure(offset) != jax.tree.structure(x):
-            offset = jax.tree.map(lambda _: self.offset, x)
+        offset = spread(self.offset, x, real=False)
         return jax.tree.map(
-            lambda a, b: self.scale.astype(a.dtype) * a + b.astype(a.dtype), x, offset
+            lambda a, b: number("scale", self.scale, a.real.dtype) * a + b, x, offset
         )
 
     def __call__(self, x):
         return self.function(self._inner(x))
 
     def prox(self, x, step=1.0):
+        checks.positive("step", step)
         inner = self._inner(x)
         moved = self.function.prox(inner, step * self.scale**2)
         return jax.tree.map(
-            lambda a, y, z: a + (y - z) / self.scale.astype(a.dtype), x, moved, inner
+            lambda a, y, z: a + (y - z) / self.scale.astype(a.real.dtype), x, moved, inner
         )
+
+    def aligned(self, x):
+        return Precomposed(self.function.aligned(x), self.scale, align(self.offset, x))
+
+    def block(self, index):
+        return Precomposed(self.function.block(index), self.scale, part(self.offset, index))
 
 
 class Separable(AbstractFunction):
-    """A sum of functions over the parts of a pytree.
+    """A sum of functions over the parts of a pytree; of sets, their product.
 
     **Arguments:**
 
@@ -120,19 +159,33 @@ class Separable(AbstractFunction):
     """
 
     functions: PyTree[AbstractFunction]
-    convex = True
+
+    @property
+    def convex(self) -> bool:
+        return all(f.convex for f in jax.tree.leaves(self.functions, is_leaf=_is_function))
 
     def __check_init__(self):
         leaves = jax.tree.leaves(self.functions, is_leaf=_is_function)
         if not leaves or not all(_is_function(f) for f in leaves):
             raise TypeError("functions must be a pytree of functions with a prox")
 
+    def _over(self, apply, x):
+        return jax.tree.map(apply, self.functions, x, is_leaf=_is_function)
+
     def __call__(self, x):
-        values = jax.tree.map(lambda f, a: f(a), self.functions, x, is_leaf=_is_function)
+        values = jax.tree.leaves(self._over(lambda f, a: f(a), x))
         return tree.sum_leaves(values)
 
     def prox(self, x, step=1.0):
-        return jax.tree.map(lambda f, a: f.prox(a, step), self.functions, x, is_leaf=_is_function)
+        return self._over(lambda f, a: f.prox(a, step), x)
+
+    def project(self, x):
+        """The projection on the product, if all functions are sets."""
+        return self._over(_project, x)
+
+    def linear_minimizer(self, g):
+        """$\\arg\\min \\langle g, s\\rangle$ over the product, where there is one."""
+        return self._over(_linear_minimizer, g)
 
 
 class Conjugate(AbstractFunction):
@@ -140,7 +193,8 @@ class Conjugate(AbstractFunction):
 
     $$\\mathrm{prox}_{t g^*}(y) = y - t\\, \\mathrm{prox}_{g / t}(y / t).$$
 
-    Its value is known only where `value` is given; the prox always is.
+    Its value is known only where `value` is given; the prox always is, to the rounding of $y$:
+    where $y$ is far longer than the answer, digits cancel.
 
     **Arguments:**
 
@@ -164,6 +218,10 @@ class Conjugate(AbstractFunction):
         return self.value(x)
 
     def prox(self, x, step=1.0):
+        checks.positive("step", step)
         scaled = jax.tree.map(lambda a: a / jnp.asarray(step, a.real.dtype), x)
         inner = self.function.prox(scaled, 1 / step)
         return jax.tree.map(lambda a, p: a - jnp.asarray(step, a.real.dtype) * p, x, inner)
+
+    def aligned(self, x):
+        return Conjugate(self.function.aligned(x), self.value)

@@ -6,10 +6,20 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..core import checks, tree
-from .function import AbstractFunction, AbstractSet, magnitude, part, shrink, spread
+from .function import (
+    AbstractFunction,
+    AbstractSet,
+    align,
+    magnitude,
+    part,
+    require_real,
+    shrink,
+    spread,
+)
 
 Parameter = Any
 """A number, an array broadcast against `x`, or a pytree of arrays like `x`."""
@@ -46,8 +56,12 @@ class AbstractCoordinatewise(AbstractFunction):
         return tree.sum_leaves(values)
 
     def prox(self, x: PyTree[Array], step: Any = 1.0) -> PyTree[Array]:
+        _check(checks.positive, "step", step)
         spreads = [spread(p, x) for p in (step, *self.parameters())]
         return jax.tree.map(self.scalar_prox, x, *spreads)
+
+    def aligned(self, x: Array) -> AbstractFunction:
+        return type(self)(*(align(p, x) for p in self.parameters()))
 
     def block(self, index: Any) -> AbstractFunction:
         return type(self)(*(part(p, index) for p in self.parameters()))
@@ -158,14 +172,15 @@ class L0(AbstractWeighted):
         return jnp.where(x != 0, w, 0)
 
     def scalar_prox(self, x, step, w):
-        return jnp.where(magnitude(x) ** 2 > 2 * step * w, x, 0)
+        amount = 2 * step * w
+        return jnp.where((magnitude(x) <= jnp.sqrt(amount)) & (amount != 0), 0, x)
 
 
 class SCAD(AbstractCoordinatewise):
     """The smoothly clipped absolute deviation penalty: $\\lambda |x|$ near zero, quadratic between
     $\\lambda$ and $a \\lambda$, constant beyond.
 
-    The prox is single-valued for steps below $a - 1$.
+    The prox is the global minimizer for every step; from $a - 1$ on it jumps where two are.
 
     **Arguments:**
 
@@ -196,16 +211,23 @@ class SCAD(AbstractCoordinatewise):
 
     def scalar_prox(self, x, step, w, a):
         size = magnitude(x)
-        middle = shrink(x, a * w * step / (a - 1)) / (1 - step / (a - 1))
-        near = size <= w * (1 + step)
-        return jnp.where(near, shrink(x, step * w), jnp.where(size <= a * w, middle, x))
+        near = shrink(x, step * w)
+        # The middle piece is convex for short steps. For long ones it holds no minimizer, and the
+        # soft one near zero gives way to x where their objectives are equal.
+        short = step < a - 1
+        room = jnp.where(short, 1 - step / (a - 1), 1)
+        middle = shrink(x, a * w * step / (a - 1)) / room
+        bent = jnp.where(size < w * (1 + step), near, middle)
+        equal = jnp.where(step < a + 1, 0.5 * (a + 1 + step), jnp.sqrt(step * (a + 1)))
+        far = size >= w * jnp.where(short, a, equal)
+        return jnp.where(far, x, jnp.where(short, bent, near))
 
 
 class MCP(AbstractCoordinatewise):
     """The minimax concave penalty: $\\lambda |x| - x^2 / (2 \\gamma)$ up to $\\gamma \\lambda$,
     constant beyond; its prox is firm thresholding.
 
-    The prox is single-valued for steps below $\\gamma$.
+    The prox is the global minimizer for every step; from $\\gamma$ on it is a hard threshold.
 
     **Arguments:**
 
@@ -233,8 +255,11 @@ class MCP(AbstractCoordinatewise):
         return jnp.where(size <= gamma * w, inner, 0.5 * gamma * w**2)
 
     def scalar_prox(self, x, step, w, gamma):
-        inner = shrink(x, step * w) / (1 - step / gamma)
-        return jnp.where(magnitude(x) <= gamma * w, inner, x)
+        short = step < gamma
+        inner = shrink(x, step * w) / jnp.where(short, 1 - step / gamma, 1)
+        # For long steps all between is concave, and zero competes with x itself.
+        far = magnitude(x) >= w * jnp.where(short, gamma, jnp.sqrt(step * gamma))
+        return jnp.where(far, x, jnp.where(short, inner, 0 * x * w))
 
 
 class NonNegative(AbstractSet):
@@ -243,6 +268,7 @@ class NonNegative(AbstractSet):
     convex = True
 
     def project(self, x):
+        require_real("NonNegative", x)
         return jax.tree.map(lambda a: jnp.maximum(a, 0), x)
 
     def block(self, index):
@@ -262,24 +288,37 @@ class Box(AbstractSet):
     convex = True
 
     def __check_init__(self):
-        if jax.tree.structure(self.lower) == jax.tree.structure(self.upper):
-            gaps = jax.tree.map(
-                lambda l, u: jnp.where(jnp.isfinite(u - l), u - l, jnp.sign(u - l)),
-                self.lower,
-                self.upper,
-            )
-            _check(checks.nonnegative, "upper - lower", gaps)
+        if checks.is_traced((self.lower, self.upper)):
+            return
+        lowers, uppers = jax.tree.leaves(self.lower), jax.tree.leaves(self.upper)
+        count = max(len(lowers), len(uppers))
+        lowers, uppers = (v * count if len(v) == 1 else v for v in (lowers, uppers))
+        for l, u in zip(lowers, uppers, strict=True):
+            l, u = np.asarray(l), np.asarray(u)  # on the host, also inside of jit
+            if not np.all((l <= u) & (l < np.inf) & (u > -np.inf)):
+                raise ValueError(f"upper - lower must be non-negative, got {l} and {u}")
 
     def project(self, x):
-        return jax.tree.map(jnp.clip, x, spread(self.lower, x), spread(self.upper, x))
+        require_real("Box", x)
+
+        def leaf(a, l, u):
+            # A bound that is touched holds the entry: its derivative is that of the bound.
+            lifted = jnp.where(a <= l, l, a) + jnp.where(jnp.isnan(l), l, 0)
+            return jnp.where(lifted >= u, u, lifted) + jnp.where(jnp.isnan(u), u, 0)
+
+        return jax.tree.map(leaf, x, spread(self.lower, x), spread(self.upper, x))
 
     def linear_minimizer(self, g):
-        return jax.tree.map(
-            lambda g, l, u: jnp.where(g > 0, l, u),
-            g,
-            spread(self.lower, g),
-            spread(self.upper, g),
-        )
+        require_real("Box", g)
+
+        def leaf(g, l, u):
+            idle = jnp.where(jnp.isfinite(u), u, jnp.where(jnp.isfinite(l), l, 0))
+            return jnp.where(g > 0, l, jnp.where(g < 0, u, idle))
+
+        return jax.tree.map(leaf, g, spread(self.lower, g), spread(self.upper, g))
+
+    def aligned(self, x):
+        return Box(align(self.lower, x), align(self.upper, x))
 
     def block(self, index):
         return Box(part(self.lower, index), part(self.upper, index))

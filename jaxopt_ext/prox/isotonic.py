@@ -4,12 +4,17 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from .function import AbstractSet
+from .function import AbstractSet, require_array, require_real, unit_of
 
 
 def segment_ids(starts: Bool[Array, " n"]) -> Int[Array, " n"]:
     """Number of the segment of each entry, from the marks of first entries."""
     return jnp.cumsum(starts.at[0].set(True)) - 1
+
+
+def centre(x: Float[Array, " n"]) -> Float[Array, ""]:
+    """The middle of the range of `x`, as a constant: sums of entries less it keep their digits."""
+    return jax.lax.stop_gradient(0.5 * jnp.max(x) + 0.5 * jnp.min(x))
 
 
 def segment_means(x: Float[Array, " n"], ids: Int[Array, " n"]) -> Float[Array, " n"]:
@@ -65,7 +70,11 @@ class Isotonic(AbstractSet):
     convex = True
 
     def project(self, x: Float[Array, " n"]) -> Float[Array, " n"]:
-        if x.ndim != 1:
-            raise ValueError(f"Isotonic takes a vector, got shape {x.shape}")
-        ids = segment_ids(_pool(jax.lax.stop_gradient(x)))
-        return segment_means(x, ids)[ids]
+        require_array("Isotonic", x, "a vector", 1)
+        require_real("Isotonic", x)
+        if x.size == 0:
+            return x
+        middle = centre(x)
+        y = jax.lax.stop_gradient(x - middle)
+        ids = segment_ids(_pool(y / unit_of(jnp.max(jnp.abs(y)))))
+        return middle + segment_means(x - middle, ids)[ids]

@@ -10,14 +10,32 @@ from jaxtyping import Array, Float, PyTree
 
 from ..core import checks, tree
 from .coordinatewise import parameter_field
-from .function import AbstractSet
+from .function import (
+    AbstractSet,
+    largest,
+    norm_and_direction,
+    require_array,
+    require_real,
+    unit_of,
+)
 from .spectral import positive_part
 
 
 def _check_normal(normal):
-    if not checks.is_traced(normal):
-        size = tree.norm(jax.tree.map(jnp.asarray, normal))
-        checks.positive("the norm of normal", size)
+    leaves = jax.tree.leaves(normal)
+    if not checks.is_traced(leaves):  # on the host, also inside of jit
+        checks.positive("the norm of normal", max(np.max(np.abs(n), initial=0) for n in leaves))
+
+
+def _gap(x, normal, offset):
+    """$\\langle a, x\\rangle - b$ and $a$, both over the largest entry of $a$."""
+    shapes = [jax.tree.map(jnp.shape, v) for v in (normal, x)]
+    if shapes[0] != shapes[1]:
+        raise ValueError(f"normal must be shaped like x: got {shapes[0]} for x shaped {shapes[1]}")
+    sizes = [jnp.max(largest(jnp.asarray(n)), initial=0) for n in jax.tree.leaves(normal)]
+    unit = unit_of(jnp.max(jnp.stack(sizes)))
+    normal = jax.tree.map(lambda n: n / unit, normal)
+    return tree.vdot(normal, x) - offset / unit, normal
 
 
 def _move_along(x, normal, gap):
@@ -43,7 +61,8 @@ class Hyperplane(AbstractSet):
         _check_normal(self.normal)
 
     def project(self, x):
-        return _move_along(x, self.normal, tree.vdot(self.normal, x) - self.offset)
+        gap, normal = _gap(x, self.normal, self.offset)
+        return _move_along(x, normal, gap)
 
 
 class Halfspace(AbstractSet):
@@ -63,8 +82,8 @@ class Halfspace(AbstractSet):
         _check_normal(self.normal)
 
     def project(self, x):
-        gap = jnp.maximum(tree.vdot(self.normal, x) - self.offset, 0)
-        return _move_along(x, self.normal, gap)
+        gap, normal = _gap(x, self.normal, self.offset)
+        return _move_along(x, normal, jnp.maximum(gap, 0))
 
 
 class AffineSet(AbstractSet):
@@ -102,6 +121,9 @@ class AffineSet(AbstractSet):
         self.pseudo_inverse = jnp.linalg.pinv(self.matrix)
 
     def project(self, x):
+        require_array("AffineSet", x, "a vector", 1)
+        if jnp.iscomplexobj(self.matrix) or jnp.iscomplexobj(self.rhs):
+            x = x.astype(jnp.result_type(x.dtype, jnp.complex64))
         inverse, A, b = (
             part.astype(x.dtype) for part in (self.pseudo_inverse, self.matrix, self.rhs)
         )
@@ -114,11 +136,14 @@ class SecondOrderCone(AbstractSet):
     convex = True
 
     def project(self, x):
-        t, v = x[0], x[1:]
-        norm = tree.norm(v)
-        half = 0.5 * (t + norm)
-        safe = jnp.where(norm > 0, norm, 1)
-        edge = jnp.concatenate([half[None], half * v / safe])
+        require_array("SecondOrderCone", x, "a vector", 1)
+        require_real("SecondOrderCone", x)
+        if x.size == 0:
+            raise ValueError("SecondOrderCone takes a vector with a first entry")
+        t = x[0]
+        norm, direction = norm_and_direction(x[1:])
+        half = 0.5 * t + 0.5 * norm
+        edge = jnp.concatenate([half[None], half * direction])
         return jnp.where(norm <= t, x, jnp.where(norm <= -t, jnp.zeros_like(x), edge))
 
 
@@ -132,6 +157,8 @@ class PSDCone(AbstractSet):
     convex = True
 
     def project(self, x: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
+        if x.ndim < 2 or x.shape[-1] != x.shape[-2]:
+            raise ValueError(f"PSDCone takes square matrices, got shape {x.shape}")
         return positive_part(0.5 * (x + jnp.swapaxes(x.conj(), -1, -2)))
 
 
@@ -159,12 +186,19 @@ class TransportPolytope(AbstractSet):
         checks.positive("row_sums", self.row_sums)
         checks.positive("column_sums", self.column_sums)
         if not checks.is_traced((self.row_sums, self.column_sums)):
-            p, q = jnp.sum(self.row_sums), jnp.sum(self.column_sums)
-            if abs(float(p - q)) > 1e-4 * float(p):
+            p, q = (float(np.sum(np.asarray(v))) for v in (self.row_sums, self.column_sums))
+            if abs(p - q) > 1e-4 * p:
                 raise ValueError(f"row_sums and column_sums must have one total: {p} and {q}")
 
     def project(self, x):
-        m, n = x.shape
+        m, n = self.row_sums.size, self.column_sums.size
+        require_real("TransportPolytope", x)
+        if jnp.shape(x) != (m, n):
+            raise ValueError(f"TransportPolytope takes shape {(m, n)}, got {jnp.shape(x)}")
+        finite = jnp.all(jnp.isfinite(x))
+        # What is constant along a row or a column changes nothing but digits.
+        x = x - jax.lax.stop_gradient(jnp.mean(x, axis=1, keepdims=True))
+        x = x - jax.lax.stop_gradient(jnp.mean(x, axis=0, keepdims=True))
         sums = jnp.concatenate([self.row_sums, self.column_sums]).astype(x.dtype)
         z, target = jax.lax.stop_gradient((x, sums))
         ridge = jnp.sqrt(jnp.finfo(x.dtype).eps)
@@ -208,9 +242,17 @@ class TransportPolytope(AbstractSet):
         )
         support = plan(w) > 0
         inverse = jnp.linalg.pinv(_support_hessian(support, x.dtype), hermitian=True)
-        kept = jnp.where(support, x, 0)
-        w = inverse @ (sums - jnp.concatenate([jnp.sum(kept, axis=1), jnp.sum(kept, axis=0)]))
-        return jnp.where(support, jnp.maximum(x + w[:m, None] + w[None, m:], 0), 0)
+
+        def meet(y):
+            """Move the support of `y` to the sums."""
+            y = jnp.where(support, y, 0)
+            w = inverse @ (sums - jnp.concatenate([jnp.sum(y, axis=1), jnp.sum(y, axis=0)]))
+            return jnp.where(support, y + w[:m, None] + w[None, m:], 0)
+
+        met = meet(x)
+        # Once more for the digits that entries of x much larger than the sums have cost.
+        refined = jnp.maximum(met + jax.lax.stop_gradient(meet(met) - met), 0)
+        return jnp.where(finite, refined, jnp.nan)
 
 
 def _support_hessian(support, dtype):

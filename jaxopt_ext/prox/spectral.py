@@ -1,7 +1,5 @@
 """Functions of eigenvalues and singular values, with derivatives that survive repeated ones."""
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -12,40 +10,34 @@ def _apply(vectors, values):
 
 
 def _derivative(matrix, direction, fun, slope):
-    """Daleckii-Krein: divided differences of `fun` in the eigenbasis of `matrix`."""
+    """Daleckii-Krein: divided differences of `fun` in the eigenbasis of `matrix`.
+
+    `fun` is piecewise linear. Where two eigenvalues have one sign and one slope, that slope is
+    their divided difference, with nothing cancelled however close they are.
+    """
     values, vectors = jnp.linalg.eigh(matrix)
     low, high = values[..., :, None], values[..., None, :]
     gap = low - high
-    scale = jnp.max(jnp.abs(values), axis=-1, keepdims=True)[..., None]
-    apart = jnp.abs(gap) > 10 * jnp.finfo(values.dtype).eps * scale
-    middle = slope(0.5 * (low + high))
-    quotient = (fun(low) - fun(high)) / jnp.where(apart, gap, 1)
-    table = jnp.where(apart, quotient, middle)
+    together = (slope(low) == slope(high)) & (jnp.sign(low) == jnp.sign(high))
+    quotient = (fun(low) - fun(high)) / jnp.where(gap == 0, 1, gap)
+    table = jnp.where(together, slope(low), quotient)
     adjoint = jnp.swapaxes(vectors.conj(), -1, -2)
     return vectors @ (table * (adjoint @ direction @ vectors)) @ adjoint
 
 
-def spectral_function(
-    fun: Callable[[Array], Array], slope: Callable[[Array], Array]
-) -> Callable[[Float[Array, "*b n n"]], Float[Array, "*b n n"]]:
-    """The matrix function $Q f(\\Lambda) Q^*$ of Hermitian matrices, from $f$ and $f'$."""
-
-    @jax.custom_jvp
-    def apply(matrix):
-        values, vectors = jnp.linalg.eigh(matrix)
-        return _apply(vectors, fun(values))
-
-    @apply.defjvp
-    def jvp(primals, tangents):
-        (matrix,), (direction,) = primals, tangents
-        return apply(matrix), _derivative(matrix, direction, fun, slope)
-
-    return apply
+@jax.custom_jvp
+def positive_part(matrix: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
+    """$Q \\max(\\Lambda, 0) Q^*$ of Hermitian matrices."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    return _apply(vectors, jnp.maximum(values, 0))
 
 
-positive_part = spectral_function(
-    lambda values: jnp.maximum(values, 0), lambda values: (values > 0).astype(values.dtype)
-)
+@positive_part.defjvp
+def _positive_part_jvp(primals, tangents):
+    (matrix,), (direction,) = primals, tangents
+    slope = lambda values: (values > 0).astype(values.dtype)
+    moved = _derivative(matrix, direction, lambda values: jnp.maximum(values, 0), slope)
+    return positive_part(matrix), moved
 
 
 @jax.custom_jvp
@@ -66,7 +58,7 @@ def _soft_threshold_jvp(primals, tangents):
     value = (u * (kept * (s - t))[..., None, :]) @ vh
     # The singular values of x are eigenvalues of [[0, x], [x*, 0]], where f is odd.
     soft = lambda v: jnp.sign(v) * jnp.maximum(jnp.abs(v) - t, 0)
-    slope = lambda v: (jnp.abs(v) > t).astype(v.dtype)
+    slope = lambda v: ((jnp.abs(v) > t) | (t == 0)).astype(v.dtype)
     moved = _derivative(_dilate(x), _dilate(x_dot), soft, slope)
     m = x.shape[-2]
     return value, moved[..., :m, m:] - t_dot * (u * kept[..., None, :]) @ vh

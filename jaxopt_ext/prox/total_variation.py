@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..core import AbstractProblem, ImplicitAdjoint, attach, checks
+from ..core import AbstractProblem, ImplicitAdjoint, attach, checks, tree
 from .coordinatewise import parameter_field
-from .function import AbstractFunction
-from .isotonic import segment_ids, segment_means
+from .function import AbstractFunction, amount_of, number, require_array, require_real
+from .isotonic import centre, segment_ids, segment_means
 
 
 class _Tube(eqx.Module):
@@ -130,14 +130,17 @@ class TotalVariation1D(AbstractFunction):
         checks.nonnegative("weight", self.weight)
 
     def __call__(self, x):
-        return self.weight.astype(x.dtype) * jnp.sum(jnp.abs(jnp.diff(x)))
+        require_array("TotalVariation1D", x, "a vector", 1)
+        return number("weight", self.weight, tree.real_dtype(x)) * jnp.sum(jnp.abs(jnp.diff(x)))
 
     def prox(self, x: Float[Array, " n"], step: Any = 1.0) -> Float[Array, " n"]:
-        if x.ndim != 1:
-            raise ValueError(f"TotalVariation1D takes a vector, got shape {x.shape}")
-        lam = jnp.asarray(step * self.weight, x.dtype)
-        if x.size == 1:
+        require_array("TotalVariation1D", x, "a vector", 1)
+        require_real("TotalVariation1D", x)
+        lam = amount_of(step, self.weight, x.dtype)
+        if x.size <= 1:
             return x
+        middle = centre(x)
+        x = x - middle
         y, frozen = jax.lax.stop_gradient((x, lam))
         # A NaN would never leave the walk.
         finite = jnp.all(jnp.isfinite(y)) & jnp.isfinite(frozen)
@@ -147,8 +150,11 @@ class TotalVariation1D(AbstractFunction):
         counts = jnp.maximum(jax.ops.segment_sum(jnp.ones_like(x), ids, n), 1)
         before = jax.ops.segment_sum(jumps.astype(x.dtype), ids, n)
         after = jnp.roll(before, -1)
-        values = segment_means(x, ids) + lam * (after - before) / counts
-        return jnp.where(finite, values[ids], jnp.nan)
+        means = segment_means(x, ids)
+        values = means + lam * (after - before) / counts
+        # Without a weight, entries that are equal by chance do not move together.
+        apart = jnp.where(lam == 0, x - means[ids], 0)
+        return jnp.where(finite, middle + values[ids] + apart, jnp.nan)
 
 
 def _differences(x):
@@ -218,18 +224,24 @@ class TotalVariation2D(AbstractFunction):
         checks.count("max_steps", self.max_steps)
 
     def __call__(self, x):
+        require_array("TotalVariation2D", x, "an image", 2)
+        require_real("TotalVariation2D", x)
+        if x.size == 0:
+            return jnp.zeros((), x.dtype)
         d = _differences(x)
         if self.isotropic:
             square = jnp.sum(d**2, axis=0)
             size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
         else:
             size = jnp.abs(d)
-        return self.weight.astype(x.dtype) * jnp.sum(size)
+        return number("weight", self.weight, x.dtype) * jnp.sum(size)
 
     def prox(self, x: Float[Array, "h w"], step: Any = 1.0) -> Float[Array, "h w"]:
-        if x.ndim != 2:
-            raise ValueError(f"TotalVariation2D takes an image, got shape {x.shape}")
-        dual = _Dual(x, jnp.asarray(step * self.weight, x.dtype), self.isotropic)
+        require_array("TotalVariation2D", x, "an image", 2)
+        require_real("TotalVariation2D", x)
+        dual = _Dual(x, amount_of(step, self.weight, x.dtype), self.isotropic)
+        if x.size == 0:
+            return x
         frozen = jax.lax.stop_gradient(dual)
         zero = jnp.zeros((2, *x.shape), x.dtype)
 
