@@ -87,11 +87,13 @@ class _MomentumState(eqx.Module):
 class FISTA(AbstractSolver):
     """Accelerated proximal gradient,
 
-    $$x_{k+1} = \\mathrm{prox}_{s g}(y_k - s \\nabla f(y_k)), \\quad
-      t_{k+1} = \\tfrac12 \\bigl(1 + \\sqrt{1 + 4 t_k^2 s_k / s_{k+1}}\\bigr), \\quad
+    $$x_{k+1} = \\mathrm{prox}_{s_k g}(y_k - s_k \\nabla f(y_k)), \\quad
+      t_{k+1} = \\tfrac12 \\bigl(1 + \\sqrt{1 + 4 t_k^2 s_{k-1} / s_k}\\bigr), \\quad
       y_{k+1} = x_{k+1} + \\tfrac{t_k - 1}{t_{k+1}} (x_{k+1} - x_k),$$
 
-    where the ratio of step sizes keeps the rate when a search lets them grow. With `restart`, the
+    where the ratio of step sizes keeps the rate when a search lets them grow. It is that of the last
+    two; Scheinberg et al. take the next one and so compute $y$ and its gradient again at each trial
+    of a search, which needs as many steps and a seventh more gradients. With `restart`, the
     momentum is dropped whenever it points uphill, $\\langle y_k - x_{k+1}, x_{k+1} - x_k\\rangle >
     0$, which gives linear convergence on strongly convex problems without knowing how strongly.
 

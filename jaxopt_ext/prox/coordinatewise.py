@@ -173,7 +173,8 @@ class L0(AbstractWeighted):
 
     def scalar_prox(self, x, step, w):
         amount = 2 * step * w
-        return jnp.where((magnitude(x) <= jnp.sqrt(amount)) & (amount != 0), 0, x)
+        kept = jnp.where((magnitude(x) <= jnp.sqrt(amount)) & (amount != 0), 0, x)
+        return jnp.where(jnp.isnan(amount), amount, kept)
 
 
 class SCAD(AbstractCoordinatewise):

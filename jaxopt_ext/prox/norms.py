@@ -80,7 +80,7 @@ class GroupLasso(AbstractFunction):
     labels: Int[Array, " n"] | None = eqx.field(
         converter=lambda labels: None if labels is None else jnp.asarray(labels), default=None
     )
-    num_groups: int | None = None
+    num_groups: int | None = eqx.field(static=True, default=None)
     convex = True
 
     def __check_init__(self):
@@ -184,7 +184,7 @@ def _centred_threshold(v: Float[Array, " n"], radius: Any):
     _, tau = jax.lax.while_loop(
         lambda pair: pair[1] > pair[0], lambda pair: (pair[1], update(pair[1])), (-jnp.inf, start)
     )
-    inside = (w > tau) | (w == 0)
+    inside = ~(w <= tau) | (w == 0)  # all of them for NaN, which must not vanish
     return centred, (jnp.sum(jnp.where(inside, centred, 0)) - radius) / jnp.sum(inside), inside
 
 

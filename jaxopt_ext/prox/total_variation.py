@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from ..core import AbstractProblem, ImplicitAdjoint, attach, checks, tree
 from .coordinatewise import parameter_field
-from .function import AbstractFunction, amount_of, number, require_array, require_real
+from .function import AbstractFunction, amount_of, number, require_array, require_real, root
 from .isotonic import centre, segment_ids, segment_means
 
 
@@ -205,7 +205,8 @@ class TotalVariation2D(AbstractFunction):
 
     - `weight`: $w \\ge 0$.
     - `isotropic`: Euclidean norm of each gradient; else the sum of absolute differences.
-    - `tol`: largest change of a dual entry that ends the iteration.
+    - `tol`: largest change of a dual entry that ends the iteration; of its product with the weight,
+      over the range of the image, where the weight is above that range.
     - `max_steps`: limit on the iterations.
 
     **Reference:** Beck, Teboulle, Fast Gradient-Based Algorithms for Constrained Total Variation
@@ -229,11 +230,7 @@ class TotalVariation2D(AbstractFunction):
         if x.size == 0:
             return jnp.zeros((), x.dtype)
         d = _differences(x)
-        if self.isotropic:
-            square = jnp.sum(d**2, axis=0)
-            size = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
-        else:
-            size = jnp.abs(d)
+        size = root(jnp.sum(d**2, axis=0)) if self.isotropic else jnp.abs(d)
         return number("weight", self.weight, x.dtype) * jnp.sum(size)
 
     def prox(self, x: Float[Array, "h w"], step: Any = 1.0) -> Float[Array, "h w"]:
@@ -252,8 +249,13 @@ class TotalVariation2D(AbstractFunction):
             q_new = new + (t - 1) / t_new * (new - p)
             return new, q_new, t_new, jnp.max(jnp.abs(new - q)), steps + 1
 
+        # A dual entry moves the image by as much as the weight.
+        span = jnp.max(frozen.image) - jnp.min(frozen.image)
+        heavy = frozen.weight > span
+        limit = self.tol * jnp.where(heavy, span / jnp.where(heavy, frozen.weight, 1), 1)
+
         def unfinished(carry):
-            return (carry[3] > self.tol) & (carry[4] < self.max_steps)
+            return (carry[3] > limit) & (carry[4] < self.max_steps)
 
         one, infinity = jnp.ones((), x.dtype), jnp.asarray(jnp.inf, x.dtype)
         start = (zero, zero, one, infinity, jnp.asarray(0, jnp.int32))
