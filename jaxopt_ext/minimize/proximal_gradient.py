@@ -91,11 +91,11 @@ class FISTA(AbstractSolver):
       t_{k+1} = \\tfrac12 \\bigl(1 + \\sqrt{1 + 4 t_k^2 s_{k-1} / s_k}\\bigr), \\quad
       y_{k+1} = x_{k+1} + \\tfrac{t_k - 1}{t_{k+1}} (x_{k+1} - x_k),$$
 
-    where the ratio of step sizes keeps the rate when a search lets them grow. It is that of the last
-    two; Scheinberg et al. take the next one and so compute $y$ and its gradient again at each trial
-    of a search, which needs as many steps and a seventh more gradients. With `restart`, the
-    momentum is dropped whenever it points uphill, $\\langle y_k - x_{k+1}, x_{k+1} - x_k\\rangle >
-    0$, which gives linear convergence on strongly convex problems without knowing how strongly.
+    where the ratio of step sizes keeps the rate when a search lets them grow. It is that of the
+    last two; Scheinberg et al. take the next one, and so compute $y$ and its gradient again at each
+    trial of a search. With `restart`, the momentum is dropped whenever it points uphill,
+    $\\langle y_k - x_{k+1}, x_{k+1} - x_k\\rangle > 0$, which gives linear convergence on strongly
+    convex problems without knowing how strongly.
 
     The error is the norm of the gradient mapping at $y_k$.
 

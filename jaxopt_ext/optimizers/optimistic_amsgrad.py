@@ -15,12 +15,13 @@ from ._precision import keep_wide
 
 
 def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
-    r"""Regularized minimal polynomial extrapolation: the limit of a sequence from its first points.
+    r"""Regularized minimal polynomial extrapolation: the limit of a sequence from its last points.
 
     With the differences $U = [x_1 - x_0, \dots, x_r - x_{r-1}]$ it solves
-    $(U^\top U + \rho \|U^\top U\|_F I) z = 1$ and returns $\sum_{i<r} c_i x_i$ with
+    $(U^\top U + \rho \|U^\top U\|_F I) z = 1$ and returns $\sum_{i=1}^r c_i x_i$
+    with
     $c = z / \sum_i z_i$. It is exact, up to $\rho$, for $x_{k+1} = A x_k + b$ in at most $r - 1$
-    dimensions. Equal points give the mean.
+    dimensions. Equal points give the mean of the last r.
 
     **Arguments:**
 
@@ -48,7 +49,7 @@ def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
     scale = jnp.where(size > 0, size, 1)
     identity = jnp.eye(length - 1, dtype=gram.dtype)
     z = jnp.linalg.solve(gram / scale + reg * identity, jnp.ones(length - 1, gram.dtype))
-    weights = jnp.append(z / jnp.sum(z), 0)
+    weights = jnp.insert(z / jnp.sum(z), 0, 0)
     return jax.tree.map(lambda x: sum_rows(x, weights), history)
 
 
@@ -142,19 +143,23 @@ def opt_amsgrad(
     predictor: AbstractPredictor | None = ExtrapolatedGradient(),  # noqa: B008  (immutable)
     *,
     v_residual: bool = False,
-    previous_momentum: bool = False,
+    previous_momentum: bool = True,
 ) -> optax.GradientTransformationExtraArgs:
     r"""OPT-AMSGrad: AMSGrad that moves ahead along a prediction of the next gradient.
 
     An auxiliary sequence $\tilde w$ does AMSGrad without bias correction on gradients taken at w,
 
     $$\tilde w_{t+1} = \tilde w_t - \eta_t m_t/\sqrt{\hat v_t}, \qquad
-    w_{t+1} = \tilde w_{t+1} - \eta_{t+1} h_{t+1}/\sqrt{\hat v_t}, \qquad
-    h_{t+1} = \beta_1 m_t + (1-\beta_1) \hat g_{t+1},$$
+    w_{t+1} = \tilde w_{t+1} - \eta_t h_{t+1}/\sqrt{\hat v_t}, \qquad
+    h_{t+1} = \beta_1 m_{t-1} + (1-\beta_1) \hat g_{t+1},$$
 
     where $\hat g_{t+1}$ is the prediction and $v_0 = \hat v_0 = \epsilon$. Parameters are w; the
     state's `without_optimism` gives $\tilde w$. Until the predictor's history is full the last
     gradient is the prediction.
+
+    The authors' code corrects biases, adds $\epsilon$ to the root, and predicts by a second
+    gradient on the same batch, at weights that are extrapolated. That costs two gradients a step;
+    this is their listing, which costs one.
 
     **Arguments:**
 
@@ -163,9 +168,10 @@ def opt_amsgrad(
     - `eps`: $\epsilon$, the second moment at the start.
     - `predictor`: `ExtrapolatedGradient(span)` keeps span + 1 gradients, `LastGradient()` one;
       `None` is AMSGrad. Subclass `AbstractPredictor` for others.
-    - `v_residual`: take the second moment of $g_t - \hat g_t$, as the regret bound does (one more
-      copy of the parameters).
-    - `previous_momentum`: $m_{t-1}$ in place of $m_t$ in h.
+    - `v_residual`: take the second moment of $g_t - \hat g_t$, as the regret bound and the authors'
+      code do, and their listing does not (one more copy of the parameters).
+    - `previous_momentum`: $m_{t-1}$ in h, as the authors' code has it; `False` takes $m_t$, which
+      the next step will decay.
 
     **Raises:** `ValueError` for decays outside [0, 1), non-positive `eps`, or `v_residual` without
     a predictor; `TypeError` if `predictor` is no `AbstractPredictor`.
@@ -197,9 +203,9 @@ def opt_amsgrad(
         nu = optax.tree.update_moment_per_elem_norm(surprise, state.nu, b2, 2)
         nu_max = jax.tree.map(jnp.maximum, state.nu_max, nu)
 
-        def scaled(direction, at):
+        def scaled(direction):
             return jax.tree.map(
-                lambda d, v: rate_at(learning_rate, at, v.dtype) * d / jnp.sqrt(v),
+                lambda d, v: rate_at(learning_rate, state.count, v.dtype) * d / jnp.sqrt(v),
                 direction,
                 nu_max,
             )
@@ -212,12 +218,12 @@ def opt_amsgrad(
             guess = tree.where(count >= predictor.length, predictor(history), updates)
             momentum = state.mu if previous_momentum else mu
             ahead = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, momentum, guess)
-            offset = scaled(ahead, count)
+            offset = scaled(ahead)
             predicted = guess if v_residual else None
         steps = jax.tree.map(
             lambda old, step, new: old - step - new,
             state.offset,
-            scaled(mu, count - 1),
+            scaled(mu),
             offset,
         )
         return steps, OptAMSGradState(count, mu, nu, nu_max, offset, history, predicted)

@@ -29,10 +29,10 @@ def extrapolate(points, reg):
     u = np.diff(points, axis=0).T
     gram = u.T @ u
     z = np.linalg.solve(gram + reg * np.linalg.norm(gram) * np.eye(len(gram)), np.ones(len(gram)))
-    return (z / z.sum()) @ points[:-1]
+    return (z / z.sum()) @ points[1:]
 
 
-def reference(w, grads, rate, predict, *, span=1, v_residual=False, previous=False):
+def reference(w, grads, rate, predict, *, span=1, v_residual=False, previous=True):
     """Both sequences, as the method is written down."""
     aux, m, v = w, 0.0, 1e-8
     largest, guess, path, auxiliary = v, 0.0, [], []
@@ -45,7 +45,7 @@ def reference(w, grads, rate, predict, *, span=1, v_residual=False, previous=Fal
         seen = grads[: t + 1][-span:]
         guess = predict(seen).reshape(g.shape) if len(seen) == span else g
         ahead = 0.9 * (before if previous else m) + 0.1 * guess
-        w = aux - rate(t + 1) * ahead / np.sqrt(largest)
+        w = aux - rate(t) * ahead / np.sqrt(largest)
         path.append(w)
         auxiliary.append(aux)
     return np.array(path), np.array(auxiliary)
@@ -55,7 +55,7 @@ CASES = {
     "last": (LastGradient(), lambda s: s[-1], 1, {}),
     "rmpe": (ExtrapolatedGradient(3, 1e-3), lambda s: extrapolate(s, 1e-3), 4, {}),
     "residual": (LastGradient(), lambda s: s[-1], 1, {"v_residual": True}),
-    "previous": (LastGradient(), lambda s: s[-1], 1, {"previous_momentum": True}),
+    "current": (LastGradient(), lambda s: s[-1], 1, {"previous_momentum": False}),
 }
 
 
@@ -74,7 +74,7 @@ def test_equals_a_numpy_loop(dtype, case):
         predict,
         span=span,
         v_residual="v_residual" in options,
-        previous="previous_momentum" in options,
+        previous="previous_momentum" not in options,
     )
     loose = dict(rtol=1e-4, atol=2e-4) if case == "rmpe" else dict(rtol=2e-5, atol=5e-6)
     tolerance = loose if dtype == jnp.float32 else dict(rtol=1e-9, atol=1e-12)
