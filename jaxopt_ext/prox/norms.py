@@ -87,7 +87,7 @@ class GroupLasso(AbstractFunction):
         checks.nonnegative("weight", self.weight)
         if (self.labels is None) != (self.num_groups is None):
             raise ValueError("labels and num_groups come together")
-        if self.labels is None:
+        if self.labels is None or self.num_groups is None:
             return
         checks.count("num_groups", self.num_groups)
         if not jnp.issubdtype(self.labels.dtype, jnp.integer):
