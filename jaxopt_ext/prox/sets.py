@@ -166,8 +166,9 @@ class TransportPolytope(AbstractSet):
     """$\\{X \\ge 0 : X 1 = p, X^\\top 1 = q\\}$, the couplings of two vectors of equal mass.
 
     The projection is $\\max(Z + u 1^\\top + 1 v^\\top, 0)$ with multipliers found by a semismooth
-    Newton method with line search on the dual. On the support found, the multipliers solve a linear
-    system, and that is what derivatives see.
+    Newton method with line search on the dual, in stages from a small multiple of $Z$, so that
+    entries of any size do. On the support found, the multipliers solve a linear system, and that is
+    what derivatives see. Where no multipliers meet the sums, the result is NaN.
 
     **Arguments:**
 
@@ -195,64 +196,84 @@ class TransportPolytope(AbstractSet):
         require_real("TransportPolytope", x)
         if jnp.shape(x) != (m, n):
             raise ValueError(f"TransportPolytope takes shape {(m, n)}, got {jnp.shape(x)}")
-        finite = jnp.all(jnp.isfinite(x))
         # What is constant along a row or a column changes nothing but digits.
         x = x - jax.lax.stop_gradient(jnp.mean(x, axis=1, keepdims=True))
         x = x - jax.lax.stop_gradient(jnp.mean(x, axis=0, keepdims=True))
         sums = jnp.concatenate([self.row_sums, self.column_sums]).astype(x.dtype)
-        z, target = jax.lax.stop_gradient((x, sums))
-        ridge = jnp.sqrt(jnp.finfo(x.dtype).eps)
-        tolerance = 100 * jnp.finfo(x.dtype).eps * jnp.sum(target)
+        start, target = jax.lax.stop_gradient((x, sums))
+        eps = jnp.finfo(x.dtype).eps
+        total = jnp.sum(target)
 
-        def plan(w):
-            return jnp.maximum(z + w[:m, None] + w[None, m:], 0)
+        def along(w):
+            return w[:m, None] + w[None, m:]
 
-        def gradient(w):
-            y = plan(w)
+        def excess(y):
             return jnp.concatenate([jnp.sum(y, axis=1), jnp.sum(y, axis=0)]) - target
 
-        def value(w):
-            return 0.5 * jnp.sum(plan(w) ** 2) - jnp.vdot(target, w)
-
+        # Newton's method on the dual. The multipliers are added to x at once, so that near the
+        # solution nothing is larger than the sums and no digits cancel.
         def newton(carry):
-            w, steps = carry
-            g = gradient(w)
-            hessian = _support_hessian(plan(w) > 0, x.dtype)
-            size = jnp.linalg.norm(g)
-            damping = ridge * jnp.minimum(1, size) + 10 * jnp.finfo(x.dtype).eps
+            z, steps = carry
+            y = jnp.maximum(z, 0)
+            g = excess(y)
+            damping = jnp.sqrt(eps) * jnp.minimum(1, jnp.linalg.norm(g)) + 10 * eps
+            hessian = _support_hessian(z > 0, x.dtype)
             move = -jnp.linalg.solve(hessian + damping * jnp.eye(m + n, dtype=x.dtype), g)
-            slope, base = jnp.vdot(g, move), value(w)
-            rounding = 10 * jnp.finfo(x.dtype).eps * jnp.abs(base)
+            slope, rounding = jnp.vdot(g, move), 5 * eps * jnp.sum(y**2)
 
             def too_long(pair):
                 t, halvings = pair
-                return (value(w + t * move) > base + 1e-4 * t * slope + rounding) & (halvings < 30)
+                moved = jnp.maximum(z + t * along(move), 0)
+                change = 0.5 * jnp.sum((moved - y) * (moved + y)) - t * jnp.vdot(target, move)
+                return (change > 1e-4 * t * slope + rounding) & (halvings < 30)
 
             t, _ = jax.lax.while_loop(
                 too_long,
                 lambda pair: (0.5 * pair[0], pair[1] + 1),
                 (jnp.ones((), x.dtype), jnp.asarray(0, jnp.int32)),
             )
-            return w + t * move, steps + 1
+            return z + t * along(move), steps + 1
 
-        w, _ = jax.lax.while_loop(
-            lambda carry: (jnp.linalg.norm(gradient(carry[0])) > tolerance) & (carry[1] < 100),
-            newton,
-            (jnp.zeros_like(target), jnp.asarray(0, jnp.int32)),
+        def error(z):
+            return jnp.linalg.norm(excess(jnp.maximum(z, 0)))
+
+        def solve(z):
+            return jax.lax.while_loop(
+                lambda carry: (error(carry[0]) > 100 * eps * total) & (carry[1] < 100),
+                newton,
+                (z, jnp.asarray(0, jnp.int32)),
+            )[0]
+
+        # From a multiple of x that is as small as the sums, whose projection is easy, in stages:
+        # the multipliers of one, scaled like x, are nearly those of the next.
+        def stage(carry):
+            z, part = carry
+            larger = jnp.minimum(_GROWTH * part, 1)
+            return solve(larger / part * z), larger
+
+        part = jnp.minimum(total / jnp.maximum(jnp.sum(jnp.abs(start)), total), 1)
+        z, _ = jax.lax.while_loop(
+            lambda carry: (carry[1] < 1) & (error(carry[0]) <= jnp.sqrt(eps) * total),
+            stage,
+            (solve(part * start), part),
         )
-        support = plan(w) > 0
+        found = error(z) <= jnp.sqrt(eps) * total  # False for NaN
+        support = z > 0
         inverse = jnp.linalg.pinv(_support_hessian(support, x.dtype), hermitian=True)
 
-        def meet(y):
+        def meet(y, sums):
             """Move the support of `y` to the sums."""
             y = jnp.where(support, y, 0)
             w = inverse @ (sums - jnp.concatenate([jnp.sum(y, axis=1), jnp.sum(y, axis=0)]))
-            return jnp.where(support, y + w[:m, None] + w[None, m:], 0)
+            return jnp.where(support, y + along(w), 0)
 
-        met = meet(x)
-        # Once more for the digits that entries of x much larger than the sums have cost.
-        refined = jnp.maximum(met + jax.lax.stop_gradient(meet(met) - met), 0)
-        return jnp.where(finite, refined, jnp.nan)
+        value = jnp.maximum(meet(z, target), 0)
+        slope = meet(x, sums)  # the derivative's, whose own value has lost digits
+        projected = value + (slope - jax.lax.stop_gradient(slope))
+        return jnp.where(found, projected, jnp.nan)
+
+
+_GROWTH = 4.0
 
 
 def _support_hessian(support, dtype):

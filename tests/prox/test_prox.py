@@ -307,12 +307,14 @@ def test_derivative_in_the_parameter(name):
     ("function", "bound"), [(prox.SCAD(0.5), 2.7), (prox.MCP(0.5), 3.0), (prox.L0(0.5), 9.0)]
 )
 def test_nonconvex_proxes_beat_a_grid(function, bound):
+    penalty = jax.jit(lambda u: function(u[None]))
+    prox_of = jax.jit(lambda x, step: function.prox(x[None], step)[0])
     for step in (0.3, 1.0, 2.0):
         if step >= bound:
             continue
         for x in np.linspace(-4, 4, 41) + 0.013:
-            goal = lambda u: float(function(jnp.asarray([u]))) + (u - x) ** 2 / (2 * step)  # noqa: B023
-            found = float(function.prox(jnp.asarray([x]), step)[0])
+            goal = lambda u: float(penalty(u)) + (u - x) ** 2 / (2 * step)  # noqa: B023
+            found = float(prox_of(x, step))
             coarse = min(np.linspace(-5, 5, 401), key=goal)
             result = scipy.optimize.minimize_scalar(goal, bounds=(coarse - 0.05, coarse + 0.05))
             best = min(goal(result.x), goal(0.0), goal(x))
@@ -331,7 +333,7 @@ def test_degenerate_points_have_finite_derivatives():
         prox.Isotonic(),
         prox.TotalVariation1D(1.0),
     ):
-        jacobian = jax.jacrev(lambda x, f=function: f.prox(x, 0.5))(jnp.zeros(4))
+        jacobian = jax.jit(jax.jacrev(lambda x, f=function: f.prox(x, 0.5)))(jnp.zeros(4))
         assert np.all(np.isfinite(jacobian)), function
     for function, x in (
         (prox.GroupLasso(1.0), jnp.zeros((3, 2))),
@@ -340,7 +342,7 @@ def test_degenerate_points_have_finite_derivatives():
         (prox.NuclearNorm(0.5), jnp.eye(3)),
         (prox.NuclearNorm(0.5), jnp.zeros((3, 2))),
     ):
-        jacobian = jax.jacrev(lambda x, f=function: f.prox(x, 0.5))(x)
+        jacobian = jax.jit(jax.jacrev(lambda x, f=function: f.prox(x, 0.5)))(x)
         assert np.all(np.isfinite(jacobian)), function
     # At the identity every eigenvalue coincides and the projection is the identity.
     direction = jnp.asarray(_point("PSDCone"))
