@@ -264,7 +264,8 @@ def sgdp(
 
     $b \leftarrow \mu b + (1 - \text{dampening}) g$ gives the direction $b$, or $g + \mu b$ with
     `nesterov`, which is projected as in `adamp`; the decay is
-    $\theta \leftarrow (1 - \eta\lambda\rho/(1-\mu))\theta$.
+    $\theta \leftarrow (1 - \eta\lambda\rho/(1-\mu))\theta$. The buffer itself is not
+    projected, as in the paper; the authors' code does it in place where `nesterov` is off.
 
     **Arguments:**
 
