@@ -74,28 +74,31 @@ class Anderson(AbstractSolver):
         x = state.ahead
         residual = jax.tree.map(jnp.subtract, apply(problem.fun, x), x)
         slot = state.steps % self.history
-        points = _store(state.points, x, slot)
-        residuals = _store(state.residuals, residual, slot)
-        products = jax.vmap(lambda r: tree.vdot(r, residual))(residuals)
-        gram = state.gram.at[slot].set(products).at[:, slot].set(products)
-
-        filled = jnp.arange(self.history) <= state.steps
-        weights = self._weights(gram, filled)
-
-        def combine(p, r):
-            mixed = p + self.mixing.astype(p.real.dtype) * r
-            return jnp.tensordot(weights.astype(p.dtype), mixed, axes=1)
-
-        accelerated = jax.tree.map(combine, points, residuals)
         error = tree.norm(residual)
+        products = jax.vmap(lambda r: tree.vdot(r, residual))(state.residuals)
+        products = products.at[slot].set(error**2)
+        gram = state.gram.at[slot].set(products).at[:, slot].set(products)
+        weights = self._weights(gram, jnp.arange(self.history) <= state.steps)
+
+        # the newest pair counts apart, so that the histories are read before they are written to
+        # and no copy of them is made
+        older, newest = weights.at[slot].set(0), weights[slot]
+
+        def combine(p, r, x_leaf, r_leaf):
+            mean = lambda a, b: (
+                jnp.tensordot(older.astype(a.dtype), a, axes=1) + newest.astype(a.dtype) * b
+            )
+            return mean(p, x_leaf) + self.mixing.astype(p.real.dtype) * mean(r, r_leaf)
+
+        accelerated = jax.tree.map(combine, state.points, state.residuals, x, residual)
         first = jnp.where(state.steps == 0, error, state.first_error)
         bound = self.safeguard * first * (state.accepted.astype(error.dtype) + 1) ** -1.001
         accept = (error <= bound) & tree.all_finite(accelerated)
         plain = mix(x, jax.tree.map(jnp.add, x, residual), jnp.asarray(0.5, error.dtype))
         state = _State(
             tree.where(accept, accelerated, plain),
-            points,
-            residuals,
+            _store(state.points, x, slot),
+            _store(state.residuals, residual, slot),
             gram,
             state.steps + 1,
             state.accepted + accept.astype(jnp.int32),
@@ -123,4 +126,5 @@ class Anderson(AbstractSolver):
 
 
 def _store(buffer: PyTree[Array], value: PyTree[Array], slot: Int[Array, ""]) -> PyTree[Array]:
-    return jax.tree.map(lambda b, v: b.at[slot].set(v), buffer, value)
+    store = lambda b, v: jax.lax.dynamic_update_index_in_dim(b, v, slot, 0)
+    return jax.tree.map(store, buffer, value)
