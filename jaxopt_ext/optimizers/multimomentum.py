@@ -131,10 +131,12 @@ def multi_momentum(
             return new if chosen is None else jax.lax.dynamic_update_index_in_dim(m, new, chosen, 0)
 
         gaps = jax.tree.map(gap, grads, state.table)
-        correction = fraction * weight / expected
-        reduced = jax.tree.map(lambda d, mean: mean + total(correction, d), gaps, state.mean)
-        mean = jax.tree.map(lambda d, mean: mean + total(alpha * weight, d), gaps, state.mean)
         table = jax.tree.map(write, gaps, state.table)
+        # the old mean is read once, so that it is updated in place
+        kept = alpha * weight
+        mean = jax.tree.map(lambda d, mean: mean + total(kept, d), gaps, state.mean)
+        rest = fraction * weight / expected - kept
+        reduced = jax.tree.map(lambda d, mean: mean + total(rest, d), gaps, mean)
         reduced, inner_state = inner.update(reduced, state.inner, params, **extra_args)
         return reduced, MultiMomentumState(table, mean, inner_state)
 
