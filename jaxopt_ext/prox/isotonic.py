@@ -1,9 +1,11 @@
 """The cone of non-decreasing vectors."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from ..core import tree
 from .function import AbstractSet, require_array, require_real, unit_of
 
 
@@ -24,45 +26,56 @@ def segment_means(x: Float[Array, " n"], ids: Int[Array, " n"]) -> Float[Array, 
     return sums / jnp.maximum(counts, 1)
 
 
+class _Block(eqx.Module):
+    """Sum of a block's entries, and the first of them."""
+
+    sum: Float[Array, ""]
+    first: Int[Array, ""]
+
+
+def _violates(low: _Block, top: _Block, end: Int[Array, ""]) -> Bool[Array, ""]:
+    """Whether the mean of the top block, which ends before `end`, is not above that of `low`."""
+    return low.sum * (end - top.first) >= top.sum * (top.first - low.first)
+
+
 def _pool(x: Float[Array, " n"]) -> Bool[Array, " n"]:
-    """Pool adjacent violators: which entries begin a block. At most $2n$ steps."""
+    """Pool adjacent violators: which entries begin a block. At most $2n$ steps.
+
+    The two topmost blocks of the stack are scalars of their own: the arrays are then never read
+    before they are written to, and the loop works in them instead of copying them at each step.
+    """
     n = x.size
 
     def step(carry):
-        sums, firsts, top, i = carry
-        low = jnp.maximum(top - 1, 0)
-        count = i - firsts[top]
-        below = firsts[top] - firsts[low]
-        violates = (top > 0) & (sums[low] * count >= sums[top] * below)
-        push = ~violates
-        slot = jnp.where(push, top + 1, low)
-        entry = jnp.minimum(i, n - 1)
-        new_sum = jnp.where(push, x[entry], sums[low] + sums[top])
-        new_first = jnp.where(push, i, firsts[low])
-        sums = sums.at[slot].set(new_sum)
-        firsts = firsts.at[slot].set(new_first)
-        return sums, firsts, slot, i + push.astype(i.dtype)
+        sums, firsts, low, top, height, i = carry
+        push = (height == 0) | ~_violates(low, top, i)
+        # where nothing is pushed this is beyond the end of the stack
+        sums = jax.lax.dynamic_update_index_in_dim(sums, top.sum, height, 0)
+        firsts = jax.lax.dynamic_update_index_in_dim(firsts, top.first, height, 0)
+        new = _Block(x[jnp.minimum(i, n - 1)], i)
+        under = jnp.maximum(height - 2, 0)
+        popped = _Block(sums[under], firsts[under]), _Block(low.sum + top.sum, low.first)
+        low, top = tree.where(push, (top, new), popped)
+        grown = push.astype(i.dtype)
+        return sums, firsts, low, top, height + 2 * grown - 1, i + grown
 
     def unfinished(carry):
-        sums, firsts, top, i = carry
-        low = jnp.maximum(top - 1, 0)
-        violates = sums[low] * (i - firsts[top]) >= sums[top] * (firsts[top] - firsts[low])
-        return (i < n) | ((top > 0) & violates)
+        _, _, low, top, height, i = carry
+        return (i < n) | ((height > 0) & _violates(low, top, i))
 
-    sums = jnp.zeros(n + 1, x.dtype).at[0].set(x[0])
-    firsts = jnp.zeros(n + 1, jnp.int32)
-    start = (sums, firsts, jnp.asarray(0, jnp.int32), jnp.asarray(1, jnp.int32))
-    _, firsts, top, _ = jax.lax.while_loop(unfinished, step, start)
-    used = jnp.arange(n + 1) <= top
-    return jnp.zeros(n, bool).at[jnp.where(used, firsts, n)].set(True, mode="drop")
+    zero = jnp.asarray(0, jnp.int32)
+    first = _Block(x[0], zero)
+    start = jnp.zeros(n, x.dtype), jnp.zeros(n, jnp.int32), first, first, zero, zero + 1
+    _, firsts, _, top, height, _ = jax.lax.while_loop(unfinished, step, start)
+    used = jnp.where(jnp.arange(n) < height, firsts, n)
+    return jnp.zeros(n, bool).at[used].set(True, mode="drop").at[top.first].set(True)
 
 
 class Isotonic(AbstractSet):
     """$\\{x : x_1 \\le x_2 \\le \\dots \\le x_n\\}$ for a vector.
 
     The projection is constant on blocks found by pooling adjacent violators in $O(n)$ steps; its
-    derivative averages over each block. On CPU a step costs more for longer vectors, so the time
-    grows almost as $n^2$: 2 ms for 1,000 entries, 170 ms for 16,000.
+    derivative averages over each block.
 
     **Reference:** Best, Chakravarti, Active Set Algorithms for Isotonic Regression, 1990.
     """
