@@ -106,6 +106,9 @@ def test_rates():
 def test_bad_input_raises():
     with pytest.raises(ValueError, match="b1"):
         adam_gs(0.1, b1=0.95, b2=0.9)
+    with pytest.raises(ValueError, match="b1"):
+        adam_gs(0.1, b1=0.51, b2=0.25)
+    adam_gs(0.1, b1=0.49, b2=0.25)
     for method in (adam_gs, rmsprop_gs):
         for name, value in (("b2", 1.0), ("zeta", 0.0), ("v0", 0.0)):
             with pytest.raises(ValueError, match=name):

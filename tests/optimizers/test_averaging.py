@@ -1,5 +1,7 @@
 """ASWA, NASWA and Switch EMA against loops in numpy over the visited weights."""
 
+import warnings
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -255,6 +257,8 @@ def test_averaged_params_looks_inside_wrappers():
 def test_slow_average_warns():
     with pytest.warns(UserWarning, match="0.9999"):
         switch_ema(sgd(), 0.9999, steps_per_epoch=30)
+    with warnings.catch_warnings(action="error"):
+        switch_ema(sgd(), 0.995, steps_per_epoch=30)
 
 
 def test_stability_measures():

@@ -43,6 +43,19 @@ def reference(A, w, diagonals, *, eta, b1, b2, alpha, warmup, steps, rate=None):
     return np.array(path), np.array(rates)
 
 
+def run(tx, grad, w, prescribed):
+    """Parameters and rates of one step for each row of prescribed z * Hz."""
+
+    def step(carry, d):
+        w, state = carry
+        hvp = lambda w, z: jax.tree.map(jnp.multiply, d, z)
+        updates, state = tx.update(grad(w), state, w, grad_fn=grad, hvp_fn=hvp)
+        w = optax.apply_updates(w, updates)
+        return (w, state), (w, state.rate)
+
+    return jax.jit(lambda: jax.lax.scan(step, (w, tx.init(w)), prescribed)[1])()
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -60,17 +73,8 @@ def test_equals_a_numpy_loop(dtype, options):
     matrix, prescribed = jnp.asarray(A, dtype), jnp.asarray(diagonals, dtype)
     grad = lambda w: matrix @ w + w**3
     tx = oasis(1e-3, b2=0.8, alpha=0.3, n_warmup=1, **options)
-
-    def step(carry, d):
-        w, state = carry
-        hvp = lambda w, z: d * z
-        updates, state = tx.update(grad(w), state, w, grad_fn=grad, hvp_fn=hvp)
-        w = optax.apply_updates(w, updates)
-        return (w, state), (w, state.rate)
-
     w = jnp.asarray(w, dtype)
-    run = jax.jit(lambda: jax.lax.scan(step, (w, tx.init(w)), prescribed[:steps])[1])
-    path, rates = run()
+    path, rates = run(tx, grad, w, prescribed[:steps])
     expected, expected_rates = reference(
         A, np.asarray(w, float), diagonals, eta=1e-3, b1=options.get("b1", 0.0), b2=0.8,
         alpha=0.3, warmup=1, steps=steps, rate=options.get("learning_rate"),
@@ -80,6 +84,18 @@ def test_equals_a_numpy_loop(dtype, options):
     np.testing.assert_allclose(path, expected, rtol=rtol, atol=rtol)
     if "learning_rate" not in options:
         np.testing.assert_allclose(rates, expected_rates, rtol=rtol)
+
+
+def test_leaves_of_several_sizes_share_one_rate():
+    A, w, diagonals = problem(0)
+    cut = lambda x: [x[..., :1], {"rest": x[..., 1:]}]
+    join = lambda tree: jnp.concatenate([tree[0], tree[1]["rest"]], -1)
+    grad = lambda w: A @ w + w**3
+    tx = oasis(1e-3, b2=0.8, alpha=0.3, n_warmup=1)
+    one, rates = run(tx, grad, jnp.asarray(w), jnp.asarray(diagonals))
+    leaves, shared = run(tx, lambda t: cut(grad(join(t))), cut(w), cut(jnp.asarray(diagonals)))
+    np.testing.assert_allclose(shared, rates, rtol=1e-10)
+    np.testing.assert_allclose(join(leaves), one, rtol=1e-10)
 
 
 def trajectory(tx, loss, w, steps):
