@@ -13,23 +13,43 @@ _SUBSPACE = (
     "1 GFLOP per matrix: down to a 1000 x 250 basis and up again; the SVD of every 200th step is "
     "not in this time"
 )
+_SIGNS = "ten million random signs, half of it or more; the product itself costs nothing here"
+_THREE = "three trees of state where Adam has two: thirteen passes over memory, not ten"
+_RADIAL = "inner products of weights with gradients and steps, before the step"
 WHY = {
-    "optimizers.microadam": "top_k of each block of 32768 entries is two thirds of it; then 4-bit "
-    "codes and the window's scatter-add",
-    "optimizers.online_subspace_descent": "1.6 GFLOP per matrix: down to a 1000 x 250 basis, up "
-    "again, and the gradient of the PCA loss; an SVD at the first step only",
-    "optimizers.adam_snsm": _SUBSPACE,
-    "optimizers.adan": "four trees of state where Adam has two",
-    "optimizers.adamp": "inner products of weights with gradients and steps, before the step",
-    "optimizers.sgdp": "inner products of weights with gradients and steps, before the step",
-    "optimizers.multiadam": "two groups: twice Adam's gradients and state",
-    "optimizers.multi_momentum": "two clusters: a table of their gradients beside the momentum",
-    "optimizers.subspace_momentum": _SUBSPACE,
-    "optimizers.adafactor": "row and column sums, then a second pass for the step and its size",
-    "optimizers.ademamix": "three trees of state where Adam has two",
-    "optimizers.amsgrad": "three trees of state where Adam has two",
-    "optimizers.amsbound": "three trees of state where Adam has two",
-    "optimizers.opt_amsgrad": "shifts six gradients and takes their inner products",
+    "MicroAdam": "top_k of each block of 32768 entries is two thirds of it; then 4-bit codes and "
+    "the window's scatter-add",
+    "Online Subspace Descent": "1.6 GFLOP per matrix: down to a 1000 x 250 basis, up again, and "
+    "the gradient of the PCA loss; an SVD at the first step only",
+    "AdamSNSM": _SUBSPACE,
+    "Subspace-Momentum": _SUBSPACE,
+    "Adan": "four trees of state where Adam has two",
+    "AdamP": _RADIAL,
+    "SGDP": _RADIAL,
+    "MultiAdam": "two groups: twice Adam's gradients and state",
+    "Norm-filtered aggressive stochastic weight averaging (NASWA)": "norms of the weights and of "
+    "the average at each step: one pass more",
+    "Multi-momentum variance reduction (Discover)": "two clusters; XLA on CPU copies the table of "
+    "their momenta, twice, before it writes a row",
+    "AdaHessian": _SIGNS,
+    "OASIS": _SIGNS + "; norms of the moves of weights and gradients",
+    "OASIS with momentum at a fixed rate": _SIGNS,
+    "SANIA Hutchinson": _SIGNS,
+    "SANIA AdaGrad-SQR": "the norm of the scaled gradient, a pass before the step",
+    "SANIA Adam-SQR": "the norm of the scaled gradient, a pass before the step",
+    "SANIA Newton": "a dense Hessian of all parameters: for small problems",
+    "SANIA Newton-CG": "up to ten steps of conjugate gradients",
+    "Exact Gauss-Newton (EGN)": "Jacobians of eight outputs, each as large as the parameters, and "
+    "their Gram matrix",
+    "AdAdaGrad": "means and variances over the gradients of two samples, twice Adam's input",
+    "AdAdaGradNorm": "means and variances over the gradients of two samples, twice Adam's input",
+    "AdaBelief with AMSGrad's maximum": _THREE,
+    "Adafactor": "row and column sums, then a second pass for the step and its size",
+    "AdEMAMix": _THREE,
+    "AMSGrad": _THREE,
+    "AMSBound": _THREE,
+    "Optimistic AMSGrad": "ten trees of state; five inner products and a mean of differences of "
+    "gradients",
 }
 
 
@@ -89,7 +109,8 @@ def run(filters=()) -> list[dict]:
             adam, _ = stepper(optax.adam(1e-3))
             timings = race({"adam": adam, row.name: call}, reference="adam", rounds=9)
         except Exception as error:
-            table.append({"method": row.name, "why": f"{type(error).__name__}: {error}"[:120]})
+            why = WHY.get(row.name, "") + f" ({type(error).__name__}: {error}"[:100] + ")"
+            table.append({"method": row.name, "why": why})
             continue
         table.append(
             {
@@ -97,7 +118,7 @@ def run(filters=()) -> list[dict]:
                 "ms": 1e3 * timings[1].seconds,
                 "x optax.adam": timings[1].ratio,
                 "state bytes per parameter": size / 1e7,
-                "why": WHY.get(row.public, ""),
+                "why": WHY.get(row.name, ""),
             }
         )
     return table

@@ -7,9 +7,10 @@
   implicit derivative to a solution found elsewhere.
 - `AbstractSolver` and `AbstractSplittingSolver` are the contracts for new solvers.
 - `objectives`: losses of linear models. `operators`: linear maps. `checkpoint`: saving trees.
+  `ring`: the last points of a sequence.
 """
 
-from . import checkpoint, checks, objectives, operators, progress, tree
+from . import checkpoint, checks, objectives, operators, progress, ring, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
 from .closure import hoist
 from .linear import LeastSquaresFallback
@@ -61,6 +62,7 @@ __all__ = [
     "objectives",
     "operators",
     "progress",
+    "ring",
     "scalar_field",
     "solve",
     "tree",

@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core import AbstractSolver, FixedPoint, Scalar, checks, scalar_field, tree
+from ..core import AbstractSolver, FixedPoint, Scalar, checks, ring, scalar_field, tree
 from .picard import apply, mix
 
 
@@ -63,7 +63,7 @@ class Anderson(AbstractSolver):
         checks.interval("safeguard", self.safeguard, 0, float("inf"), open_low=True)
 
     def init(self, problem, x, key):
-        empty = jax.tree.map(lambda a: jnp.zeros((self.history, *a.shape), a.dtype), x)
+        empty = ring.empty(x, self.history)
         dtype = tree.real_dtype(x)
         zero = jnp.asarray(0, jnp.int32)
         infinity = jnp.asarray(jnp.inf, dtype)
@@ -74,31 +74,22 @@ class Anderson(AbstractSolver):
         x = state.ahead
         residual = jax.tree.map(jnp.subtract, apply(problem.fun, x), x)
         slot = state.steps % self.history
-        error = tree.norm(residual)
-        products = jax.vmap(lambda r: tree.vdot(r, residual))(state.residuals)
-        products = products.at[slot].set(error**2)
-        gram = state.gram.at[slot].set(products).at[:, slot].set(products)
+        gram = ring.gram_with(state.gram, state.residuals, residual, slot)
         weights = self._weights(gram, jnp.arange(self.history) <= state.steps)
-
-        # the newest pair counts apart, so that the histories are read before they are written to
-        # and no copy of them is made
-        older, newest = weights.at[slot].set(0), weights[slot]
-
-        def combine(p, r, x_leaf, r_leaf):
-            mean = lambda a, b: (
-                jnp.tensordot(older.astype(a.dtype), a, axes=1) + newest.astype(a.dtype) * b
-            )
-            return mean(p, x_leaf) + self.mixing.astype(p.real.dtype) * mean(r, r_leaf)
-
-        accelerated = jax.tree.map(combine, state.points, state.residuals, x, residual)
+        point = ring.weighted_sum(weights, state.points, x, slot)
+        towards = ring.weighted_sum(weights, state.residuals, residual, slot)
+        accelerated = jax.tree.map(
+            lambda p, r: p + self.mixing.astype(p.real.dtype) * r, point, towards
+        )
+        error = tree.norm(residual)
         first = jnp.where(state.steps == 0, error, state.first_error)
         bound = self.safeguard * first * (state.accepted.astype(error.dtype) + 1) ** -1.001
         accept = (error <= bound) & tree.all_finite(accelerated)
         plain = mix(x, jax.tree.map(jnp.add, x, residual), jnp.asarray(0.5, error.dtype))
         state = _State(
             tree.where(accept, accelerated, plain),
-            _store(state.points, x, slot),
-            _store(state.residuals, residual, slot),
+            ring.store(state.points, x, slot, after=point),
+            ring.store(state.residuals, residual, slot, after=towards),
             gram,
             state.steps + 1,
             state.accepted + accept.astype(jnp.int32),
@@ -123,8 +114,3 @@ class Anderson(AbstractSolver):
 
     def error(self, problem, x, state):
         return state.error
-
-
-def _store(buffer: PyTree[Array], value: PyTree[Array], slot: Int[Array, ""]) -> PyTree[Array]:
-    store = lambda b, v: jax.lax.dynamic_update_index_in_dim(b, v, slot, 0)
-    return jax.tree.map(store, buffer, value)

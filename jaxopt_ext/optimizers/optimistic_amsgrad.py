@@ -7,11 +7,12 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
-from ..core import checks, tree
+from ..core import checks, ring, tree
 from ._leafwise import next_count, rate_at, sum_rows
 from ._precision import keep_wide
+from .hutchinson import scalar_dtype
 
 
 def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
@@ -42,56 +43,66 @@ def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
     length = leaves[0].shape[0]
     if length < 2:
         raise ValueError(f"history must hold at least two points, got {length}")
-    gram = _gram([jax.tree.map(lambda x, i=i: x[i + 1] - x[i], history) for i in range(length - 1)])
+    differences = jax.tree.map(lambda x: jnp.diff(x, axis=0), history)
+    pairs = jax.vmap(jax.vmap(tree.vdot, (None, 0)), (0, None))(differences, differences)
+    weights = jnp.insert(_combination(pairs, reg), 0, 0)
+    return jax.tree.map(lambda x: sum_rows(x, weights), history)
+
+
+def _combination(gram: Float[Array, "r r"], reg: float | None) -> Float[Array, " r"]:
+    """The weights c, from the inner products of the differences."""
     if reg is None:
         reg = 1e-8 if gram.dtype == jnp.float64 else 1e-5
     size = jnp.linalg.norm(gram)
     scale = jnp.where(size > 0, size, 1)
-    identity = jnp.eye(length - 1, dtype=gram.dtype)
-    z = jnp.linalg.solve(gram / scale + reg * identity, jnp.ones(length - 1, gram.dtype))
-    weights = jnp.insert(z / jnp.sum(z), 0, 0)
-    return jax.tree.map(lambda x: sum_rows(x, weights), history)
-
-
-def _gram(points):
-    """Inner products of a few points, pair by pair: a product of matrices this flat is slower."""
-    products = {
-        (i, j): tree.vdot(points[i], points[j]) for i in range(len(points)) for j in range(i + 1)
-    }
-    rows = range(len(points))
-    return jnp.stack([jnp.stack([products[max(i, j), min(i, j)] for j in rows]) for i in rows])
+    identity = jnp.eye(len(gram), dtype=gram.dtype)
+    z = jnp.linalg.solve(gram / scale + reg * identity, jnp.ones(len(gram), gram.dtype))
+    return z / jnp.sum(z)
 
 
 class AbstractPredictor(eqx.Module):
     """A guess of the next gradient from the last ones."""
 
-    @property
     @abc.abstractmethod
-    def length(self) -> int:
-        """How many gradients it looks at."""
+    def init(self, params: PyTree[Array]) -> PyTree[Array]:
+        """What the predictor keeps, before the first gradient."""
 
     @abc.abstractmethod
-    def __call__(self, history: PyTree[Array]) -> PyTree[Array]:
-        """The guess; leaves of `history` hold `length` gradients, oldest first."""
+    def __call__(
+        self, memory: PyTree[Array], gradient: PyTree[Array], count: Int[Array, ""]
+    ) -> tuple[PyTree[Array], PyTree[Array]]:
+        """The guess and what is kept, from the newest gradient, number `count` (from 1)."""
 
 
 class LastGradient(AbstractPredictor):
     """The next gradient is the last one."""
 
-    @property
-    def length(self):
-        return 1
+    def init(self, params):
+        return None
 
-    def __call__(self, history):
-        return jax.tree.map(lambda g: g[-1], history)
+    def __call__(self, memory, gradient, count):
+        return gradient, memory
+
+
+class _Differences(NamedTuple):
+    """The last gradient, a ring of the differences before it, and their inner products."""
+
+    last: PyTree[Array]
+    differences: PyTree[Array]
+    gram: Float[Array, "r r"]
 
 
 class ExtrapolatedGradient(AbstractPredictor):
-    """The next gradient is the limit of the last ones, by `rmpe`.
+    """The next gradient is the limit of the last ones, by `rmpe`; the last one, until there are
+    enough.
+
+    With the differences $u_j = x_j - x_{j-1}$ kept instead of the points, the limit is
+    $x_r - \\sum_j (c_1 + \\dots + c_{j-1}) u_j$, and a step takes r inner products, not one for
+    each pair.
 
     **Arguments:**
 
-    - `span`: r, differences looked at; r + 1 gradients are kept.
+    - `span`: r, differences looked at; with the last gradient r + 1 copies of the parameters.
     - `reg`: see `rmpe`.
     """
 
@@ -103,12 +114,23 @@ class ExtrapolatedGradient(AbstractPredictor):
         if self.reg is not None:
             checks.positive("reg", self.reg)
 
-    @property
-    def length(self):
-        return self.span + 1
+    def init(self, params):
+        zeros = optax.tree.zeros_like(params)
+        gram = jnp.zeros((self.span, self.span), scalar_dtype(params))
+        return _Differences(zeros, ring.empty(zeros, self.span), gram)
 
-    def __call__(self, history):
-        return rmpe(history, self.reg)
+    def __call__(self, memory, gradient, count):
+        # The first gradient is no difference: its slot is written again before it counts.
+        slot = (count - 2) % self.span
+        new = jax.tree.map(jnp.subtract, gradient, memory.last)
+        gram = ring.gram_with(memory.gram, memory.differences, new, slot)
+        oldest_first = (slot + 1 + jnp.arange(self.span)) % self.span
+        weights = _combination(gram, self.reg)[oldest_first]
+        before = jnp.zeros_like(weights).at[oldest_first].set(jnp.cumsum(weights) - weights)
+        moved = ring.weighted_sum(before, memory.differences, new, slot)
+        guess = jax.tree.map(lambda g, d: jnp.where(count > self.span, g - d, g), gradient, moved)
+        kept = ring.store(memory.differences, new, slot, after=moved)
+        return guess, _Differences(gradient, kept, gram)
 
 
 class OptAMSGradState(NamedTuple):
@@ -117,7 +139,7 @@ class OptAMSGradState(NamedTuple):
     - `count`: number of updates.
     - `mu`, `nu`, `nu_max`: the moments, and the largest second moment so far.
     - `offset`: how far the parameters are ahead of the sequence without optimism.
-    - `history`: the predictor's gradients, oldest first, on a leading axis.
+    - `memory`: what the predictor keeps.
     - `predicted`: what was predicted for the next gradient; `None` unless `v_residual`.
     """
 
@@ -126,7 +148,7 @@ class OptAMSGradState(NamedTuple):
     nu: PyTree[Array]
     nu_max: PyTree[Array]
     offset: PyTree[Array]
-    history: PyTree[Array]
+    memory: PyTree[Array]
     predicted: PyTree[Array]
 
     def without_optimism(self, params: PyTree[Array]) -> PyTree[Array]:
@@ -154,8 +176,7 @@ def opt_amsgrad(
     h_{t+1} = \beta_1 m_{t-1} + (1-\beta_1) \hat g_{t+1},$$
 
     where $\hat g_{t+1}$ is the prediction and $v_0 = \hat v_0 = \epsilon$. Parameters are w; the
-    state's `without_optimism` gives $\tilde w$. Until the predictor's history is full the last
-    gradient is the prediction.
+    state's `without_optimism` gives $\tilde w$.
 
     The authors' code corrects biases, adds $\epsilon$ to the root, and predicts by a second
     gradient on the same batch, at weights that are extrapolated. That costs two gradients a step;
@@ -166,8 +187,8 @@ def opt_amsgrad(
     - `learning_rate`: $\eta_t$, a number or a schedule.
     - `b1`, `b2`: decays of the moments, in [0, 1).
     - `eps`: $\epsilon$, the second moment at the start.
-    - `predictor`: `ExtrapolatedGradient(span)` keeps span + 1 gradients, `LastGradient()` one;
-      `None` is AMSGrad. Subclass `AbstractPredictor` for others.
+    - `predictor`: `ExtrapolatedGradient(span)` keeps span + 1 copies of the parameters,
+      `LastGradient()` none; `None` is AMSGrad. Subclass `AbstractPredictor` for others.
     - `v_residual`: take the second moment of $g_t - \hat g_t$, as the regret bound and the authors'
       code do, and their listing does not (one more copy of the parameters).
     - `previous_momentum`: $m_{t-1}$ in h, as the authors' code has it; `False` takes $m_t$, which
@@ -190,10 +211,9 @@ def opt_amsgrad(
     def init(params):
         zeros = optax.tree.zeros_like(params)
         nu = optax.tree.full_like(optax.tree.real(zeros), eps)
-        length = 0 if predictor is None else predictor.length
-        history = jax.tree.map(lambda z: jnp.zeros((length, *z.shape), z.dtype), zeros)
+        memory = None if predictor is None else predictor.init(zeros)
         count = jnp.zeros([], jnp.int32)
-        return OptAMSGradState(count, zeros, nu, nu, zeros, history, zeros if v_residual else None)
+        return OptAMSGradState(count, zeros, nu, nu, zeros, memory, zeros if v_residual else None)
 
     def update(updates, state, params=None, **extra_args):
         del params, extra_args
@@ -210,12 +230,9 @@ def opt_amsgrad(
                 nu_max,
             )
 
-        history, predicted, offset = state.history, state.predicted, state.offset
+        memory, predicted, offset = state.memory, state.predicted, state.offset
         if predictor is not None:
-            history = jax.tree.map(
-                lambda h, g: jnp.concatenate([h[1:], g[None]]), state.history, updates
-            )
-            guess = tree.where(count >= predictor.length, predictor(history), updates)
+            guess, memory = predictor(state.memory, updates, count)
             momentum = state.mu if previous_momentum else mu
             ahead = jax.tree.map(lambda m, g: b1 * m + (1 - b1) * g, momentum, guess)
             offset = scaled(ahead)
@@ -226,6 +243,6 @@ def opt_amsgrad(
             scaled(mu),
             offset,
         )
-        return steps, OptAMSGradState(count, mu, nu, nu_max, offset, history, predicted)
+        return steps, OptAMSGradState(count, mu, nu, nu_max, offset, memory, predicted)
 
     return keep_wide(optax.GradientTransformationExtraArgs(init, update))

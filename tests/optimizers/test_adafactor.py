@@ -205,3 +205,10 @@ def test_params_are_needed():
     tx = adafactor()
     with pytest.raises(ValueError, match="params"):
         tx.update(jnp.ones((3, 3)), tx.init(jnp.ones((3, 3))))
+
+
+def test_relative_step_size():
+    counts = np.array([0, 9_998, 40_000 - 1])
+    plain, warm = (jax.vmap(relative_step_size(w))(jnp.asarray(counts)) for w in (False, True))
+    np.testing.assert_allclose(plain, [1e-2, 1e-2, 1 / 200], rtol=1e-4)
+    np.testing.assert_allclose(warm, [1e-6, 9_999e-6, 1 / 200], rtol=1e-6)

@@ -118,6 +118,15 @@ def test_the_case_of_the_theorem():
     assert game.play(amsgrad(rule, 0.0, 1 / 17), 3000, start=1.0)[0] < -0.9
 
 
+def test_the_game_counts_regret_against_minus_one():
+    game = OnlineCounterexample(large=4.0, small=1.0, period=3)
+    last, regret = game.play(optax.sgd(0.1), 4)
+    points = [0.0, -0.4, -0.3, -0.2]
+    np.testing.assert_allclose(last, -0.6, atol=1e-6)
+    np.testing.assert_allclose(regret, np.dot([4, -1, -1, 4], np.add(points, 1)) / 4, rtol=1e-6)
+    OnlineCounterexample(large=2.01, small=1.0, period=3)  # just allowed
+
+
 def test_zero_gradients_give_zero_updates(dtype):
     for tx in (amsgrad(0.1), adamnc(0.1)):
         path = trajectory(tx, jnp.ones(3, dtype), jnp.zeros((5, 3), dtype))

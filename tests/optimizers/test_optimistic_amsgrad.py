@@ -137,22 +137,27 @@ def test_reaches_the_saddle_where_amsgrad_does_not():
     assert norm(amsgrad(0.05, 0.0, 0.99)) > 1
 
 
-def test_history_is_kept_oldest_first():
-    tx = opt_amsgrad(predictor=ExtrapolatedGradient(2))
-    state = tx.init(jnp.zeros(1))
-    for g in range(1, 6):
-        _, state = tx.update(jnp.full(1, float(g)), state)
-    np.testing.assert_array_equal(state.history[:, 0], [3, 4, 5])
+@pytest.mark.parametrize("span", [1, 2, 5])
+def test_the_ring_gives_the_extrapolation_of_the_last_points(span):
+    predictor = ExtrapolatedGradient(span)
+    points = jax.random.normal(jax.random.key(0), (4 * span + 3, 7))
+    split = lambda x: {"head": x[..., :2], "tail": (x[..., 2:],)}
+    memory, call = predictor.init(split(points[0])), jax.jit(predictor)
+    for count in range(1, len(points) + 1):
+        guess, memory = call(memory, split(points[count - 1]), count)
+        last = points[count - span - 1 : count]
+        wanted = rmpe(split(last)) if count > span else split(points[count - 1])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), guess, wanted)
 
 
 def test_any_predictor_is_taken():
     class Mean(AbstractPredictor):
-        @property
-        def length(self):
-            return 2
+        def init(self, params):
+            return params
 
-        def __call__(self, history):
-            return jax.tree.map(lambda h: h.mean(0), history)
+        def __call__(self, memory, gradient, count):
+            mean = jax.tree.map(lambda a, b: jnp.where(count > 1, (a + b) / 2, b), memory, gradient)
+            return mean, gradient
 
     grads, start = gradients(), np.ones((3, 4))
     path = trajectory(opt_amsgrad(0.1, 0.9, 0.99, predictor=Mean()), jnp.asarray(start), grads)

@@ -1,0 +1,57 @@
+"""The last points of a sequence, kept in a ring, and their inner products.
+
+A buffer holds m points on the leading axis of each leaf; a new point goes to a slot that moves
+round. What is computed with the new point in its place is computed from the old buffer and the new
+point, before that is stored: the compiler then works in one buffer, where it would otherwise copy
+all of it once or twice a step.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, PyTree
+
+from . import tree
+
+
+def empty(x: PyTree[Array], length: int) -> PyTree[Array]:
+    """A buffer of `length` zero points like `x`."""
+    return jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), x)
+
+
+def store(
+    buffer: PyTree[Array], new: PyTree[Array], slot: Int[Array, ""], *, after: PyTree[Array]
+) -> PyTree[Array]:
+    """The buffer with the new point in its slot.
+
+    `after`, a tree like the point, is what was computed from the buffer last: the write waits for
+    it, and so needs no copy of the buffer.
+    """
+
+    def write(b, v, last):
+        # Zero, which the compiler does not know; not 0 * last, which is NaN where last is infinite.
+        zero = 0 * (last != last).astype(b.dtype)
+        return jax.lax.dynamic_update_index_in_dim(b, v.astype(b.dtype) + zero, slot, 0)
+
+    return jax.tree.map(write, buffer, new, after)
+
+
+def gram_with(
+    gram: Float[Array, "m m"], buffer: PyTree[Array], new: PyTree[Array], slot: Int[Array, ""]
+) -> Float[Array, "m m"]:
+    """Inner products of the points with the new one in its slot, from those without it."""
+    products = jax.vmap(lambda point: tree.vdot(point, new))(buffer)
+    products = products.at[slot].set(tree.vdot(new, new)).astype(gram.dtype)
+    return gram.at[slot].set(products).at[:, slot].set(products)
+
+
+def weighted_sum(
+    weights: Float[Array, " m"], buffer: PyTree[Array], new: PyTree[Array], slot: Int[Array, ""]
+) -> PyTree[Array]:
+    """Weighted sum of the points, with the new one in its slot."""
+    older, newest = weights.at[slot].set(0), weights[slot]
+
+    def total(b, v):
+        older_sum = jnp.tensordot(older.astype(b.dtype), b, axes=1, precision="highest")
+        return older_sum + newest.astype(b.dtype) * v
+
+    return jax.tree.map(total, buffer, new)
