@@ -130,15 +130,22 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
         order = self.selection.order(state.lipschitz, draw)
         nonsmooth = _aligned(problem.nonsmooth, x)
 
+        def write(w, j, new):
+            return jax.lax.dynamic_update_index_in_dim(w, new.astype(w.dtype), j, 0)
+
         def visit(i, carry):
-            w, z = carry
+            # The last block is written before this one is read: then the loop works in place.
+            w, z, *last = carry
+            w = write(w, *last)
             j = order[i]
             step = 1 / state.lipschitz[j]
             gradient = state.model.partial(w, z, j)
             new = nonsmooth.block(j).prox(w[j] - step * gradient, step)
-            return w.at[j].set(new), state.model.move(z, j, new - w[j])
+            return w, state.model.move(z, j, new - w[j]), j, new
 
-        x, _ = jax.lax.fori_loop(0, order.size, visit, (x, state.predictions))
+        first = x, state.predictions, order[0], x[order[0]]
+        x, _, *last = jax.lax.fori_loop(0, order.size, visit, first)
+        x = write(x, *last)
         z = state.model.predictions(x)
         _, _, squares = _proposals(nonsmooth, state.model, x, z, state.lipschitz)
         return x, _State(state.model, z, state.lipschitz, key, jnp.sqrt(jnp.sum(squares)))

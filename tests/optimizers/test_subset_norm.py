@@ -154,6 +154,18 @@ def numpy_snsm(params, grads, *, rank, gap, b1=0.9, b2=0.99, eps=1e-6, mode="off
 
 
 @pytest.mark.parametrize("mode", ["official", "momentum_only", "none"])
+def test_a_vector_has_plain_momentum(mode):
+    grads = np.random.default_rng(0).normal(size=(8, 3))
+    got, _ = trajectory(subspace_momentum(LR, bias_correction=mode), jnp.zeros(3), grads)
+    x, m, path = np.zeros(3), np.zeros(3), []
+    for t, g in enumerate(grads, 1):
+        m = 0.9 * m + 0.1 * g
+        x = x - LR * m / (1 if mode == "none" else 1 - 0.9**t)
+        path.append(x)
+    np.testing.assert_allclose(got, path, atol=1e-12)
+
+
+@pytest.mark.parametrize("mode", ["official", "momentum_only", "none"])
 @pytest.mark.parametrize("b2", [0.99, 1.0])
 @pytest.mark.parametrize("overlap", [True, False])
 def test_adam_snsm_equals_a_numpy_loop(mode, b2, overlap):

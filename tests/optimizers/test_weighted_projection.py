@@ -19,18 +19,19 @@ def test_ball_solves_the_weighted_problem(dtype, seed):
     rng = np.random.default_rng(seed)
     y, d = 3 * rng.normal(size=5), np.exp(2 * rng.normal(size=5))
     tree = lambda v: {"a": jnp.asarray(v[:2], dtype), "b": jnp.asarray(v[2:], dtype)}
-    found = weighted_projection(prox.L2Ball(1.5))(tree(y), tree(d))
+    radius = [0.3, 1.5, 2.0, 0.7][seed]
+    found = weighted_projection(prox.L2Ball(radius))(tree(y), tree(d))
     found = np.concatenate([found["a"], found["b"]])
     wanted = minimize(
         lambda x: d @ (x - y) ** 2,
         np.zeros(5),
         jac=lambda x: 2 * d * (x - y),
-        constraints={"type": "ineq", "fun": lambda x: 2.25 - x @ x, "jac": lambda x: -2 * x},
+        constraints={"type": "ineq", "fun": lambda x: radius**2 - x @ x, "jac": lambda x: -2 * x},
         method="SLSQP",
         options={"ftol": 1e-15, "maxiter": 500},
     ).x
     np.testing.assert_allclose(found, wanted, atol=tolerance(dtype))
-    assert np.linalg.norm(found - 1.5 * y / np.linalg.norm(y)) > 0.05  # not the Euclidean one
+    assert np.linalg.norm(found - radius * y / np.linalg.norm(y)) > 0.05  # not the Euclidean one
 
 
 def test_inside_the_ball_nothing_moves(dtype):
