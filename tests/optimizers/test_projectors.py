@@ -64,6 +64,8 @@ def test_top_norm_projector_takes_the_longest_lines(key):
     g = matrix((6, 4), jnp.float64) * jnp.asarray([1.0, 100.0, 0.01, 10.0])
     assert sorted(TopNormProjector().fit(g, 2, key).tolist()) == [1, 3]
     assert sorted(TopNormProjector().fit(g.T, 2, key).tolist()) == [1, 3]
+    spread = jnp.array([[2.0, 3.0], [2.0, 0.0], [0.0, 0.0]])  # larger sum, smaller norm
+    assert TopNormProjector().fit(spread, 1, key).tolist() == [1]
 
 
 def test_coordinates_are_drawn_without_replacement(key):

@@ -23,8 +23,9 @@ def run() -> Outcome:
     return Outcome(
         table,
         holds,
-        "The answers are the libraries' own. Where the derivative misses, the optimistix solver "
-        "had stopped by its own rule at a gradient of about 1e-5, which differences see.",
+        "The answers are the libraries' own. Differences are over 1e-3 either way: over the 1e-4 "
+        "first taken, the error that optimistix's BFGS stops with made the difference, not the "
+        "derivative, 3e-5 wrong.",
     )
 
 
@@ -38,7 +39,7 @@ def objective(lam):
 
 def _slope(value):
     """Relative gap of the derivative of a function of the penalty to central differences."""
-    wanted = (value(0.3 + 1e-4) - value(0.3 - 1e-4)) / 2e-4
+    wanted = (value(0.3 + 1e-3) - value(0.3 - 1e-3)) / 2e-3
     return float(abs(jax.grad(value)(0.3) - wanted) / abs(wanted))
 
 

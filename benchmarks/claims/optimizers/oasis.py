@@ -21,6 +21,7 @@ CLAIM = (
 
 
 def quadratics():
+    """The third column is not claimed: the diagonal forgets faster."""
     rows = []
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -34,9 +35,15 @@ def quadratics():
         start = jnp.zeros(50)
         plain = descend(optax.sgd(1 / np.linalg.eigvalsh(H)[-1]), f, start, 200)
         mine = descend(oasis(eta0=1e-3, n_warmup=100), f, start, 200, extras=curvature)
+        tried = descend(oasis(eta0=1e-3, b2=0.95, n_warmup=100), f, start, 200, extras=curvature)
         gap = lambda x, f=f, best=best: float((f(x) - best) / -best)
         rows.append(
-            {"task": f"quadratic, seed {seed}", "gradient descent": gap(plain), "OASIS": gap(mine)}
+            {
+                "task": f"quadratic, seed {seed}",
+                "gradient descent": gap(plain),
+                "OASIS": gap(mine),
+                "b2 = 0.95": gap(tried),
+            }
         )
     return rows
 
@@ -59,9 +66,12 @@ def logistic():
         w = w - step * p
     best, rows = f(w), []
     for eta in (1e-8, 1e-4, 1.0):
-        tx = oasis(eta0=eta, alpha=1e-7, n_warmup=100)
-        x = descend(tx, f, jnp.zeros(X.shape[1]), 500, extras=curvature)
-        rows.append({"task": f"logistic, first rate {eta:g}", "OASIS": float(f(x) - best)})
+        row = {"task": f"logistic, first rate {eta:g}"}
+        for name, b2 in (("OASIS", 0.999), ("b2 = 0.95", 0.95)):
+            tx = oasis(eta0=eta, alpha=1e-7, b2=b2, n_warmup=100)
+            x = descend(tx, f, jnp.zeros(X.shape[1]), 500, extras=curvature)
+            row[name] = float(f(x) - best)
+        rows.append(row)
     step = 1 / float(jnp.linalg.norm(X, 2) ** 2 / 4 / len(y) + 1e-3)
     x = descend(optax.sgd(step), f, jnp.zeros(X.shape[1]), 500)
     rows.append({"task": "logistic", "gradient descent": float(f(x) - best)})
@@ -79,6 +89,8 @@ def run() -> Outcome:
         holds,
         f"The mean gap on the quadratics is {mean:.3g}. On the logistic problem the three first "
         "rates end within 10 % of each other, 25 times closer than gradient descent, but not "
-        "within "
-        "1e-3.",
+        "within 1e-3: with b2 = 0.999 the diagonal is still mostly that of the start, where the "
+        "curvature is largest. The last column was tried afterwards: with b2 = 0.95, the other end "
+        "of the authors' range, all quadratics are within 0.02 and two of the three logistic runs "
+        "within 1e-3.",
     )
