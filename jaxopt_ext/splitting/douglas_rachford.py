@@ -68,7 +68,8 @@ class DouglasRachford(AbstractSplittingSolver):
     $f$ is the `smooth` part of a `Composite` or `Constrained` problem and must have a prox itself,
     or be `objectives.SquaredLoss`, whose prox is a linear solve that is factorized once. The value
     is $\\mathrm{prox}_{tg}(2p - u)$, so that it is feasible or sparse. The error is
-    $\\|u^+ - u\\| / (\\lambda t)$.
+    $\\max(1, 1/t)\\, \\|u^+ - u\\| / \\lambda$: the gap between the two points, or the sum of
+    subgradients at them, which is the gap over $t$, whichever is larger.
 
     **Arguments:**
 
@@ -127,7 +128,8 @@ class DouglasRachford(AbstractSplittingSolver):
     def step(self, problem, x, state):
         u = state.operator(state.u)
         moved = tree.norm(jax.tree.map(jnp.subtract, u, state.u))
-        error = moved / (self.relaxation * self.step_size).astype(moved.dtype)
+        both = jnp.maximum(1, 1 / self.step_size) / self.relaxation
+        error = moved * both.astype(moved.dtype)
         return _shadow(state.operator, u), _State(state.operator, u, error)
 
     def error(self, problem, x, state):
