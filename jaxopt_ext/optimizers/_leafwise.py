@@ -1,5 +1,6 @@
 """What transformations share whose state has a different shape for each leaf."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -102,3 +103,26 @@ def update_leaves(
         steps.append(step.astype(gradient.dtype))
         new.append(state)
     return treedef.unflatten(steps), treedef.unflatten(new)
+
+
+def leafwise_transformation(
+    init: Callable[[optax.Params], Any],
+    update_leaf: Callable[..., tuple[Any, Any]],
+    weight_decay: Any,
+) -> optax.GradientTransformationExtraArgs:
+    """A transformation that calls `update_leaf(state, index, gradient, leaf state, parameter)`.
+
+    Its state is a named tuple with a `count`, which goes up, and `leaves`, which `update_leaf`
+    makes anew. It asks for parameters if weights decay.
+    """
+
+    def update(updates, state, params=None, **extra_args) -> Any:
+        del extra_args
+        if not is_zero(weight_decay):
+            require_params(params, "weight_decay")
+        steps, leaves = update_leaves(
+            updates, state.leaves, params, functools.partial(update_leaf, state)
+        )
+        return steps, state._replace(count=next_count(state.count), leaves=leaves)
+
+    return optax.GradientTransformationExtraArgs(init, update)

@@ -1,6 +1,5 @@
 """MicroAdam: Adam from a short window of sparse gradients, the rest fed back in four bits."""
 
-import functools
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -12,11 +11,9 @@ from ..core import checks
 from ._leafwise import (
     init_leaves,
     is_zero,
-    next_count,
+    leafwise_transformation,
     one_minus_power,
     rate_at,
-    require_params,
-    update_leaves,
     wide,
 )
 from .quantize import (
@@ -183,13 +180,4 @@ def microadam(
             step = step - rate * weight_decay * value
         return step, LeafState(indices, values, compress(left, state, index))
 
-    def update(updates, state, params=None, **extra_args) -> Any:
-        del extra_args
-        if not is_zero(weight_decay):
-            require_params(params, "weight_decay")
-        steps, leaves = update_leaves(
-            updates, state.leaves, params, functools.partial(update_leaf, state)
-        )
-        return steps, MicroAdamState(next_count(state.count), state.key, leaves)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return leafwise_transformation(init, update_leaf, weight_decay)

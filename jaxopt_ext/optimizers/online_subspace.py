@@ -1,6 +1,5 @@
 """Online Subspace Descent: moments in a subspace that online PCA of the gradient keeps moving."""
 
-import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -12,11 +11,9 @@ from ..core import checks
 from ._leafwise import (
     init_leaves,
     is_zero,
-    next_count,
+    leafwise_transformation,
     one_minus_power,
     rate_at,
-    require_params,
-    update_leaves,
     wide,
 )
 from .projectors import (
@@ -222,16 +219,7 @@ def online_subspace_descent(
             step = step - rate * weight_decay * (value + step)
         return step, LeafState(mu, nu, basis, basis_state)
 
-    def update(updates, state, params=None, **extra_args):
-        del extra_args
-        if not is_zero(weight_decay):
-            require_params(params, "weight_decay")
-        steps, leaves = update_leaves(
-            updates, state.leaves, params, functools.partial(update_leaf, state)
-        )
-        return steps, OnlineSubspaceState(next_count(state.count), state.key, leaves)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return leafwise_transformation(init, update_leaf, weight_decay)
 
 
 def subspace_loss(

@@ -1,6 +1,5 @@
 """Subset-norm step sizes and momentum in a subspace: Adam with a fraction of its memory."""
 
-import functools
 import math
 import warnings
 from typing import Any, Literal, NamedTuple
@@ -14,11 +13,9 @@ from ..core import checks
 from ._leafwise import (
     init_leaves,
     is_zero,
-    next_count,
+    leafwise_transformation,
     one_minus_power,
     rate_at,
-    require_params,
-    update_leaves,
     wide,
 )
 from .projectors import (
@@ -356,13 +353,4 @@ def _build(
             step = step - rate * weight_decay * (value + step)
         return step, LeafState(squares, momentum, basis)
 
-    def update(updates, state, params=None, **extra_args) -> Any:
-        del extra_args
-        if not is_zero(weight_decay):
-            require_params(params, "weight_decay")
-        steps, leaves = update_leaves(
-            updates, state.leaves, params, functools.partial(update_leaf, state)
-        )
-        return steps, SubsetNormState(next_count(state.count), state.key, leaves)
-
-    return optax.GradientTransformationExtraArgs(init, update)
+    return leafwise_transformation(init, update_leaf, weight_decay)

@@ -9,6 +9,7 @@ from jaxopt_ext.optimizers import adan
 
 from .. import Outcome
 from . import _digits as digits
+from ._toys import ROSENBROCK_START, descend, rosenbrock
 
 CLAIM = (
     "A 64-128-10 network on digits (mean of 4 seeds): Adan reaches 95 % training accuracy in at "
@@ -23,17 +24,9 @@ BEYOND = 3e-2  # shown, not claimed
 BATCHES = {1000: (150, 1), 64: (220, 2)}  # steps, and steps between looks
 
 
-def rosenbrock(tx):
-    def f(x):
-        return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-
-    def step(carry, _):
-        x, state = carry
-        updates, state = tx.update(jax.grad(f)(x), state, x)
-        return (optax.apply_updates(x, updates), state), None
-
-    x = jnp.array([-1.5, 2.0], jnp.float32)
-    return f(jax.lax.scan(step, (x, tx.init(x)), length=3000)[0][0]).item()
+def valley(tx):
+    """Rosenbrock's function after 3000 steps."""
+    return rosenbrock(descend(tx, rosenbrock, ROSENBROCK_START, 3000)).item()
 
 
 def epochs(method, batch_size):
@@ -56,7 +49,7 @@ def epochs(method, batch_size):
 def run() -> Outcome:
     table, best, wider = [], {}, {}
     for name, method in {"Adam": optax.adam, "Adan": adan}.items():
-        row = {"method": name, "Rosenbrock": rosenbrock(method(1e-3))}
+        row = {"method": name, "Rosenbrock": valley(method(1e-3))}
         for batch_size in BATCHES:
             taken = epochs(method, batch_size)
             row |= {
