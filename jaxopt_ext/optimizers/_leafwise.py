@@ -106,7 +106,7 @@ def update_leaves(
 
 
 def leafwise_transformation(
-    init: Callable[[optax.Params], Any],
+    init: optax.TransformInitFn,
     update_leaf: Callable[..., tuple[Any, Any]],
     weight_decay: Any,
 ) -> optax.GradientTransformationExtraArgs:
