@@ -1,7 +1,8 @@
 """Run the claims: `python -m benchmarks.claims [part of a name ...]`.
 
-Prints every table and a verdict; writes `.cache/claims.json`. A claim that does not hold is
-printed as such and does not fail the run; one that crashes does.
+Prints every table and a verdict, keeps them in `.cache/claims.json`, and once all claims are there
+writes `docs/claims.md`. A claim that does not hold is printed as such and does not fail the run;
+one that crashes does.
 """
 
 import importlib
@@ -10,10 +11,35 @@ import pathlib
 import sys
 import time
 import traceback
+from typing import Any
 
 from . import format_table
 
 HERE = pathlib.Path(__file__).parent
+RESULTS = pathlib.Path(".cache/claims.json")
+PAGE = pathlib.Path("docs/claims.md")
+
+
+def _plain(value: Any) -> float | int | str:
+    value = value.item() if hasattr(value, "item") else value
+    return value if isinstance(value, float | int) else str(value)
+
+
+def page(results: dict[str, dict]) -> str:
+    """All claims with their tables and verdicts, in Markdown."""
+    held = sum(result["holds"] for result in results.values())
+    parts = [
+        "# Claims",
+        "What the papers claim, run at small scale beside their own baselines: "
+        f"`make claims` writes this page. {held} of {len(results)} hold as worded; the others "
+        "are here with what was found instead.",
+    ]
+    for name, result in sorted(results.items()):
+        verdict = "holds" if result["holds"] else "does not hold"
+        parts += [f"## {name}: {verdict}", result["claim"]]
+        parts += [f"```\n{format_table(result['table'])}\n```"]
+        parts += [result["note"]] if result["note"] else []
+    return "\n\n".join(parts) + "\n"
 
 
 def main(filters: list[str]) -> int:
@@ -23,7 +49,8 @@ def main(filters: list[str]) -> int:
         if not path.name.startswith("_")
     )
     chosen = [name for name in names if not filters or any(f in name for f in filters)]
-    results, crashed = {}, 0
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results, crashed = {name: results[name] for name in names if name in results}, 0
     for name in chosen:
         start = time.perf_counter()
         try:
@@ -43,14 +70,15 @@ def main(filters: list[str]) -> int:
             "claim": module.CLAIM,
             "holds": bool(outcome.holds),
             "seconds": round(seconds, 1),
-            "table": [{k: str(v) for k, v in row.items()} for row in outcome.table],
+            "table": [{k: _plain(v) for k, v in row.items()} for row in outcome.table],
             "note": outcome.note,
         }
-    out = pathlib.Path(".cache/claims.json")
-    out.parent.mkdir(exist_ok=True)
-    out.write_text(json.dumps(results, indent=1))
-    held = sum(r["holds"] for r in results.values())
-    print(f"\n{held} of {len(chosen)} claims hold, {crashed} crashed; details in {out}")
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps(results, indent=1))
+    if len(results) == len(names):
+        PAGE.write_text(page(results))
+    held = sum(results[name]["holds"] for name in chosen if name in results)
+    print(f"\n{held} of {len(chosen)} claims hold, {crashed} crashed; details in {RESULTS}")
     return 1 if crashed else 0
 
 

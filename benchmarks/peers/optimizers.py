@@ -13,7 +13,7 @@ _SUBSPACE = (
     "1 GFLOP per matrix: down to a 1000 x 250 basis and up again; the SVD of every 200th step is "
     "not in this time"
 )
-_SIGNS = "ten million random signs, half of it or more; the product itself costs nothing here"
+_SIGNS = "ten million random signs; the product itself costs nothing here"
 _THREE = "three trees of state where Adam has two: thirteen passes over memory, not ten"
 _RADIAL = "inner products of weights with gradients and steps, before the step"
 WHY = {
@@ -32,7 +32,7 @@ WHY = {
     "Multi-momentum variance reduction (Discover)": "two clusters; XLA on CPU copies the table of "
     "their momenta, twice, before it writes a row",
     "AdaHessian": _SIGNS,
-    "OASIS": _SIGNS + "; norms of the moves of weights and gradients",
+    "OASIS": _SIGNS + "; keeps the last parameters, and norms of what changed since",
     "OASIS with momentum at a fixed rate": _SIGNS,
     "SANIA Hutchinson": _SIGNS,
     "SANIA AdaGrad-SQR": "the norm of the scaled gradient, a pass before the step",

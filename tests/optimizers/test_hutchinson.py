@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxopt_ext.optimizers.hutchinson import hutchinson_diag
+from jaxopt_ext.optimizers.hutchinson import hutchinson_diag, random_signs
 
 SIZE = 10
 
@@ -49,3 +49,21 @@ def test_needs_a_function_and_a_count(key):
         hutchinson_diag(None, jnp.ones(2), key)
     with pytest.raises(ValueError, match="n must"):
         hutchinson_diag(jnp.sum, jnp.ones(2), key, 0)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (31,), (64,), (3, 33), (2, 0), (0, 3), (0,)])
+def test_signs_are_signs(shape, dtype, key):
+    signs = random_signs(key, shape, dtype)
+    assert signs.shape == shape
+    assert signs.dtype == dtype
+    assert np.all(np.abs(signs) == 1)
+
+
+def test_signs_are_independent(key):
+    """Means and pairwise products over many draws, within five standard deviations."""
+    draws = 40_000
+    z = np.asarray(jax.vmap(lambda k: random_signs(k, (2, 40)))(jax.random.split(key, draws)))
+    products = z.reshape(draws, -1).T @ z.reshape(draws, -1) / draws
+    off_diagonal = products - np.eye(80)
+    assert np.abs(z.mean(0)).max() < 5 / np.sqrt(draws)
+    assert np.abs(off_diagonal).max() < 5 / np.sqrt(draws)
