@@ -23,6 +23,11 @@ def _state_bytes(numbers: Callable[[Any], int]) -> Callable[[Any], int]:
     return formula
 
 
+def _opt_amsgrad_bytes(params: Any) -> int:
+    """Four copies of the parameters and the last gradient, five differences, their products."""
+    return _state_bytes(lambda leaf: (4 + 1 + 5) * leaf.size)(params) + 4 * 5**2
+
+
 def _subspace_numbers(leaf: Any, long: int, short: int, other: int) -> int:
     """`long` and `short` numbers per direction and entry of a matrix's sides, at quarter rank."""
     if leaf.ndim != 2:
@@ -590,6 +595,6 @@ OPTIMIZERS: tuple[Row, ...] = (
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/optimistic_amsgrad",
         system="S101",
-        state_bytes=_state_bytes(lambda leaf: (4 + 6) * leaf.size),
+        state_bytes=_opt_amsgrad_bytes,
     ),
 )

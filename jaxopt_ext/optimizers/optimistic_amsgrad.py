@@ -120,6 +120,8 @@ class ExtrapolatedGradient(AbstractPredictor):
         return _Differences(zeros, ring.empty(zeros, self.span), gram)
 
     def __call__(self, memory, gradient, count):
+        if not jax.tree.leaves(gradient):
+            return gradient, memory
         # The first gradient is no difference: its slot is written again before it counts.
         slot = (count - 2) % self.span
         new = jax.tree.map(jnp.subtract, gradient, memory.last)
