@@ -9,7 +9,11 @@ import numpy as np
 
 import jaxopt_ext as jxt
 
-TITLE = "seconds to trace and compile, without a cache; bytes of temporaries of a gradient"
+TITLE = (
+    "seconds to trace and compile, without a cache; bytes of temporaries of a gradient. JAXopt "
+    "compiles faster: our program has equilibration, an adaptive penalty, certificates and "
+    "polishing in it, and behind our gradients stands a least-squares method for singular systems"
+)
 
 
 def run() -> list[dict]:
@@ -31,6 +35,9 @@ def _seconds(fun, argument):
 def _compile_times():
     import jaxopt
 
+    # Both libraries are imported whole before the first clock starts; ours would load on demand.
+    for family in (jxt.minimize, jxt.prox, jxt.splitting, jxt.fixed_point):
+        vars(family)
     rng = np.random.default_rng(0)
     X = jnp.asarray(rng.normal(size=(100, 50)), jnp.float32)
     y, start = X[:, 0], jnp.zeros(50, jnp.float32)

@@ -11,8 +11,9 @@ import jaxopt_ext as jxt
 from benchmarks.timing import race
 
 TITLE = (
-    "lasso of 1000 x 5000 by coordinates, at most 200 sweeps, which JAXopt uses up; a "
-    "deep-equilibrium map of width 200, batch 64"
+    "lasso of 1000 x 5000 by coordinates, at most 200 sweeps, which JAXopt uses up; scikit-learn "
+    "is faster: a coordinate is one call of compiled code there, five small kernels of about "
+    "0.3 us each here; a deep-equilibrium map of width 200, batch 64"
 )
 
 

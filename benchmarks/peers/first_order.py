@@ -11,7 +11,11 @@ from sklearn.linear_model import Lasso
 import jaxopt_ext as jxt
 from benchmarks.timing import race
 
-TITLE = "medians over 5 turns in float32; ratio to our jitted call; residual |x - prox(x - grad)|"
+TITLE = (
+    "medians over 9 turns in float32; ratio to our jitted call; residual |x - prox(x - grad)|. An "
+    "eager call costs 0.15 to 0.3 ms of Python and gets the data as arguments, where the jitted "
+    "one has them as constants"
+)
 
 
 def run() -> list[dict]:
@@ -47,7 +51,7 @@ def run() -> list[dict]:
             candidates["scikit-learn"] = lambda m=model, d=host: m.fit(*d).coef_
         problem = jxt.Composite(loss, jxt.prox.L1(lam))
         residual = lambda w, p=problem: float(jxt.tree.norm(p.residual(jnp.asarray(w, X.dtype))))  # noqa: B023
-        for timing in race(candidates, reference="jitted", rounds=5):
+        for timing in race(candidates, reference="jitted", rounds=9):
             row = {"problem": name, "who": timing.name, "ms": 1e3 * timing.seconds}
             row["ratio"] = timing.ratio
             if timing.name != "gradient":

@@ -99,6 +99,20 @@ def test_safeguard_survives_a_map_that_misleads_extrapolation():
     np.testing.assert_allclose(solution.value, 0, atol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-2, 1e2])
+def test_the_safeguard_is_relative_to_the_first_residual(scale):
+    """Half of it is asked for; until then steps are averaged, whatever the units."""
+    problem = jxt.FixedPoint(lambda x: -0.2 * x)
+    path = lambda safeguard: jxt.solve(
+        problem,
+        fixed_point.Anderson(safeguard=safeguard, tol=0.0, max_steps=3),
+        jnp.array([scale]),
+        trace=lambda problem, x, state: x,
+    ).trace[:, 0]
+    np.testing.assert_allclose(path(0.5)[:2], [scale, 0.4 * scale])
+    np.testing.assert_allclose(path(2.0)[:2], [scale, -0.2 * scale], rtol=1e-4)
+
+
 def test_splitting_operators_are_accelerated_by_wrapping():
     X, y = RNG.normal(size=(30, 8)), RNG.normal(size=30)
     problem = jxt.Composite(objectives.SquaredLoss(X, y), prox.L1(0.05))
