@@ -113,6 +113,16 @@ def test_the_safeguard_is_relative_to_the_first_residual(scale):
     np.testing.assert_allclose(path(2.0)[:2], [scale, -0.2 * scale], rtol=1e-4)
 
 
+def test_the_safeguard_tightens_with_each_accelerated_step():
+    problem = jxt.FixedPoint(lambda x: ROTATION @ x)  # residuals never shrink
+    solver = fixed_point.Anderson(history=1, safeguard=2.0, tol=0.0, max_steps=3)
+    start = jnp.array([1.0, 0.0])
+    path = jxt.solve(problem, solver, start, trace=lambda problem, x, state: x).trace
+    accelerated = ROTATION @ start
+    averaged = 0.5 * (accelerated + ROTATION @ accelerated)
+    np.testing.assert_allclose(path, [start, accelerated, averaged], atol=1e-12)
+
+
 def test_splitting_operators_are_accelerated_by_wrapping():
     X, y = RNG.normal(size=(30, 8)), RNG.normal(size=30)
     problem = jxt.Composite(objectives.SquaredLoss(X, y), prox.L1(0.05))
