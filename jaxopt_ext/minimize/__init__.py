@@ -17,10 +17,12 @@ Over a set with a linear oracle:
 
 - `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
 
-Step sizes are objects: `Backtracking`, `FixedStep`.
+Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
+Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
 """
 
 from .block_coordinate import (
+    AbstractSelection,
     BlockCoordinateDescent,
     Cyclic,
     GreedyCoordinateDescent,
@@ -29,12 +31,21 @@ from .block_coordinate import (
 )
 from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
-from .mirror_descent import EntropicOrthant, EntropicSimplex, Euclidean, MirrorDescent
+from .mirror_descent import (
+    AbstractMirrorMap,
+    EntropicOrthant,
+    EntropicSimplex,
+    Euclidean,
+    MirrorDescent,
+)
 from .proximal_gradient import FISTA, ProximalGradient
-from .step_size import Backtracking, FixedStep
+from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
     "FISTA",
+    "AbstractMirrorMap",
+    "AbstractSelection",
+    "AbstractStepSize",
     "AwayFrankWolfe",
     "Backtracking",
     "BlockCoordinateDescent",
