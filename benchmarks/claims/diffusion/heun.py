@@ -39,4 +39,11 @@ def run() -> Outcome:
                 row["Heun"] += rms(solve(diffusion.Heun(), count // 2, x)) / 3
     ratios = np.array([row["Heun"] / row["DDIM"] for row in table])
     holds = bool(np.all(ratios[:3] < 1) and ratios[2] <= 0.25)
-    return Outcome(table, holds, "Reference: Heun's method with 5000 steps in double precision.")
+    return Outcome(
+        table,
+        holds,
+        "Reference: Heun's method with 5000 steps in double precision. Ten steps of a second-order "
+        "method are too few here. Tried afterwards: rho 3, 5 and 9, with which Heun is behind at "
+        "20 evaluations too (3.8, 2.0 and 1.6 times DDIM's error) and ahead at 80 (0.41, 0.29 and "
+        "0.25 times).",
+    )

@@ -27,7 +27,9 @@ def run() -> Outcome:
         table,
         holds,
         "Steps to the gap, from the centre of the simplex. The entropic steps hardly grow with n, "
-        "as claimed; projected gradient with the same backtracking is not slower here.",
+        "as claimed; projected gradient with the same backtracking is not slower here. Tried "
+        "afterwards: smoothing of 0.01 (at n = 10000 210 entropic steps, 281 Euclidean), and gaps "
+        "of 1e-3 (88 and 56; with 0.01, 794 and 579).",
     )
 
 

@@ -68,5 +68,7 @@ def run() -> Outcome:
         "The game part holds. On digits the ratios of losses are "
         + ", ".join(f"{ratio:.2f} at {rate:g}" for ratio, rate in zip(ratios, RATES, strict=True))
         + "; 0.01 is the best rate for both: the longer the step, the less the gradients of past "
-        "batches say about the next.",
+        "batches say about the next. Tried afterwards at 0.003 and 0.01: the last gradient as the "
+        "prediction, 0.79 and 0.81; spans of 3 and 10, 0.86 and 0.84, 1.15 and 1.17; the current "
+        "momentum, 0.81 and 1.19; the second moment of what was not predicted, 0.96 and 1.15.",
     )
