@@ -23,8 +23,9 @@ class ImplicitAdjoint(AbstractAdjoint):
 
     so memory does not grow with the number of steps and the solver itself is never
     differentiated. It is a custom JVP: forward and reverse mode, `vmap`, and higher derivatives
-    all work. Where the Jacobian is singular, the inverse is the pseudo-inverse. In reverse mode a
-    linear solve that fails, on a NaN say, raises a runtime error.
+    all work. Where the Jacobian is singular, the inverse is the pseudo-inverse; `linear_solver`
+    says how far that goes for large ones. In reverse mode a linear solve that fails, on a NaN say,
+    raises a runtime error.
 
     **Arguments:**
 

@@ -25,7 +25,8 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
     Small systems are factorized by LU, large ones go matrix-free through BiCGStab, which looks at
     its residual after every step, and where it breaks down through restarted GMRES, which looks
     once a cycle. The answer is kept if its true residual is small and, for LU, if the pivots show
-    no rank loss. Otherwise LSMR finds the minimum-norm least-squares solution $A^{+} b$. A method
+    no rank loss. Otherwise LSMR finds the minimum-norm least-squares solution $A^{+} b$. So a
+    large singular system that has solutions gets one of them, not always the smallest. A method
     that is not needed takes no step, also under `vmap`.
 
     **Arguments:**
@@ -72,7 +73,7 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
         scale = jnp.where(norm > 0, norm, 1)
         unit = flat / scale
 
-        def regular_and_solved(x):
+        def solved(x):
             gap = jnp.linalg.norm(operator.mv(x) - unit)
             return state.regular & (gap <= tolerance)  # False for NaN
 
@@ -80,17 +81,21 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
         if state.flat:
             factors, transposed = state.factors
             x = jax.scipy.linalg.lu_solve(factors, unit, trans=int(transposed.value))
+            answer = (solved(x), x, successful)
         else:
             max_steps = self.max_steps or 2 * flat.size
-            fast = lx.BiCGStab(0.0, 0.5 * tolerance, tree.norm, max_steps)
+            fast = lx.BiCGStab(0.0, 0.9 * tolerance, tree.norm, max_steps)
             x, _ = _run(fast, operator, unit)
             # GMRES demands its tolerance of the last update too, so ask for less than we check.
             restart = min(40, flat.size)
             sure = lx.GMRES(0.0, 0.1 * tolerance, tree.norm, self.max_steps, restart, 3)
-            x, _ = _unless(regular_and_solved(x), (x, successful), sure, operator, unit)
-        done = regular_and_solved(x)
+            done, x, _ = _or_else((solved(x), x, successful), sure, operator, unit, solved)
+            answer = (done, x, successful)
         lsmr = lx.LSMR(rtol=0.1 * tolerance, atol=0.1 * tolerance, max_steps=self.max_steps)
-        x, result = _unless(done, (x, successful), lsmr, operator, unit)
+        # LSMR has the last word.
+        _, x, result = _or_else(
+            answer, _DefaultPrecision(lsmr), operator, unit, lambda x: jnp.asarray(True)
+        )
         if not self.strict:
             result = lx.RESULTS.where(jnp.all(jnp.isfinite(x)), successful, result)
         return unravel(x * scale), result, {}
@@ -116,20 +121,48 @@ def _run(solver, operator, vector):
     return solver.compute(solver.init(operator, {}), vector, {})[:2]
 
 
-def _unless(done, answer, solver, operator, vector):
-    """`answer` if `done`, else what `solver` finds.
+class _DefaultPrecision(eqx.Module):
+    """A solver whose own scalars are of JAX's default precision, as those of LSMR in lineax 0.1.1:
+    vectors must be too, or it does not compile for single precision where double is enabled."""
+
+    solver: lx.AbstractLinearSolver
+
+    def init(self, operator, options):
+        shape, dtype = operator.in_structure().shape, operator.in_structure().dtype
+        default = _default(dtype)
+
+        def mv(v):
+            return operator.mv(v.astype(dtype)).astype(default)
+
+        wide = lx.FunctionLinearOperator(mv, jax.ShapeDtypeStruct(shape, default))
+        return self.solver.init(wide, options)
+
+    def compute(self, state, vector, options):
+        x, result, stats = self.solver.compute(
+            state, vector.astype(_default(vector.dtype)), options
+        )
+        return x.astype(vector.dtype), result, stats
+
+
+def _default(dtype):
+    return jnp.promote_types(dtype, jnp.result_type(float))
+
+
+def _or_else(answer, solver, operator, vector, solved):
+    """The `answer`, a triple of whether it is one, the vector and a result, or that of `solver`.
 
     It is a loop of at most one step: under `vmap` that is skipped if all are done, where a
-    conditional would always take both branches.
+    conditional would always take both branches, and keeps what is done. What `solver` finds is
+    judged inside, so that an answer that stands is not judged again.
     """
 
     def body(carry):
-        _, (x, result) = carry
-        new, new_result = _run(solver, operator, jnp.where(done, 0, vector))
-        result = lx.RESULTS.where(done, result, new_result)
-        return jnp.asarray(True), (jnp.where(done, x, new), result)
+        _, (done, _, _) = carry
+        # Nothing to do for those that wait for others.
+        new, result = _run(solver, operator, jnp.where(done, 0, vector))
+        return jnp.asarray(True), (solved(new), new, result)
 
-    return jax.lax.while_loop(lambda carry: ~carry[0], body, (done, answer))[1]
+    return jax.lax.while_loop(lambda carry: ~carry[0], body, (answer[0], answer))[1]
 
 
 def _ravelled(operator, vector, unravel):

@@ -1,7 +1,7 @@
 """The diagonal of the Hessian from products with random signs (Hutchinson)."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -67,12 +67,13 @@ def hutchinson_diag(
     return jax.tree.map(lambda x: x / n, total)
 
 
-def random_signs(key: Key[Array, ""], shape: tuple[int, ...] = (), dtype: Any = float) -> Array:
+def random_signs(key: Key[Array, ""], shape: Sequence[int] = (), dtype: Any = float) -> Array:
     """Independent entries 1 or -1, equally likely.
 
     Each random word gives 32 of them along the last axis, where `jax.random.rademacher` draws a
     word for each, which takes about ten times as long.
     """
+    shape = tuple(shape)
     size = shape[-1] if shape else 1
     count = math.ceil(size / 32)
     words = jax.random.bits(key, (*shape[:-1], count), jnp.uint32)

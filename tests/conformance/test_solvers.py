@@ -168,6 +168,29 @@ def test_gradient_equals_central_differences_of_the_oracle(row, kind):
         np.testing.assert_allclose(forward, reverse, rtol=1e-6, atol=1e-8)
 
 
+@pytest.mark.parametrize("kind", CASES)
+def test_gradient_in_single_precision(kind):
+    """Of one solver for each problem type, as derivatives belong to the problem; double precision
+    is enabled besides."""
+    case = CASES[kind]
+    able = [
+        row for row in ROWS if kind in _kinds(row) and not {"gradient", "float32"} & {*row.opt_outs}
+    ]
+    if not able:
+        pytest.skip(f"no solver of {kind.__name__} stays in single precision")
+    row = able[0]
+
+    def slope(dtype):
+        weights = jnp.sin(1 + jnp.arange(len(_oracle(kind)), dtype=dtype))
+        solver = _sharp(row.example(), dtype)
+        score = lambda theta: jnp.vdot(weights, case.primal(_solve(solver, case, theta).value))
+        return jax.grad(score)(_theta(case, dtype))
+
+    single, double = slope(jnp.float32), slope(jnp.float64)
+    assert single.dtype == jnp.float32
+    np.testing.assert_allclose(single, double, rtol=2e-2, atol=2e-2)
+
+
 @pytest.mark.parametrize(("row", "kind"), FIRST)
 def test_new_numbers_do_not_retrace(row, kind, trace_count):
     _skip(row, "retrace")

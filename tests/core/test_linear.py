@@ -1,0 +1,77 @@
+"""The linear solver behind implicit derivatives, against pseudo-inverses."""
+
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+
+from jaxopt_ext.core import LeastSquaresFallback
+
+N = 6
+RNG = np.random.default_rng(0)
+REGULAR = RNG.normal(size=(N, N)) + 3 * np.eye(N)
+SINGULAR = RNG.normal(size=(N, 3)) @ RNG.normal(size=(3, N))
+SKEW = np.kron(np.eye(N // 2), [[0.0, -1.0], [1.0, 0.0]])  # BiCGStab breaks down at once
+DIAGONAL = np.diag([1.0, 2.0, 3.0, 4.0, 0.0, 0.0])  # LU finds an answer, not the smallest
+MATRICES = {"regular": REGULAR, "singular": SINGULAR, "skew": SKEW, "diagonal": DIAGONAL}
+
+
+def solve(matrix, vector, dense_size):
+    operator = lx.MatrixLinearOperator(matrix)
+    solver = LeastSquaresFallback(dense_size=dense_size)
+    return lx.linear_solve(operator, vector, solver, throw=False).value
+
+
+def tolerance(dtype):
+    return dict(rtol=1e-4, atol=1e-4) if dtype == jnp.float32 else dict(rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("dense_size", [0, 256], ids=["matrix-free", "dense"])
+@pytest.mark.parametrize("consistent", [True, False])
+def test_one_by_one_and_all_at_once(dtype, dense_size, consistent):
+    """In a batch, answers that stand are kept while others fall back."""
+    matrices = np.stack(list(MATRICES.values()))
+    vectors = RNG.normal(size=(len(matrices), N))
+    if consistent:
+        vectors = np.einsum("bij,bj->bi", matrices, vectors)
+    wanted = np.einsum("bij,bj->bi", np.linalg.pinv(matrices), vectors)
+    A, b = jnp.asarray(matrices, dtype), jnp.asarray(vectors, dtype)
+    one = jax.jit(lambda A, b: solve(A, b, dense_size))
+    together = jax.jit(jax.vmap(lambda A, b: solve(A, b, dense_size)))(A, b)
+    for i, name in enumerate(MATRICES):
+        for found in (one(A[i], b[i]), together[i]):
+            assert found.dtype == dtype
+            if name == "singular" and consistent and dense_size == 0:  # any solution will do
+                found, expected = matrices[i] @ found, vectors[i]
+            else:
+                expected = wanted[i]
+            np.testing.assert_allclose(found, expected, **tolerance(dtype), err_msg=name)
+
+
+def test_strict_reports_what_it_does_not_reach():
+    solver = LeastSquaresFallback(dense_size=0, max_steps=1, strict=True)
+    solution = lx.linear_solve(
+        lx.MatrixLinearOperator(jnp.asarray(REGULAR)), jnp.ones(N), solver, throw=False
+    )
+    assert solution.result != lx.RESULTS.successful
+    lax = LeastSquaresFallback(dense_size=0, max_steps=1)
+    solution = lx.linear_solve(
+        lx.MatrixLinearOperator(jnp.asarray(REGULAR)), jnp.ones(N), lax, throw=False
+    )
+    assert solution.result == lx.RESULTS.successful
+
+
+@pytest.mark.parametrize("dense_size", [0, 256])
+def test_bad_numbers_are_failures(dense_size):
+    matrix = jnp.asarray(REGULAR).at[0, 0].set(jnp.nan)
+    solver = LeastSquaresFallback(dense_size=dense_size)
+    solution = lx.linear_solve(lx.MatrixLinearOperator(matrix), jnp.ones(N), solver, throw=False)
+    assert solution.result != lx.RESULTS.successful
+
+
+def test_only_square_systems():
+    with pytest.raises(ValueError, match="shaped like x"):
+        lx.linear_solve(
+            lx.MatrixLinearOperator(jnp.ones((2, 3))), jnp.ones(2), LeastSquaresFallback()
+        )
