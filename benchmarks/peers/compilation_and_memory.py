@@ -36,8 +36,7 @@ def _compile_times():
     import jaxopt
 
     # Both libraries are imported whole before the first clock starts; ours would load on demand.
-    for family in (jxt.minimize, jxt.prox, jxt.splitting, jxt.fixed_point):
-        vars(family)
+    _ = jxt.minimize, jxt.prox, jxt.splitting, jxt.fixed_point
     rng = np.random.default_rng(0)
     X = jnp.asarray(rng.normal(size=(100, 50)), jnp.float32)
     y, start = X[:, 0], jnp.zeros(50, jnp.float32)
