@@ -7,10 +7,10 @@
   implicit derivative to a solution found elsewhere.
 - `AbstractSolver` and `AbstractSplittingSolver` are the contracts for new solvers.
 - `objectives`: losses of linear models. `operators`: linear maps. `checkpoint`: saving trees.
-  `ring`: the last points of a sequence.
+  `loops`: loops that trace in `shard_map`. `ring`: the last points of a sequence.
 """
 
-from . import checkpoint, checks, objectives, operators, progress, ring, tree
+from . import checkpoint, checks, loops, objectives, operators, progress, ring, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
 from .closure import hoist
 from .linear import LeastSquaresFallback
@@ -59,6 +59,7 @@ __all__ = [
     "checkpoint",
     "checks",
     "hoist",
+    "loops",
     "objectives",
     "operators",
     "progress",

@@ -1,11 +1,17 @@
 """Derivatives of solutions."""
 
+import functools
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
+import numpy as np
 from jaxtyping import Array, PyTree
 
+from . import checks, loops, tree
+from .closure import hoist
 from .linear import LeastSquaresFallback
 from .problem import AbstractProblem
 
@@ -22,15 +28,16 @@ class ImplicitAdjoint(AbstractAdjoint):
     $$\\partial x^* = -(\\partial_x F)^{-1}\\, \\partial_\\theta F,$$
 
     so memory does not grow with the number of steps and the solver itself is never
-    differentiated. It is a custom JVP: forward and reverse mode, `vmap`, and higher derivatives
-    all work. Where the Jacobian is singular, the inverse is the pseudo-inverse; `linear_solver`
-    says how far that goes for large ones. In reverse mode a linear solve that fails, on a NaN say,
-    raises a runtime error.
+    differentiated. It is a custom JVP around a linear solve that JAX can transpose: forward and
+    reverse mode, `vmap`, higher derivatives and `shard_map` all work. Where the Jacobian is
+    singular, the inverse is the pseudo-inverse; `linear_solver` says how far that goes for large
+    ones. A linear solve that fails, on a NaN say, shows as NaN.
 
     **Arguments:**
 
-    - `linear_solver`: any `lineax` solver.
-    - `throw`: raise in forward mode too, where a failure otherwise shows as NaN.
+    - `linear_solver`: any `lineax` solver. Those of `lineax` itself do not trace in `shard_map`
+      with its check on, where they iterate.
+    - `throw`: raise a runtime error instead of a NaN.
 
     **Reference:** Blondel et al., Efficient and Modular Implicit Differentiation, 2022,
     arXiv:2105.15183.
@@ -41,20 +48,24 @@ class ImplicitAdjoint(AbstractAdjoint):
 
 
 class UnrolledAdjoint(AbstractAdjoint):
-    """Differentiate the iterations themselves, in reverse mode, with checkpoints.
+    """Differentiate the iterations themselves, with checkpoints.
 
-    Memory grows with the square root of the number of steps. The derivative is that of the
-    iterate reached, which is what bilevel methods with few inner steps ask for. Solvers whose step
-    is itself a search of unknown length (`GradientDescent` with an `optax` line search, penalties
-    that adapt) cannot be unrolled; those with `Backtracking` can.
+    Memory grows with the square root of the solver's `max_steps`. The derivative is that of the
+    iterate reached, which is what bilevel methods with few inner steps ask for: set `max_steps` to
+    that few, because under `vmap` all of them are run. Forward mode and higher derivatives work.
+    Solvers whose step is itself a search of unknown length (`GradientDescent`, penalties that
+    adapt) cannot be unrolled in reverse mode; those with `Backtracking` can.
 
     **Arguments:**
 
-    - `checkpoints`: number of iterates kept; `None` picks about $\\sqrt{2 \\cdot
-      \\mathrm{max\\_steps}}$.
+    - `checkpoints`: number of iterates kept; `None` picks about $\\sqrt{\\mathrm{max\\_steps}}$.
     """
 
     checkpoints: int | None = eqx.field(static=True, default=None)
+
+    def __check_init__(self):
+        if self.checkpoints is not None:
+            checks.count("checkpoints", self.checkpoints)
 
 
 class OneStepAdjoint(AbstractAdjoint):
@@ -70,47 +81,83 @@ class OneStepAdjoint(AbstractAdjoint):
 
 def attach(x: PyTree[Array], problem: AbstractProblem, adjoint: ImplicitAdjoint) -> PyTree[Array]:
     """Return `x`, a solution found by any means, with the implicit derivative in `problem`."""
-    return _attach(x, problem, adjoint)
+    traced, static = eqx.partition((hoist(problem), adjoint), _is_array)
+    moving, fixed = eqx.partition(traced, eqx.is_inexact_array)
+    return _attach(static, x, moving, fixed)
 
 
-@eqx.filter_custom_jvp
-def _attach(x, problem, adjoint):
-    del problem, adjoint
+def _is_array(leaf: Any) -> bool:
+    return eqx.is_array(leaf) or isinstance(leaf, np.ndarray)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _attach(static, x, moving, fixed):
+    del static, moving, fixed
     return x
 
 
-@_attach.def_jvp
-def _attach_jvp(primals, tangents):
-    x, problem, adjoint = primals
-    _, problem_dot, _ = tangents
-    x = attach(x, problem, adjoint)  # so that this rule can be differentiated again
-
+@functools.partial(_attach.defjvp, symbolic_zeros=True)
+def _attach_jvp(static, primals, tangents):
+    x, moving, fixed = primals
+    x = _attach(static, x, moving, fixed)  # so that this rule can be differentiated again
+    problem, adjoint = eqx.combine(eqx.combine(moving, fixed), static)
+    is_zero = lambda leaf: isinstance(leaf, jax.custom_derivatives.SymbolicZero)
+    dots = jax.tree.map(lambda t: None if is_zero(t) else t, tangents[1], is_leaf=is_zero)
+    if not jax.tree.leaves(dots):
+        return x, jax.tree.map(jnp.zeros_like, x)
     is_none = lambda leaf: leaf is None
-    fixed = jax.tree.map(is_none, problem_dot, is_leaf=is_none)
-    constants, varying = eqx.partition(problem, fixed, is_leaf=is_none)
+    pick = lambda dot, leaf: None if dot is None else leaf
+    moved = jax.tree.map(pick, dots, moving, is_leaf=is_none)
+    start = tree.real_view(x)
 
-    def residual_of_problem(varying):
-        return real_view(eqx.combine(varying, constants).residual(x))
+    def residual_of_problem(moved):
+        moved, _ = eqx.combine(moved, moving, fixed, static)
+        return tree.cast_like(tree.real_view(moved.residual(x)), start)
 
-    def residual_of_point(point, problem):
-        return real_view(problem.residual(complex_view(point, x)))
+    def residual_of_point(point):
+        return tree.cast_like(tree.real_view(problem.residual(tree.complex_view(point, x))), start)
 
-    _, drift = jax.jvp(residual_of_problem, (varying,), (problem_dot,))
-    jacobian = lx.JacobianLinearOperator(
-        residual_of_point, real_view(x), problem, tags=problem.tags()
+    _, drift = jax.jvp(residual_of_problem, (moved,), (dots,))
+    drift = _linked(drift)
+    _, product = jax.linearize(residual_of_point, start)
+    # In shard_map, both sides of the system vary over what either varies over.
+    axes = loops.varying_axes((x, drift))
+    drift = loops.vary(drift, axes)
+    vary = lambda fun: lambda v: loops.vary(fun(v), axes)
+    solver = functools.partial(_linear_solve, adjoint, problem.tags())
+    solution = jax.lax.custom_linear_solve(
+        vary(product),
+        drift,
+        solver,
+        solver,
+        symmetric=lx.symmetric_tag in problem.tags(),
     )
-    solution = lx.linear_solve(jacobian, drift, adjoint.linear_solver, throw=adjoint.throw)
-    x_dot = complex_view(jax.tree.map(jnp.negative, solution.value), x)
-    return x, x_dot
+    return x, tree.complex_view(jax.tree.map(jnp.negative, solution), x)
 
 
-def real_view(x: PyTree[Array]) -> PyTree[Array]:
-    """Complex leaves as pairs of real ones: residuals need not be holomorphic."""
-    return jax.tree.map(lambda leaf: (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else leaf, x)
+def _linked(x: PyTree[Array]) -> PyTree[Array]:
+    """`x`, of which every leaf depends on all: the transpose of a linear solve asks for a right-hand
+    side that is linear in something as a whole."""
+    leaves = jax.tree.leaves(x)
+    if len(leaves) == 1:
+        return x
+    nothing = tree.sum_leaves([_empty_sum(leaf) for leaf in leaves])
+    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), x)
 
 
-def complex_view(x: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
-    """Inverse of `real_view`; `like` tells which leaves are complex."""
-    return jax.tree.map(
-        lambda leaf, part: jax.lax.complex(*part) if jnp.iscomplexobj(leaf) else part, like, x
-    )
+def _empty_sum(leaf: Array) -> Array:
+    return 0 * jnp.sum(leaf) if tree.is_spread(leaf) else jnp.sum(jnp.atleast_1d(leaf)[:0])
+
+
+def _linear_solve(adjoint, tags, product, vector):
+    solver = adjoint.linear_solver
+    if isinstance(solver, LeastSquaresFallback):
+        x, solved = solver.solve(product, vector)
+    else:
+        shape = jax.eval_shape(lambda v: v, vector)
+        operator = lx.FunctionLinearOperator(product, shape, tags)
+        x, result, _ = solver.compute(solver.init(operator, {}), vector, {})
+        solved = result == lx.RESULTS.successful
+    if adjoint.throw:
+        return eqx.error_if(x, ~solved, "The linear solve behind an implicit derivative failed.")
+    return jax.tree.map(lambda leaf: jnp.where(solved, leaf, jnp.nan), x)

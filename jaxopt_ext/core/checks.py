@@ -6,6 +6,7 @@ solver's status.
 
 from typing import Any
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,18 +75,45 @@ def count(name: str, value: Any, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
 
 
-def inexact_tree(name: str, value: PyTree) -> PyTree:
-    """Return `value` with array leaves; raise on no leaves or on integer or boolean ones."""
-    leaves, treedef = jax.tree.flatten(value)
-    if not leaves:
-        raise ValueError(f"{name} is an empty pytree: there is nothing to solve for")
-    arrays = [leaf if isinstance(leaf, jax.Array) else jnp.asarray(leaf) for leaf in leaves]
-    for array in arrays:
-        if not jnp.issubdtype(array.dtype, jnp.inexact):
-            raise TypeError(f"{name} must hold floating-point arrays, got dtype {array.dtype}")
+def split_point(name: str, value: PyTree) -> tuple[PyTree, PyTree]:
+    """The floating-point array leaves of a point, and its other leaves, each with `None` in the
+    places of the others.
+
+    Numbers in plain containers are made arrays; those inside of equinox modules, a dropout rate
+    say, are none of the variables, as everywhere in equinox.
+
+    **Raises:** `TypeError` if no leaf is a floating-point array; `ValueError` if there is none.
+    """
+    whole = jax.tree.map(_variable, value, is_leaf=lambda x: isinstance(x, eqx.Module))
+    arrays, rest = eqx.partition(whole, eqx.is_inexact_array)
+    if not jax.tree.leaves(arrays):
+        kinds = sorted({_kind(leaf) for leaf in jax.tree.leaves(rest)})
+        if not kinds:
+            raise ValueError(f"{name} is an empty pytree: there is nothing to solve for")
+        raise TypeError(f"{name} must hold floating-point arrays, got {', '.join(kinds)}")
     # A weak type would give way to that of another leaf.
-    arrays = [a.astype(a.dtype) if a.weak_type else a for a in arrays]
-    return jax.tree.unflatten(treedef, arrays)
+    arrays = jax.tree.map(lambda a: a.astype(a.dtype) if a.weak_type else a, arrays)
+    return arrays, rest
+
+
+def _variable(x: Any) -> Any:
+    if isinstance(x, eqx.Module):
+        return jax.tree.map(lambda a: jnp.asarray(a) if isinstance(a, np.ndarray) else a, x)
+    if isinstance(x, float | complex | np.ndarray | np.inexact):
+        return jnp.asarray(x)
+    return x
+
+
+def _kind(leaf: Any) -> str:
+    return f"dtype {leaf.dtype}" if hasattr(leaf, "dtype") else type(leaf).__name__
+
+
+def inexact_tree(name: str, value: PyTree) -> PyTree:
+    """Return `value` with array leaves; raise on no leaves or on any that is not floating-point."""
+    arrays, rest = split_point(name, value)
+    for leaf in jax.tree.leaves(rest):
+        raise TypeError(f"{name} must hold floating-point arrays, got {_kind(leaf)}")
+    return arrays
 
 
 def scalar(value: Any):

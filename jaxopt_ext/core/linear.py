@@ -1,31 +1,27 @@
 """The linear solver behind implicit derivatives."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 import lineax as lx
 from jax.flatten_util import ravel_pytree
+from jaxtyping import Array, Bool, Float, PyTree
 
-from . import checks, tree
+from . import checks, loops, ring, tree
 
-
-class _State(eqx.Module):
-    operator: lx.AbstractLinearOperator
-    factors: Any
-    regular: Any
-    flat: bool = eqx.field(static=True)
+LinearFunction = Callable[[PyTree[Array]], PyTree[Array]]
 
 
-class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
+class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     """Solve a square system fast if it is regular, and in the least-squares sense if it is not.
 
-    Small systems are factorized by LU, large ones go matrix-free through BiCGStab, which looks at
-    its residual after every step, and where it breaks down through restarted GMRES, which looks
-    once a cycle. The answer is kept if its true residual is small and, for LU, if the pivots show
-    no rank loss. Otherwise LSMR finds the minimum-norm least-squares solution $A^{+} b$. So a
+    Small systems are factorized by LU. Large ones go matrix-free through GMRES, which looks at its
+    residual after every product: where all but $k$ unknowns are decoupled from each other it needs
+    about $k$ of them. The answer is kept if its true residual is small and, for LU, if the pivots
+    show no rank loss. Otherwise LSQR finds the minimum-norm least-squares solution $A^{+} b$. So a
     large singular system that has solutions gets one of them, not always the smallest. A method
     that is not needed takes no step, also under `vmap`.
 
@@ -34,10 +30,13 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
     - `rtol`: relative residual that counts as solved; `None` is `1e-5` in single and `1e-9` in
       double precision.
     - `dense_size`: systems of at most this size are factorized.
-    - `max_steps`: limit on the iterations of each method; `None` is twice the size for BiCGStab
-      and ten times for the others.
-    - `strict`: report an LSMR solve that missed its tolerance as failed; else its last iterate is
+    - `max_steps`: limit on the products of each method; `None` is twice the size for GMRES, which
+      gives up when it stagnates, and ten times for LSQR.
+    - `strict`: report an LSQR solve that missed its tolerance as failed; else its last iterate is
       taken. What is not finite always counts as failed.
+
+    **Reference:** Saad, Schultz, GMRES, 1986, in the simpler form of Jiránek, Rozložník, Adaptive
+    Version of Simpler GMRES, 2010. Paige, Saunders, LSQR, 1982.
     """
 
     rtol: float | None = None
@@ -50,124 +49,217 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[_State]):
             checks.positive("rtol", self.rtol)
         checks.count("dense_size", self.dense_size, minimum=0)
 
+    def solve(
+        self, product: LinearFunction, vector: PyTree[Array]
+    ) -> tuple[PyTree, Bool[Array, ""]]:
+        """$A^{-1} b$ or $A^+ b$ from the function $x \\mapsto Ax$, and whether it was reached."""
+        if any(map(jnp.iscomplexobj, jax.tree.leaves(vector))):
+            real = lambda x: tree.real_view(product(tree.complex_view(x, vector)))
+            x, solved = self.solve(real, tree.real_view(vector))
+            return tree.complex_view(x, vector), solved
+        dtype = tree.real_dtype(vector)
+        tolerance = jnp.asarray(self.rtol or (1e-9 if dtype == jnp.float64 else 1e-5), dtype)
+        norm = tree.norm(vector)
+        scale = jnp.where(norm > 0, norm, 1)
+        unit = tree.scale(vector, 1 / scale)
+        spread = any(map(tree.is_spread, jax.tree.leaves(vector)))
+        if tree.size(vector) <= self.dense_size and not spread:
+            first = _factorized(product, unit, tolerance)
+        else:
+            limit = self.max_steps or 2 * tree.size(vector)
+            first = _gmres(product, unit, tolerance, limit)
+        limit = self.max_steps or 10 * tree.size(vector)
+        x, solved = _unless(first, lambda b: _lsqr(product, b, tolerance, limit), unit)
+        finite = tree.all_finite(x)
+        return tree.scale(x, scale), solved & finite if self.strict else finite
+
     def init(self, operator, options):
         del options
         if operator.in_size() != operator.out_size():
             raise ValueError("the residual must be shaped like x")
-        if operator.in_size() > self.dense_size:
-            return _State(lx.linearise(operator), None, jnp.asarray(True), False)
-        matrix = operator.as_matrix()
-        factors = jax.scipy.linalg.lu_factor(matrix)
-        pivots = jnp.abs(jnp.diagonal(factors[0]))
-        rounding = matrix.shape[0] * jnp.finfo(matrix.dtype).eps
-        regular = jnp.min(pivots, initial=jnp.inf) > rounding * jnp.max(pivots, initial=0)
-        dense = lx.MatrixLinearOperator(matrix)
-        return _State(dense, (factors, eqxi.Static(False)), regular, True)
+        return operator
 
     def compute(self, state, vector, options):
         del options
-        flat, unravel = ravel_pytree(vector)
-        operator = state.operator if state.flat else _ravelled(state.operator, vector, unravel)
-        tolerance = self.rtol or (1e-9 if flat.dtype == jnp.float64 else 1e-5)
-        norm = jnp.linalg.norm(flat)
-        scale = jnp.where(norm > 0, norm, 1)
-        unit = flat / scale
-
-        def solved(x):
-            gap = jnp.linalg.norm(operator.mv(x) - unit)
-            return state.regular & (gap <= tolerance)  # False for NaN
-
-        successful = lx.RESULTS.successful
-        if state.flat:
-            factors, transposed = state.factors
-            x = jax.scipy.linalg.lu_solve(factors, unit, trans=int(transposed.value))
-            answer = (solved(x), x, successful)
-        else:
-            max_steps = self.max_steps or 2 * flat.size
-            fast = lx.BiCGStab(0.0, 0.9 * tolerance, tree.norm, max_steps)
-            x, _ = _run(fast, operator, unit)
-            # GMRES demands its tolerance of the last update too, so ask for less than we check.
-            restart = min(40, flat.size)
-            sure = lx.GMRES(0.0, 0.1 * tolerance, tree.norm, self.max_steps, restart, 3)
-            done, x, _ = _or_else((solved(x), x, successful), sure, operator, unit, solved)
-            answer = (done, x, successful)
-        lsmr = lx.LSMR(rtol=0.1 * tolerance, atol=0.1 * tolerance, max_steps=self.max_steps)
-        # LSMR has the last word.
-        _, x, result = _or_else(
-            answer, _DefaultPrecision(lsmr), operator, unit, lambda x: jnp.asarray(True)
-        )
-        if not self.strict:
-            result = lx.RESULTS.where(jnp.all(jnp.isfinite(x)), successful, result)
-        return unravel(x * scale), result, {}
+        x, solved = self.solve(state.mv, vector)
+        result = lx.RESULTS.where(solved, lx.RESULTS.successful, lx.RESULTS.singular)
+        return x, result, {}
 
     def transpose(self, state, options):
-        factors = state.factors
-        if factors is not None:
-            factors = (factors[0], eqxi.Static(not factors[1].value))
-        return _State(state.operator.T, factors, state.regular, state.flat), options
+        return state.T, options
 
     def conj(self, state, options):
-        if state.factors is None:
-            return _State(lx.conj(state.operator), None, state.regular, state.flat), options
-        (lu, pivots), transposed = state.factors
-        factors = ((lu.conj(), pivots), transposed)
-        return _State(lx.conj(state.operator), factors, state.regular, state.flat), options
+        return lx.conj(state), options
 
     def assume_full_rank(self):
         return True
 
 
-def _run(solver, operator, vector):
-    return solver.compute(solver.init(operator, {}), vector, {})[:2]
+class _Answer(NamedTuple):
+    x: PyTree[Array]
+    solved: Bool[Array, ""]
 
 
-class _DefaultPrecision(eqx.Module):
-    """A solver whose own scalars are of JAX's default precision, as those of LSMR in lineax 0.1.1:
-    vectors must be too, or it does not compile for single precision where double is enabled."""
-
-    solver: lx.AbstractLinearSolver
-
-    def init(self, operator, options):
-        shape, dtype = operator.in_structure().shape, operator.in_structure().dtype
-        default = _default(dtype)
-
-        def mv(v):
-            return operator.mv(v.astype(dtype)).astype(default)
-
-        wide = lx.FunctionLinearOperator(mv, jax.ShapeDtypeStruct(shape, default))
-        return self.solver.init(wide, options)
-
-    def compute(self, state, vector, options):
-        x, result, stats = self.solver.compute(
-            state, vector.astype(_default(vector.dtype)), options
-        )
-        return x.astype(vector.dtype), result, stats
-
-
-def _default(dtype):
-    return jnp.promote_types(dtype, jnp.result_type(float))
-
-
-def _or_else(answer, solver, operator, vector, solved):
-    """The `answer`, a triple of whether it is one, the vector and a result, or that of `solver`.
+def _unless(answer: _Answer, solver, vector) -> _Answer:
+    """The answer, or that of `solver` if it is none.
 
     It is a loop of at most one step: under `vmap` that is skipped if all are done, where a
-    conditional would always take both branches, and keeps what is done. What `solver` finds is
-    judged inside, so that an answer that stands is not judged again.
+    conditional would always take both branches, and keeps what is done.
     """
 
     def body(carry):
-        _, (done, _, _) = carry
+        _, done = carry[1]
         # Nothing to do for those that wait for others.
-        new, result = _run(solver, operator, jnp.where(done, 0, vector))
-        return jnp.asarray(True), (solved(new), new, result)
+        nothing = jax.tree.map(lambda b: jnp.where(done, 0, b), vector)
+        return jnp.asarray(True), solver(nothing)
 
-    return jax.lax.while_loop(lambda carry: ~carry[0], body, (answer[0], answer))[1]
+    return loops.while_loop(lambda carry: ~carry[0], body, (answer.solved, answer))[1]
 
 
-def _ravelled(operator, vector, unravel):
-    def mv(v):
-        return ravel_pytree(operator.mv(unravel(v)))[0]
+def _gap(product, x, b):
+    return jax.tree.map(jnp.subtract, b, tree.cast_like(product(x), b))
 
-    flat = jax.eval_shape(lambda v: ravel_pytree(v)[0], vector)
-    return lx.FunctionLinearOperator(mv, flat)
+
+def _factorized(product, b, tolerance) -> _Answer:
+    flat, unravel = ravel_pytree(b)
+    column = lambda e: ravel_pytree(tree.cast_like(product(unravel(e)), b))[0]
+    basis = loops.vary(jnp.eye(flat.size, dtype=flat.dtype), loops.varying_axes(flat))
+    matrix = jax.vmap(column, out_axes=1)(basis)
+    factors = jax.scipy.linalg.lu_factor(matrix)
+    pivots = jnp.abs(jnp.diagonal(factors[0]))
+    rounding = flat.size * jnp.finfo(flat.dtype).eps
+    regular = jnp.min(pivots, initial=jnp.inf) > rounding * jnp.max(pivots, initial=0)
+    x = jax.scipy.linalg.lu_solve(factors, flat)
+    gap = jnp.linalg.norm(matrix @ x - flat)
+    return _Answer(unravel(x), regular & (gap <= tolerance))  # False for NaN
+
+
+_WINDOW = 40
+_PATIENCE = 20
+
+
+class _Search(NamedTuple):
+    x: PyTree[Array]
+    gap: PyTree[Array]
+    direction: PyTree[Array]
+    directions: PyTree[Array]  # p_i, on a leading axis
+    images: PyTree[Array]  # A p_i, orthonormal
+    norm: Float[Array, ""]
+    mark: Float[Array, ""]
+    steps: Array
+    active: Bool[Array, ""]
+
+
+def _gmres(product, b, tolerance, limit) -> _Answer:
+    """Minimize the residual over a growing Krylov space.
+
+    Directions $p_i$ are kept with orthonormal images $A p_i$, the last `_WINDOW` of them, so that
+    the residual is known after every product. The next direction is the residual while that
+    falls, and the last image where it does not; the space is the same.
+    """
+    window = min(_WINDOW, tree.size(b))
+    norm = tree.norm(b)
+    zero = jnp.asarray(0, jnp.int32)
+    nothing = jax.tree.map(jnp.zeros_like, b)
+    start = _Search(
+        nothing,
+        b,
+        b,
+        ring.empty(b, window),
+        ring.empty(b, window),
+        norm,
+        norm,
+        zero,
+        norm > 0,
+    )
+
+    def unfinished(s):
+        return s.active & (s.norm > 0.5 * tolerance) & (s.steps < limit)
+
+    def step(s):
+        p = tree.scale(s.direction, 1 / tree.norm(s.direction))
+        image = tree.cast_like(product(p), b)
+        size = tree.norm(image)
+        for _ in range(2):  # twice is enough
+            along = ring.products(s.images, image)
+            image = ring.minus(image, along, s.images)
+            p = ring.minus(p, along, s.directions)
+        left = tree.norm(image)
+        # The Krylov space is exhausted: what is left is rounding.
+        fresh = left > 10 * jnp.finfo(left.dtype).eps * size
+        inverse = jnp.where(fresh, 1 / jnp.where(fresh, left, 1), 0)
+        image, p = tree.scale(image, inverse), tree.scale(p, inverse)
+        length = tree.vdot(image, s.gap)
+        gap = tree.axpy(s.gap, -length, image)
+        norm = tree.norm(gap)
+        steps = s.steps + 1
+        slot = s.steps % window
+        due = steps % _PATIENCE == 0
+        return _Search(
+            tree.axpy(s.x, length, p),
+            gap,
+            tree.where(norm <= 0.9 * s.norm, gap, image),
+            ring.store(s.directions, p, slot, after=p),
+            ring.store(s.images, image, slot, after=image),
+            norm,
+            jnp.where(due, norm, s.mark),
+            steps,
+            fresh & jnp.isfinite(norm) & ~(due & (norm > 0.95 * s.mark)),
+        )
+
+    x = loops.while_loop(unfinished, step, start).x
+    return _Answer(x, tree.norm(_gap(product, x, b)) <= tolerance)
+
+
+class _Bidiagonalization(NamedTuple):
+    x: PyTree[Array]
+    u: PyTree[Array]
+    v: PyTree[Array]
+    w: PyTree[Array]
+    alpha: Float[Array, ""]
+    rho: Float[Array, ""]
+    phi: Float[Array, ""]
+    norm: Float[Array, ""]  # of A, by Frobenius
+    slope: Float[Array, ""]  # |A' r|
+    steps: Array
+
+
+def _lsqr(product, b, tolerance, limit) -> _Answer:
+    """The least-squares solution of minimum norm, by Golub-Kahan bidiagonalization."""
+    transposed = jax.linear_transpose(lambda x: tree.cast_like(product(x), b), b)
+    adjoint = lambda y: transposed(y)[0]
+
+    def normalized(a):
+        norm = tree.norm(a)
+        return tree.scale(a, 1 / jnp.where(norm > 0, norm, 1)), norm
+
+    u, beta = normalized(b)
+    v, alpha = normalized(adjoint(u))
+    nothing = jax.tree.map(jnp.zeros_like, b)
+    zero = jnp.asarray(0, jnp.int32)
+    start = _Bidiagonalization(nothing, u, v, v, alpha, alpha, beta, alpha, alpha * beta, zero)
+
+    def small(s):
+        # The residual is phi; of an inconsistent system, A' r vanishes instead.
+        return (s.phi <= tolerance) | (s.slope <= 0.1 * tolerance * s.norm * s.phi)
+
+    def unfinished(s):
+        return (s.alpha > 0) & ~small(s) & (s.steps < limit) & jnp.isfinite(s.phi)
+
+    def step(s):
+        u, beta = normalized(tree.axpy(tree.cast_like(product(s.v), b), -s.alpha, s.u))
+        v, alpha = normalized(tree.axpy(adjoint(u), -beta, s.v))
+        rho = jnp.sqrt(s.rho**2 + beta**2)
+        c, sine = s.rho / rho, beta / rho
+        theta, rho_bar, phi = sine * alpha, -c * alpha, c * s.phi
+        phi_bar = sine * s.phi
+        x = tree.axpy(s.x, phi / rho, s.w)
+        w = tree.axpy(v, -theta / rho, s.w)
+        norm = jnp.sqrt(s.norm**2 + alpha**2 + beta**2)
+        slope = phi_bar * alpha * jnp.abs(c)
+        return _Bidiagonalization(x, u, v, w, alpha, rho_bar, phi_bar, norm, slope, s.steps + 1)
+
+    last = loops.while_loop(unfinished, step, start)
+    number = jnp.isfinite(last.alpha) & jnp.isfinite(last.phi)  # a NaN ends the loop at once
+    x = jax.tree.map(lambda a: jnp.where(number, a, jnp.nan), last.x)
+    return _Answer(x, small(last) | (last.alpha == 0))

@@ -10,6 +10,8 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
+from . import loops
+
 LinearMap = Any
 """A matrix, a `lineax` operator, a scalar multiple of the identity, or `None` for the identity."""
 
@@ -103,7 +105,7 @@ def norm_bound(operator: Map, x: PyTree[Array], steps: int = 30) -> Array:
         v = v / jnp.linalg.norm(v)
         return ravel_pytree(operator.adjoint(operator(unravel(v))))[0]
 
-    v = jax.lax.fori_loop(0, steps, step, start)
+    v = loops.fori_loop(0, steps, step, start)
     return 1.02 * jnp.sqrt(jnp.linalg.norm(v))
 
 

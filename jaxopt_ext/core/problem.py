@@ -5,6 +5,7 @@ respect to, and each has a residual: a pytree shaped like the solution, zero exa
 """
 
 import abc
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -41,6 +42,26 @@ class AbstractProblem(eqx.Module):
         """`lineax` tags of the residual's Jacobian."""
         return frozenset()
 
+    def restrict(self, rest: PyTree) -> "AbstractProblem":
+        """The same problem over points without the leaves of `rest`, which stay as they are: the
+        functions and integers of a network, say."""
+        kinds = ", ".join(sorted({type(leaf).__name__ for leaf in jax.tree.leaves(rest)}))
+        raise TypeError(
+            f"a {type(self).__name__} is solved over floating-point arrays only, got also {kinds}"
+        )
+
+
+class _Restricted(eqx.Module):
+    """A function of points, as one of their floating-point arrays."""
+
+    function: Callable[[PyTree], Any]
+    rest: PyTree
+    maps: bool = eqx.field(static=True, default=False)
+
+    def __call__(self, x):
+        out = self.function(eqx.combine(x, self.rest))
+        return eqx.filter(out, eqx.is_inexact_array) if self.maps else out
+
 
 def _check_objective(name: str, fun: Callable[..., Any], x: PyTree[Array]) -> None:
     out = jax.eval_shape(fun, x)
@@ -72,6 +93,9 @@ class Smooth(AbstractProblem):
 
     fun: Callable[[PyTree[Array]], Float[Array, ""]]
 
+    def restrict(self, rest):
+        return dataclasses.replace(self, fun=_Restricted(self.fun, rest))
+
     def residual(self, x):
         return tree.gradient(self.fun, x)
 
@@ -102,6 +126,9 @@ class Composite(AbstractProblem):
     def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
         """$f(x) + g(x)$."""
         return self.smooth(x) + self.nonsmooth(x)
+
+    def restrict(self, rest):
+        return dataclasses.replace(self, smooth=_Restricted(self.smooth, rest))
 
     def residual(self, x):
         moved = jax.tree.map(jnp.subtract, x, tree.gradient(self.smooth, x))
@@ -135,6 +162,9 @@ class Constrained(AbstractProblem):
         """$f(x)$ on the set, infinity outside."""
         return self.smooth(x) + self.feasible(x)
 
+    def restrict(self, rest):
+        return dataclasses.replace(self, smooth=_Restricted(self.smooth, rest))
+
     def residual(self, x):
         moved = jax.tree.map(jnp.subtract, x, tree.gradient(self.smooth, x))
         return jax.tree.map(jnp.subtract, x, self.feasible.project(moved))
@@ -154,6 +184,9 @@ class FixedPoint(AbstractProblem):
 
     fun: Callable[[PyTree[Array]], PyTree[Array]]
 
+    def restrict(self, rest):
+        return dataclasses.replace(self, fun=_Restricted(self.fun, rest, maps=True))
+
     def residual(self, x):
         return jax.tree.map(jnp.subtract, self.fun(x), x)
 
@@ -170,6 +203,9 @@ class RootFinding(AbstractProblem):
     """
 
     fun: Callable[[PyTree[Array]], PyTree[Array]]
+
+    def restrict(self, rest):
+        return dataclasses.replace(self, fun=_Restricted(self.fun, rest, maps=True))
 
     def residual(self, x):
         return self.fun(x)
@@ -192,6 +228,9 @@ class LeastSquares(AbstractProblem):
         """$\\tfrac12 \\|r(x)\\|^2$."""
         r = self.residuals(x)
         return 0.5 * tree.vdot(r, r)
+
+    def restrict(self, rest):
+        return dataclasses.replace(self, residuals=_Restricted(self.residuals, rest))
 
     def residual(self, x):
         return tree.gradient(self.objective, x)

@@ -15,7 +15,28 @@ from . import tree
 
 def empty(x: PyTree[Array], length: int) -> PyTree[Array]:
     """A buffer of `length` zero points like `x`."""
-    return jax.tree.map(lambda a: jnp.zeros((length, *a.shape), a.dtype), x)
+    # From the points themselves, for the mesh axes over which they are cut or vary.
+    return jax.tree.map(lambda a: jnp.broadcast_to(jnp.zeros_like(a), (length, *a.shape)), x)
+
+
+def products(buffer: PyTree[Array], v: PyTree[Array]) -> Float[Array, " m"]:
+    """Inner products of each point of a buffer with another, all real."""
+
+    def of_leaf(b, a):
+        if tree.is_spread(a):
+            return jnp.sum(b * a, axis=tuple(range(1, b.ndim)))
+        return jnp.tensordot(b, a, axes=a.ndim, precision="highest")
+
+    return tree.sum_leaves(jax.tree.map(of_leaf, buffer, v))
+
+
+def minus(x: PyTree[Array], weights: Float[Array, " m"], buffer: PyTree[Array]) -> PyTree[Array]:
+    """A point less the weighted sum of those in a buffer."""
+    return jax.tree.map(
+        lambda a, b: a - jnp.tensordot(weights.astype(b.dtype), b, axes=1, precision="highest"),
+        x,
+        buffer,
+    )
 
 
 def store(

@@ -1,17 +1,18 @@
 """The one loop."""
 
+import dataclasses
+import functools
 import time
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
-import equinox.internal as eqxi
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from . import checks, tree
+from . import checks, loops, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
 from .closure import hoist
 from .problem import AbstractProblem
@@ -49,12 +50,21 @@ def solve(
     the problem's leaves and closed-over arrays, never to `x0`, `state` or the solver's
     hyperparameters.
 
+    Inside of `jax.shard_map` what the solve carries (start, state, key) is promoted to vary over
+    every mesh axis that the problem's residual, the start, the state, the key or the solver varies
+    over. So data that vary over an axis give each device a solution of its own, also from a start
+    that is the same on all; an objective with a `psum` over the axis does not vary over it, and
+    gives one solution on all devices. With `check_vma=False` JAX does not know what varies: each
+    device solves for itself, and the gradient of a `psum`, by JAX's own rules there, is too large
+    by the number of devices, so keep the check on for such objectives.
+
     **Arguments:**
 
     - `problem`: any `AbstractProblem`.
     - `solver`: any solver that takes this type of problem; an `optax` transformation or an
       `optimistix` solver is wrapped.
-    - `x0`: starting point, a pytree of floating-point arrays.
+    - `x0`: starting point, a pytree with floating-point arrays: the variables. Its other leaves,
+      the functions and integers of a network say, stay as they are and come back in `value`.
     - `key`: random key for randomized solvers; `jax.random.key(0)` if not given.
     - `adjoint`: how the solution is differentiated.
     - `state`: a `Solution.state` to go on from; `x0` is then the value reached.
@@ -66,8 +76,8 @@ def solve(
 
     **Returns:** a `Solution`.
 
-    **Raises:** `TypeError` if the solver does not take this problem type or `x0` does not hold
-    floating-point arrays; `ValueError` if shapes do not fit.
+    **Raises:** `TypeError` if the solver does not take this problem type or `x0` holds no
+    floating-point array; `ValueError` if shapes do not fit.
     """
     if not isinstance(solver, AbstractSolver):
         from ..adapters import as_solver  # adapters import their libraries only when used
@@ -76,8 +86,13 @@ def solve(
     if not isinstance(problem, solver.problems):
         takes = ", ".join(kind.__name__ for kind in solver.problems)
         raise TypeError(f"{type(solver).__name__} takes {takes}, not {type(problem).__name__}")
+    rest = None
+    if x0 is not None:
+        x0, rest = checks.split_point("x0", x0)
+        if jax.tree.leaves(rest):
+            problem = problem.restrict(rest)
+            trace = _Restored(trace, rest) if callable(trace) else trace
     problem, solver, trace = hoist((problem, solver, trace))
-    x0 = None if x0 is None else checks.inexact_tree("x0", x0)
 
     if progress and trace is False and not checks.is_traced((problem, solver, x0, state)):
         solution = _solve_with_bar(problem, solver, x0, key, state)
@@ -85,34 +100,41 @@ def solve(
         if progress:
             warnings.warn("no progress bar inside a transformation or with a trace", stacklevel=2)
         solution = _solve(problem, solver, x0, key, adjoint, state, trace)
+    if jax.tree.leaves(rest):
+        solution = dataclasses.replace(solution, value=eqx.combine(solution.value, rest))
     if throw:
         solution = solution.status.error_if(solution, solution.status != Status.converged)
     return solution
 
 
+class _Restored(eqx.Module):
+    """A trace function of whole points, as one of their floating-point arrays."""
+
+    trace: Callable[[AbstractProblem, PyTree[Array], Any], PyTree[Array]]
+    rest: PyTree
+
+    def __call__(self, problem, x, state):
+        return self.trace(problem, eqx.combine(x, self.rest), state)
+
+
 @eqx.filter_jit
 def _solve(problem, solver, x0, key, adjoint, state, trace):
-    x0 = _complete(problem, x0)
+    problem, x0, key, state = _enter(problem, solver, _complete(problem, x0), key, state)
     if isinstance(adjoint, UnrolledAdjoint):
         if trace is not False:
             raise ValueError("a trace and UnrolledAdjoint do not go together")
         carry = _start(problem, solver, x0, key, state)
-        carry = _loop(
-            problem,
-            solver,
-            carry,
-            solver.max_steps,
-            kind="checkpointed",
-            max_steps=solver.max_steps,
-            checkpoints=adjoint.checkpoints,
+        unrolled = functools.partial(
+            loops.checkpointed_loop, max_steps=solver.max_steps, checkpoints=adjoint.checkpoints
         )
+        carry = _loop(problem, solver, carry, solver.max_steps, unrolled)
         return _finish(problem, solver, carry)
 
     frozen, fixed_solver = _stop_gradient((problem, solver))
     carry = _start(frozen, fixed_solver, *_stop_gradient((x0, key, state)))
     recorded = None
     if trace is False:
-        carry = _loop(frozen, fixed_solver, carry, solver.max_steps, kind="lax")
+        carry = _loop(frozen, fixed_solver, carry, solver.max_steps)
     else:
         carry, recorded = _traced_loop(frozen, fixed_solver, carry, trace)
     solution = _finish(frozen, fixed_solver, carry)
@@ -134,9 +156,28 @@ def _complete(problem, x0) -> PyTree[Array]:
     return x0
 
 
+def _enter(problem, solver, x0, key, state):
+    """Promote what a solve carries to vary over what the problem and its start vary over.
+
+    The problem itself too: the derivative of a leaf that is the same on all devices is then summed
+    over them once, behind the loop, and not inside of it, where devices stop at different times.
+    """
+    key = jax.random.key(0) if key is None else key  # here, where it costs a call nothing
+    if not loops.in_shard_map():
+        return problem, x0, key, state
+    axes = loops.varying_axes((solver, x0, key, state))
+    while True:
+        x0 = loops.vary(x0, axes)
+        more = loops.varying_axes(jax.eval_shape(problem.residual, x0)) - axes
+        if not more:
+            dynamic, static = eqx.partition(problem, eqx.is_inexact_array)
+            problem = eqx.combine(loops.vary(dynamic, axes), static)
+            return problem, x0, loops.vary(key, axes), loops.vary(state, axes)
+        axes |= more
+
+
 def _start(problem, solver, x0, key, state) -> _Carry:
     if state is None:
-        key = jax.random.key(0) if key is None else key  # here, where it costs a call nothing
         state = solver.init(problem, x0, key)
     else:
         state = solver.refresh(problem, x0, state)
@@ -158,7 +199,7 @@ def _step(problem, solver, carry: _Carry) -> _Carry:
     return _Carry(x, state, steps, residual, status)
 
 
-def _loop(problem, solver, carry, limit, **options) -> _Carry:
+def _loop(problem, solver, carry, limit, while_loop=loops.while_loop) -> _Carry:
     dynamic, static = eqx.partition(carry, eqx.is_array)
 
     def condition(dynamic):
@@ -169,7 +210,7 @@ def _loop(problem, solver, carry, limit, **options) -> _Carry:
         carry = _step(problem, solver, eqx.combine(dynamic, static))
         return eqx.partition(carry, eqx.is_array)[0]
 
-    dynamic = eqxi.while_loop(condition, body, dynamic, **options)
+    dynamic = while_loop(condition, body, dynamic)
     return eqx.combine(dynamic, static)
 
 
@@ -185,17 +226,19 @@ def _traced_loop(problem, solver, carry, trace):
         advance = lambda d: eqx.partition(
             _step(problem, solver, eqx.combine(d, static)), eqx.is_array
         )[0]
-        dynamic = jax.lax.cond(running, advance, lambda d: d, dynamic)
+        dynamic = loops.cond(running, advance, lambda d: d, dynamic)
         return dynamic, record(eqx.combine(dynamic, static))
 
-    dynamic, recorded = jax.lax.scan(body, dynamic, length=solver.max_steps)
+    dynamic, recorded = loops.scan(body, dynamic, length=solver.max_steps)
     return eqx.combine(dynamic, static), recorded
 
 
 def _finish(problem, solver, carry: _Carry) -> Solution:
     x, state = solver.finish(problem, carry.x, carry.state)
     x = tree.cast_like(x, carry.x)
-    return Solution(x, carry.steps, carry.residual, carry.status, state)
+    tol = jnp.asarray(solver.tol, carry.residual.dtype)
+    gap = solver.gap(problem, x, state)
+    return Solution(x, carry.steps, carry.residual, carry.status, state, tol, gap)
 
 
 def _stop_gradient(x: PyTree) -> PyTree:
@@ -205,12 +248,13 @@ def _stop_gradient(x: PyTree) -> PyTree:
 
 @eqx.filter_jit
 def _open(problem, solver, x0, key, state) -> _Carry:
-    return _start(problem, solver, _complete(problem, x0), key, state)
+    problem, x0, key, state = _enter(problem, solver, _complete(problem, x0), key, state)
+    return _start(problem, solver, x0, key, state)
 
 
 @eqx.filter_jit
 def _advance(problem, solver, carry, limit) -> _Carry:
-    return _loop(problem, solver, carry, limit, kind="lax")
+    return _loop(problem, solver, carry, limit)
 
 
 _close = eqx.filter_jit(_finish)

@@ -64,6 +64,11 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
         """`Status.running`, or a certificate that the problem has no solution."""
         return Status.running
 
+    def gap(self, problem: Problem, x: PyTree[Array], state: State) -> Float[Array, ""] | None:
+        """How far the objective of the value can be from the best, relative to its size, where the
+        method knows; reported with the solution."""
+        return None
+
     def refresh(self, problem: Problem, x: PyTree[Array], state: State) -> State:
         """Recompute whatever `state` caches from `problem`, a factorization say.
 

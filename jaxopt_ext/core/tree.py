@@ -8,13 +8,18 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
+from . import loops
+
 
 def value_and_gradient(fun: Callable[..., Array], x: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
     """Value and steepest-ascent direction of a real function.
 
     For complex leaves this is the conjugate of what `jax.grad` returns, so that `x - t * gradient`
-    descends.
+    descends. In `shard_map` it is each device's own gradient of its own function, also at a point
+    that is the same on all devices, where `jax.grad` would sum over them.
     """
+    if loops.in_shard_map():
+        x = loops.vary(x, loops.varying_axes(jax.eval_shape(fun, x)))
     value, gradient = jax.value_and_grad(fun)(x)
     return value, jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, gradient)
 
@@ -26,8 +31,18 @@ def gradient(fun: Callable[..., Array], x: PyTree[Array]) -> PyTree[Array]:
 
 def vdot(a: PyTree[Array], b: PyTree[Array]) -> Array:
     """Real inner product $\\mathrm{Re}\\langle a, b\\rangle$ over all leaves."""
-    products = jax.tree.map(lambda x, y: jnp.real(jnp.vdot(x, y)), a, b)
-    return sum_leaves(products)
+    return sum_leaves(jax.tree.map(_vdot, a, b))
+
+
+def _vdot(x: Array, y: Array) -> Array:
+    if is_spread(x) or is_spread(y):  # a product would ask how its sum is to be sharded
+        return jnp.sum(jnp.real(jnp.conj(x) * y))
+    return jnp.real(jnp.vdot(x, y))
+
+
+def is_spread(x: Array) -> bool:
+    """Whether an array is cut over a mesh with explicit axes, as its type tells."""
+    return any(axis is not None for axis in jax.typeof(x).sharding.spec)
 
 
 def norm(a: PyTree[Array]) -> Array:
@@ -73,6 +88,23 @@ def axpy(x: PyTree[Array], a: Any, y: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(lambda u, v: u + jnp.asarray(a, u.real.dtype) * v, x, y)
 
 
+def scale(x: PyTree[Array], a: Any) -> PyTree[Array]:
+    """$a x$ for a real number $a$, in the types of $x$."""
+    return jax.tree.map(lambda u: jnp.asarray(a, u.real.dtype) * u, x)
+
+
 def cast_like(a: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
     """Give each leaf of `a` the type of its twin in `like`."""
     return jax.tree.map(lambda x, y: jnp.asarray(x, dtype=jnp.result_type(y)), a, like)
+
+
+def real_view(x: PyTree[Array]) -> PyTree[Array]:
+    """Complex leaves as pairs of real ones: residuals need not be holomorphic."""
+    return jax.tree.map(lambda leaf: (leaf.real, leaf.imag) if jnp.iscomplexobj(leaf) else leaf, x)
+
+
+def complex_view(x: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
+    """Inverse of `real_view`; `like` tells which leaves are complex."""
+    return jax.tree.map(
+        lambda leaf, part: jax.lax.complex(*part) if jnp.iscomplexobj(leaf) else part, like, x
+    )

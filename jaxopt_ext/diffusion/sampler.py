@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PRNGKeyArray, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ..core.closure import hoist
 from .denoiser import Denoiser, Sample
 from .schedules import AbstractSchedule, Node, Times
@@ -134,7 +134,7 @@ def _run(model, sampler, x, table, key, denoise, trace):
         new = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, x)
         return (new, key), new if trace else None
 
-    (x, _), path = jax.lax.scan(step, (x, key), table)
+    (x, _), path = loops.scan(step, (x, key), table)
     if denoise:
         last = jax.tree.map(lambda a: a[-1], table[1])
         x = model.data(x, last)

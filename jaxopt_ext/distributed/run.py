@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ..core import checkpoint as files, checks
+from ..core import checkpoint as files, checks, loops
 from ..core.progress import progress_bar
 from .algorithm import AbstractNetworkAlgorithm
 from .network import Network
@@ -52,7 +52,7 @@ def _advance(algorithm, network, state, batches, first, last, key):
     def body(r, state):
         return network.parallel(one)(state, _batch(batches, r), jax.random.fold_in(key, r))
 
-    return jax.lax.fori_loop(first, last, body, state)
+    return loops.fori_loop(first, last, body, state)
 
 
 def _batch(batches, r):

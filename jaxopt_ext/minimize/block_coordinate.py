@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
-from ..core import AbstractSolver, Composite, Scalar, checks, scalar_field, tree
+from ..core import AbstractSolver, Composite, Scalar, checks, loops, scalar_field, tree
 from ..core.objectives import AbstractLinearLoss
 from ..prox import AbstractFunction
 
@@ -144,7 +144,7 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
             return w, state.model.move(z, j, new - w[j]), j, new
 
         first = x, state.predictions, order[0], x[order[0]]
-        x, _, *last = jax.lax.fori_loop(0, order.size, visit, first)
+        x, _, *last = loops.fori_loop(0, order.size, visit, first)
         x = write(x, *last)
         z = state.model.predictions(x)
         _, _, squares = _proposals(nonsmooth, state.model, x, z, state.lipschitz)
@@ -204,7 +204,7 @@ class GreedyCoordinateDescent(AbstractCoordinateSolver):
         x = x.at[j].add(moves[j])
         # Once in a sweep's worth of steps anew, so that rounding does not add up.
         age = (state.age + 1) % x.shape[0]
-        z = jax.lax.cond(age == 0, lambda: model.predictions(x), lambda: model.move(z, j, moves[j]))
+        z = loops.cond(age == 0, lambda: model.predictions(x), lambda: model.move(z, j, moves[j]))
         return x, _GreedyState(model, z, lipschitz, age, jnp.sqrt(jnp.sum(squares)))
 
 

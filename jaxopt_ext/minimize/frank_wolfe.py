@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from ..core import AbstractSolver, Constrained, Scalar, checks, scalar_field, tree
+from ..core import AbstractSolver, Constrained, Scalar, checks, loops, scalar_field, tree
 
 
 class _State(eqx.Module):
@@ -61,7 +61,7 @@ def adaptive_step(fun, x, value, direction, gap, limit, curvature):
     # What has vanished could not be doubled.
     lowest = jnp.finfo(curvature.dtype).tiny
     start = (jnp.maximum(0.7 * curvature, lowest), jnp.asarray(0, jnp.int32))
-    m, _ = jax.lax.while_loop(too_long, double, start)
+    m, _ = loops.while_loop(too_long, double, start)
     return gamma_of(m), m
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractSolver, Constrained, Scalar, checks, scalar_field, tree
+from ..core import AbstractSolver, Constrained, Scalar, checks, loops, scalar_field, tree
 
 
 class AbstractMirrorMap(eqx.Module):
@@ -127,7 +127,7 @@ class MirrorDescent(AbstractSolver):
 
         t = state.step_size * self.growth.astype(state.step_size.dtype)
         start = (t, jnp.asarray(0, jnp.int32))
-        t, _ = jax.lax.while_loop(too_long, shorten, start)
+        t, _ = loops.while_loop(too_long, shorten, start)
         new = candidate(t)
         moved = problem.feasible.project(jax.tree.map(jnp.subtract, x, gradient))
         error = tree.norm(jax.tree.map(jnp.subtract, x, moved))

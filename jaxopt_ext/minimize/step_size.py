@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import Scalar, checks, hoist, scalar_field, tree
+from ..core import Scalar, checks, hoist, loops, scalar_field, tree
 
 
 class AbstractStepSize(eqx.Module):
@@ -126,5 +126,5 @@ class Backtracking(AbstractStepSize):
 
         step = last * self.growth.astype(last.dtype)
         start = (propose(step), step, jnp.asarray(0, jnp.int32))
-        x, step, _ = jax.lax.while_loop(too_long, shorten, start)
+        x, step, _ = loops.while_loop(too_long, shorten, start)
         return _found(x, hoist(prox), y, gradient, step), step

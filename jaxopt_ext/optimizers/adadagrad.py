@@ -10,7 +10,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import abs_square, next_count, rate_at, sum_rows
 from ._precision import keep_wide, widen
 from .hutchinson import require_real, scalar_dtype
@@ -290,7 +290,7 @@ def _adaptive_batch(
 
         due = ((state.count + 1) % test_interval == 0) & (state.batch_size < b_max)
         if axis_name is None:
-            size = jax.lax.cond(due, grown, lambda size: size, state.batch_size)
+            size = loops.cond(due, grown, lambda size: size, state.batch_size)
         else:  # Nodes must meet in the sums, whatever branch each believes in.
             size = jnp.where(due, grown(state.batch_size), state.batch_size)
 
@@ -394,7 +394,7 @@ def _stretch(loss, tx, padded, budget, data, carry, key):
         params = optax.apply_updates(params, updates)
         return params, state, count + 1, used + size, sizes.at[count].set(size)
 
-    return jax.lax.while_loop(more, step, carry)
+    return loops.while_loop(more, step, carry)
 
 
 def _batch_size(state):

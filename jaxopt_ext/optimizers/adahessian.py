@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import is_zero, next_count, one_minus_power
 from .hutchinson import hutchinson_diag, missing_curvature, require_real, with_curvature
 
@@ -98,7 +98,7 @@ def scale_by_adahessian(
             nu = refreshed(state.nu)
         else:
             due = state.count % update_each == 0
-            nu = jax.lax.cond(due, refreshed, lambda nu: nu, state.nu)
+            nu = loops.cond(due, refreshed, lambda nu: nu, state.nu)
         count = next_count(state.count)
         refreshes = (count - 1) // update_each + 1
         mu = optax.tree.update_moment(updates, state.mu, b1, 1)

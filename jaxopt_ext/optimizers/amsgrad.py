@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import abs_square, next_count
 from ._precision import keep_wide
 from .weighted_projection import Projection, project_updates
@@ -165,5 +165,5 @@ class OnlineCounterexample(eqx.Module):
             return (moved, state), gradient * (x + 1)
 
         x = jnp.asarray(start)
-        (x, _), regret = jax.lax.scan(step, (x, tx.init(x)), jnp.arange(1, num_rounds + 1))
+        (x, _), regret = loops.scan(step, (x, tx.init(x)), jnp.arange(1, num_rounds + 1))
         return x, jnp.mean(regret)

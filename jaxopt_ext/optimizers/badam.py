@@ -10,7 +10,7 @@ import optax
 from jax.tree_util import SequenceKey
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import is_zero, next_count, rate_at, require_params, wide
 
 Blocks = Sequence[Callable[[str], bool]] | PyTree[int]
@@ -173,7 +173,7 @@ def badam(
             key, subkey = jax.random.split(key)
             return next_order(subkey), key
 
-        order, key = jax.lax.cond(epoch_ended, redraw, lambda key: (state.order, key), state.key)
+        order, key = loops.cond(epoch_ended, redraw, lambda key: (state.order, key), state.key)
         return jax.tree.unflatten(treedef, out), BAdamState(
             next_count(state.count),
             jnp.where(block_ended, 0, inner_count),

@@ -10,7 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import is_zero, next_count, one_minus_power, rate_at, require_params
 from ._precision import keep_wide
 from .hutchinson import require_real, scalar_dtype
@@ -148,7 +148,7 @@ def egn(
             return alpha, value_at(alpha), trials + 1
 
         first = start, value_at(start), jnp.zeros([], jnp.int32)
-        alpha, at, _ = jax.lax.while_loop(wrong, change, first)
+        alpha, at, _ = loops.while_loop(wrong, change, first)
         return alpha, at
 
     def update(updates, state, params=None, *, batch=None, **extra_args):

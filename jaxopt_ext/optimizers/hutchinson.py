@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import abs_square, require_params
 from ._precision import keep_wide, narrow, widen
 
@@ -63,7 +63,7 @@ def hutchinson_diag(
     def add(total, key):
         return optax.tree.add(total, sample(key)), None
 
-    total, _ = jax.lax.scan(add, optax.tree.zeros_like(params), jax.random.split(key, n))
+    total, _ = loops.scan(add, optax.tree.zeros_like(params), jax.random.split(key, n))
     return jax.tree.map(lambda x: x / n, total)
 
 
@@ -84,7 +84,7 @@ def random_signs(key: Key[Array, ""], shape: Sequence[int] = (), dtype: Any = fl
 
 def running_diagonal(diagonal, count, params, key, *, n_warmup, decay, hvp_fn):
     """The moving average of diagonals: `n_warmup` products in the first step, one in the others."""
-    return jax.lax.cond(
+    return loops.cond(
         count == 0,
         lambda _: hutchinson_diag(None, params, key, n_warmup, hvp_fn=hvp_fn),
         lambda d: optax.tree.update_moment(

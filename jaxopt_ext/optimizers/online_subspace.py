@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Inexact, Int, Key, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import (
     init_leaves,
     is_zero,
@@ -183,7 +183,7 @@ def online_subspace_descent(
         every = update_proj_gap if projection in ("svd", "random") else None
         refresh = state.count == 0 if every is None else state.count % every == 0
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.count), index)
-        return jax.lax.cond(refresh, lambda: projector.fit(g, r, key), lambda: basis)
+        return loops.cond(refresh, lambda: projector.fit(g, r, key), lambda: basis)
 
     def next_basis(state, g, low, basis, basis_state, rate):
         """P of the next step. At the first step, and for G = 0, P rests."""

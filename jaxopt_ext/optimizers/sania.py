@@ -10,7 +10,7 @@ import optax
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import abs_square, next_count, one_minus_power
 from ._precision import keep_wide, narrow
 from .hutchinson import (
@@ -265,6 +265,6 @@ def truncated_cg(
 
     zeros = optax.tree.zeros_like(g)
     first = _CG(zeros, g, g, start, jnp.zeros([], jnp.int32), jnp.asarray(True))
-    last = jax.lax.while_loop(unfinished, step, first)
+    last = loops.while_loop(unfinished, step, first)
     none = ~last.convex & (last.steps == 1)
     return jax.tree.map(lambda s, x: jnp.where(none, x, s), last.s, g)

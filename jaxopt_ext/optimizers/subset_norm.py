@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Int, Key, PyTree
 
-from ..core import checks
+from ..core import checks, loops
 from ._leafwise import (
     init_leaves,
     is_zero,
@@ -320,7 +320,7 @@ def _build(
         refresh = state.count % update_proj_gap == 0
         key = jax.random.fold_in(jax.random.fold_in(state.key, state.count), index)
         directions = resolve_rank(rank, gradient.shape)
-        basis = jax.lax.cond(
+        basis = loops.cond(
             refresh, lambda: leaf_projector.fit(gradient, directions, key), lambda: leaf.basis
         )
         low = leaf_projector.down(gradient, basis)

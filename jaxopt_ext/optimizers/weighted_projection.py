@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, PyTree
 
 from .. import prox
-from ..core import tree
+from ..core import loops, tree
 from ._leafwise import require_params
 
 Projection = Callable[[PyTree[Array], PyTree[Array]], PyTree[Array]]
@@ -56,7 +56,7 @@ def _project_ball(y, weights, radius):
 
     # At the multiplier ||D y|| / r the point is inside: each entry is below r D y / ||D y||.
     bounds = jnp.zeros((), dtype), tree.norm(pulled) / radius
-    _, multiplier = jax.lax.fori_loop(0, 2 * jnp.finfo(dtype).nmant, halve, bounds)
+    _, multiplier = loops.fori_loop(0, 2 * jnp.finfo(dtype).nmant, halve, bounds)
     return tree.where(tree.norm(y) > radius, shrunk(multiplier), y)
 
 

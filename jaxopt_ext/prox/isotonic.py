@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core import tree
+from ..core import loops, tree
 from .function import AbstractSet, require_array, require_real, unit_of
 
 
@@ -66,7 +66,7 @@ def _pool(x: Float[Array, " n"]) -> Bool[Array, " n"]:
     zero = jnp.asarray(0, jnp.int32)
     first = _Block(x[0], zero)
     start = jnp.zeros(n, x.dtype), jnp.zeros(n, jnp.int32), first, first, zero, zero + 1
-    _, firsts, _, top, height, _ = jax.lax.while_loop(unfinished, step, start)
+    _, firsts, _, top, height, _ = loops.while_loop(unfinished, step, start)
     used = jnp.where(jnp.arange(n) < height, firsts, n)
     return jnp.zeros(n, bool).at[used].set(True, mode="drop").at[top.first].set(True)
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int
 
-from ..core import checks, tree
+from ..core import checks, loops, tree
 from .coordinatewise import Parameter, parameter_field
 from .function import (
     AbstractFunction,
@@ -181,7 +181,7 @@ def _centred_threshold(v: Float[Array, " n"], radius: Any):
 
     # The step never overshoots in exact arithmetic; rounding ends it where it stops rising.
     start = jnp.maximum((jnp.sum(w) - r) / w.size, -r)
-    _, tau = jax.lax.while_loop(
+    _, tau = loops.while_loop(
         lambda pair: pair[1] > pair[0], lambda pair: (pair[1], update(pair[1])), (-jnp.inf, start)
     )
     inside = ~(w <= tau) | (w == 0)  # all of them for NaN, which must not vanish

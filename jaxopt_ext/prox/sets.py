@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from ..core import checks, tree
+from ..core import checks, loops, tree
 from .coordinatewise import parameter_field
 from .function import (
     AbstractSet,
@@ -227,7 +227,7 @@ class TransportPolytope(AbstractSet):
                 change = 0.5 * jnp.sum((moved - y) * (moved + y)) - t * jnp.vdot(target, move)
                 return (change > 1e-4 * t * slope + rounding) & (halvings < 30)
 
-            t, _ = jax.lax.while_loop(
+            t, _ = loops.while_loop(
                 too_long,
                 lambda pair: (0.5 * pair[0], pair[1] + 1),
                 (jnp.ones((), x.dtype), jnp.asarray(0, jnp.int32)),
@@ -238,7 +238,7 @@ class TransportPolytope(AbstractSet):
             return jnp.linalg.norm(excess(jnp.maximum(z, 0)))
 
         def solve(z):
-            return jax.lax.while_loop(
+            return loops.while_loop(
                 lambda carry: (error(carry[0]) > 100 * eps * total) & (carry[1] < 100),
                 newton,
                 (z, jnp.asarray(0, jnp.int32)),
@@ -252,7 +252,7 @@ class TransportPolytope(AbstractSet):
             return solve(larger / part * z), larger
 
         part = jnp.minimum(total / jnp.maximum(jnp.sum(jnp.abs(start)), total), 1)
-        z, _ = jax.lax.while_loop(
+        z, _ = loops.while_loop(
             lambda carry: (carry[1] < 1) & (error(carry[0]) <= jnp.sqrt(eps) * total),
             stage,
             (solve(part * start), part),

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..core import AbstractProblem, ImplicitAdjoint, attach, checks, tree
+from ..core import AbstractProblem, ImplicitAdjoint, attach, checks, loops, tree
 from .coordinatewise import parameter_field
 from .function import AbstractFunction, amount_of, number, require_array, require_real, root
 from .isotonic import centre, segment_ids, segment_means
@@ -87,7 +87,7 @@ def _walk(y: Float[Array, " n"], lam: Float[Array, ""]) -> Int[Array, " n"]:
     zero = jnp.asarray(0, jnp.int32)
     tube = _Tube(zero, zero, zero, zero, y[0] - lam, y[0] + lam, lam, -lam)
     start = tube, jnp.zeros(n + 1, jnp.int32), jnp.asarray(False)
-    _, jumps, _ = jax.lax.while_loop(lambda carry: ~carry[2], step, start)
+    _, jumps, _ = loops.while_loop(lambda carry: ~carry[2], step, start)
     return jumps[:n]
 
 
@@ -241,5 +241,5 @@ class TotalVariation2D(AbstractFunction):
 
         one, infinity = jnp.ones((), x.dtype), jnp.asarray(jnp.inf, x.dtype)
         start = (zero, zero, one, infinity, jnp.asarray(0, jnp.int32))
-        p = jax.lax.while_loop(unfinished, iterate, start)[0]
+        p = loops.while_loop(unfinished, iterate, start)[0]
         return dual.point(attach(p, dual, ImplicitAdjoint()))

@@ -14,6 +14,7 @@ from ..core import (
     SplitPoint,
     Splitting,
     checks,
+    loops,
     scalar_field,
     tree,
 )
@@ -168,7 +169,7 @@ class ADMM(AbstractSplittingSolver):
         factor = jnp.where(up, 2.0, jnp.where(down, 0.5, 1.0)).astype(state.penalty.dtype)
         penalty = factor * state.penalty
         # A loop of at most one turn: under vmap it is entered only if some problem needs it.
-        prepared, _ = jax.lax.while_loop(
+        prepared, _ = loops.while_loop(
             lambda carry: carry[1],
             lambda carry: (self._prepare(problem, point, penalty), jnp.zeros_like(carry[1])),
             (state.prepared, up | down),

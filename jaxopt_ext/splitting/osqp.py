@@ -16,6 +16,7 @@ from ..core import (
     Scalar,
     Status,
     checks,
+    loops,
     scalar_field,
     tree,
 )
@@ -211,7 +212,7 @@ class OSQP(AbstractSplittingSolver):
         scaled = self._scaled(problem, state)
         operator = self._operator(scaled, state.penalty, state.system)
         u = (state.x, state.v)
-        u = jax.lax.fori_loop(0, self.iterations_per_step - 1, lambda _, u: operator(u), u)
+        u = loops.fori_loop(0, self.iterations_per_step - 1, lambda _, u: operator(u), u)
         before = PrimalDual(u[0], operator.split(u[1])[1])
         u = operator(u)
         z, y = operator.split(u[1])
@@ -233,7 +234,7 @@ class OSQP(AbstractSplittingSolver):
             change = (wanted > 5 * penalty) | (wanted < penalty / 5)
             penalty = jnp.where(change & jnp.isfinite(wanted), wanted, penalty)
             # A loop of at most one turn: under vmap it is entered only if some problem needs it.
-            system, _ = jax.lax.while_loop(
+            system, _ = loops.while_loop(
                 lambda carry: carry[1],
                 lambda carry: (self._system(scaled, penalty), jnp.zeros_like(carry[1])),
                 (system, change),
@@ -300,7 +301,7 @@ class OSQP(AbstractSplittingSolver):
         scale = 1 + _max(problem.q)
         error = _worst(problem, x)
         carry = jnp.asarray(0, jnp.int32), state.scaling.forward(x), error, (x, error)
-        best, _ = jax.lax.while_loop(again, turn, carry)[-1]
+        best, _ = loops.while_loop(again, turn, carry)[-1]
         return best, state
 
 
@@ -352,5 +353,5 @@ def _polish(problem, x):
     def refine(_, t):
         return t + jax.scipy.linalg.lu_solve(factor, rhs - kkt @ t)
 
-    t = jax.lax.fori_loop(0, 5, refine, jnp.zeros(n + m, dtype))
+    t = loops.fori_loop(0, 5, refine, jnp.zeros(n + m, dtype))
     return PrimalDual(t[:n], t[n:])

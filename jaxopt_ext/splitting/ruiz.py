@@ -1,11 +1,10 @@
 """Equilibration of quadratic programs."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core import PrimalDual, QuadraticProgram
+from ..core import PrimalDual, QuadraticProgram, loops
 
 
 class Scaling(eqx.Module):
@@ -70,4 +69,4 @@ def ruiz_scaling(problem: QuadraticProgram, steps: int) -> Scaling:
         gain = jnp.where(cost > 0, 1 / jnp.clip(cost, 1e-4, 1e4), 1)
         return Scaling(scaling.D, scaling.E, scaling.c * gain)
 
-    return jax.lax.fori_loop(0, steps, sweep, identity_scaling(problem))
+    return loops.fori_loop(0, steps, sweep, identity_scaling(problem))

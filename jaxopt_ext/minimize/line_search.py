@@ -1,0 +1,93 @@
+"""Line searches as gradient transformations."""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float, Int
+
+from ..core import checks, loops, tree
+
+
+class WolfeState(NamedTuple):
+    """The last step size of a line search."""
+
+    step_size: Float[Array, ""]
+
+
+class _Bracket(NamedTuple):
+    step: Float[Array, ""]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
+    trials: Int[Array, ""]
+    done: Bool[Array, ""]
+
+
+def wolfe_line_search(
+    decrease: float = 1e-4, curvature: float = 0.9, max_trials: int = 30
+) -> optax.GradientTransformationExtraArgs:
+    """A line search by bisection for the weak Wolfe conditions along a direction $d$,
+
+    $$f(x + t d) \\le f(x) + c_1 t \\langle\\nabla f(x), d\\rangle, \\qquad
+      \\langle\\nabla f(x + t d), d\\rangle \\ge c_2 \\langle\\nabla f(x), d\\rangle.$$
+
+    A step that breaks the first is too long, one that breaks the second too short; the next is
+    twice as long, or halfway between. It starts from twice the last step size. Where $f$ changes by
+    less than its rounding, the first condition is tested on the slopes instead, as Hager and Zhang
+    do. It traces inside of `shard_map` with its check on, which the line searches of `optax` do
+    not, and takes their place in `optax.lbfgs(linesearch=...)` too.
+
+    **Arguments:**
+
+    - `decrease`: $c_1 \\in (0, 1/2)$.
+    - `curvature`: $c_2 \\in (c_1, 1)$.
+    - `max_trials`: evaluations of $f$ and its gradient in one search. Behind the last, the longest
+      step known to satisfy the first condition is taken.
+
+    **Returns:** an `optax` transformation whose `update` takes `value`, `grad` and `value_fn`.
+
+    **Reference:** Lewis, Overton, Nonsmooth Optimization via Quasi-Newton Methods, 2013. Hager,
+    Zhang, A New Conjugate Gradient Method with Guaranteed Descent, 2005.
+    """
+    checks.interval("decrease", decrease, 0, 0.5, open_low=True, open_high=True)
+    checks.interval("curvature", curvature, decrease, 1, open_low=True, open_high=True)
+    checks.count("max_trials", max_trials)
+
+    def init(params):
+        return WolfeState(jnp.asarray(1.0, tree.real_dtype(params)))
+
+    def update(updates, state, params, *, value, grad, value_fn, **extra):
+        del extra
+        slope = tree.vdot(grad, updates)
+        rounding = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
+
+        def look(step):
+            there = tree.axpy(params, step, updates)
+            new, gradient = tree.value_and_gradient(value_fn, there)
+            new_slope = tree.vdot(gradient, updates)
+            armijo = new <= value + decrease * step * slope
+            flat = jnp.abs(new - value) <= rounding
+            level = (new_slope <= (2 * decrease - 1) * slope) & flat
+            return (armijo | level) & jnp.isfinite(new), new_slope >= curvature * slope
+
+        def shorter_or_longer(bracket):
+            short_enough, long_enough = look(bracket.step)
+            low = jnp.where(short_enough, bracket.step, bracket.low)
+            high = jnp.where(short_enough, bracket.high, bracket.step)
+            done = short_enough & long_enough
+            middle = jnp.where(jnp.isinf(high), 2 * bracket.step, 0.5 * (low + high))
+            return _Bracket(
+                jnp.where(done, bracket.step, middle), low, high, bracket.trials + 1, done
+            )
+
+        def unfinished(bracket):
+            return ~bracket.done & (bracket.trials < max_trials)
+
+        zero = jnp.zeros_like(state.step_size)
+        first = jnp.where(state.step_size > 0, 2 * state.step_size, 1)
+        start = _Bracket(first, zero, zero + jnp.inf, jnp.asarray(0, jnp.int32), slope >= 0)
+        last = loops.while_loop(unfinished, shorter_or_longer, start)
+        step = jnp.where(last.trials == 0, 0, jnp.where(last.done, last.step, last.low))
+        return tree.scale(updates, step), WolfeState(step)
+
+    return optax.GradientTransformationExtraArgs(init, update)
