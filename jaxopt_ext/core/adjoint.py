@@ -1,6 +1,8 @@
 """Derivatives of solutions."""
 
+import contextlib
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -8,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
+from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from . import checks, loops, tree
@@ -108,45 +111,60 @@ def _attach_jvp(static, primals, tangents):
     is_none = lambda leaf: leaf is None
     pick = lambda dot, leaf: None if dot is None else leaf
     moved = jax.tree.map(pick, dots, moving, is_leaf=is_none)
-    start = tree.real_view(x)
+    start, unflatten = _flat(tree.real_view(x))
 
     def residual_of_problem(moved):
         moved, _ = eqx.combine(moved, moving, fixed, static)
-        return tree.cast_like(tree.real_view(moved.residual(x)), start)
+        return _flat(tree.real_view(tree.cast_like(moved.residual(x), x)))[0]
 
     def residual_of_point(point):
-        return tree.cast_like(tree.real_view(problem.residual(tree.complex_view(point, x))), start)
+        point = tree.complex_view(unflatten(point), x)
+        return _flat(tree.real_view(tree.cast_like(problem.residual(point), x)))[0]
 
     _, drift = jax.jvp(residual_of_problem, (moved,), (dots,))
-    drift = _linked(drift)
     _, product = jax.linearize(residual_of_point, start)
-    # In shard_map, both sides of the system vary over what either varies over.
+    solver = functools.partial(_linear_solve, adjoint, problem.tags())
+    symmetric = lx.symmetric_tag in problem.tags()
     axes = loops.varying_axes((x, drift))
     drift = loops.vary(drift, axes)
-    vary = lambda fun: lambda v: loops.vary(fun(v), axes)
-    solver = functools.partial(_linear_solve, adjoint, problem.tags())
-    solution = jax.lax.custom_linear_solve(
-        vary(product),
-        drift,
-        solver,
-        solver,
-        symmetric=lx.symmetric_tag in problem.tags(),
-    )
-    return x, tree.complex_view(jax.tree.map(jnp.negative, solution), x)
+    with _casts(loops.varying_axes(primals) <= axes):
+        solution = jax.lax.custom_linear_solve(
+            _casting(lambda v: loops.vary(product(v), axes)),
+            drift,
+            _casting(solver),
+            _casting(solver),
+            symmetric=symmetric,
+        )
+    return x, tree.complex_view(unflatten(tree.scale(solution, -1)), x)
 
 
-def _linked(x: PyTree[Array]) -> PyTree[Array]:
-    """`x`, of which every leaf depends on all: the transpose of a linear solve asks for a right-hand
-    side that is linear in something as a whole."""
+def _casts(allowed: bool):
+    """In `shard_map`, whether operands are cast to vary over the same axes.
+
+    `custom_linear_solve` would cast all that it closes over, and so the solution, to vary over the
+    axes of the data. Where a `psum` is in between the solution does not vary, and the solve is not
+    the one that was traced.
+    """
+    if loops.in_shard_map() and hasattr(jax, "auto_pcast"):
+        return jax.auto_pcast(allowed)
+    return contextlib.nullcontext()
+
+
+def _casting(fun):
+    def with_casts(*args):
+        with _casts(True):
+            return fun(*args)
+
+    return with_casts
+
+
+def _flat(x: PyTree[Array]) -> tuple[PyTree[Array], Callable[[PyTree[Array]], PyTree[Array]]]:
+    """`x` as one vector, and the way back: of trees, JAX can transpose a linear solve only where
+    each leaf of the right-hand side moves. What is cut over an explicit mesh stays as it is."""
     leaves = jax.tree.leaves(x)
-    if len(leaves) == 1:
-        return x
-    nothing = tree.sum_leaves([_empty_sum(leaf) for leaf in leaves])
-    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), x)
-
-
-def _empty_sum(leaf: Array) -> Array:
-    return 0 * jnp.sum(leaf) if tree.is_spread(leaf) else jnp.sum(jnp.atleast_1d(leaf)[:0])
+    if len(leaves) == 1 or any(map(tree.is_spread, leaves)):
+        return x, lambda flat: flat
+    return ravel_pytree(x)
 
 
 def _linear_solve(adjoint, tags, product, vector):

@@ -54,9 +54,9 @@ def solve(
     every mesh axis that the problem's residual, the start, the state, the key or the solver varies
     over. So data that vary over an axis give each device a solution of its own, also from a start
     that is the same on all; an objective with a `psum` over the axis does not vary over it, and
-    gives one solution on all devices. With `check_vma=False` JAX does not know what varies: each
-    device solves for itself, and the gradient of a `psum`, by JAX's own rules there, is too large
-    by the number of devices, so keep the check on for such objectives.
+    gives one solution on all devices. With `check_vma=False`, and in `pmap`, JAX does not know what
+    varies and has a wrong gradient for a `psum`: each device solves for itself, and an objective
+    with a `psum` raises.
 
     **Arguments:**
 
@@ -177,10 +177,8 @@ def _enter(problem, solver, x0, key, state):
 
 
 def _start(problem, solver, x0, key, state) -> _Carry:
-    if state is None:
-        state = solver.init(problem, x0, key)
-    else:
-        state = solver.refresh(problem, x0, state)
+    fresh = state is None
+    state = solver.init(problem, x0, key) if fresh else solver.refresh(problem, x0, state)
     state = jax.tree.map(lambda s: jnp.asarray(s) if isinstance(s, float | int) else s, state)
     infinity = jnp.asarray(jnp.inf, tree.real_dtype(x0))
     return _Carry(x0, state, jnp.asarray(0, jnp.int32), infinity, Status.running)

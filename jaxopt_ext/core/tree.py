@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, PyTree
 
-from . import loops
+from . import collectives, loops
 
 
 def value_and_gradient(fun: Callable[..., Array], x: PyTree[Array]) -> tuple[Array, PyTree[Array]]:
@@ -17,8 +17,11 @@ def value_and_gradient(fun: Callable[..., Array], x: PyTree[Array]) -> tuple[Arr
     For complex leaves this is the conjugate of what `jax.grad` returns, so that `x - t * gradient`
     descends. In `shard_map` it is each device's own gradient of its own function, also at a point
     that is the same on all devices, where `jax.grad` would sum over them.
+
+    **Raises:** `ValueError` for a function with a `psum` in `shard_map(..., check_vma=False)`.
     """
     if loops.in_shard_map():
+        collectives.reject_unchecked_sums(fun, x)
         x = loops.vary(x, loops.varying_axes(jax.eval_shape(fun, x)))
     value, gradient = jax.value_and_grad(fun)(x)
     return value, jax.tree.map(lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, gradient)

@@ -2,8 +2,8 @@
 
 Smooth:
 
-- `GradientDescent`, with an Armijo or Wolfe line search. Quasi-Newton methods come from `optax`
-  and `optimistix`: `solve` takes their objects as they are.
+- `GradientDescent`, with `wolfe_line_search` or a line search of `optax`. Quasi-Newton methods come
+  from `optax` and `optimistix`: `solve` takes their objects as they are.
 
 Smooth plus proximable, or over a set one can project on:
 
@@ -31,6 +31,7 @@ from .block_coordinate import (
 )
 from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
+from .line_search import wolfe_line_search
 from .mirror_descent import (
     AbstractMirrorMap,
     EntropicOrthant,
@@ -62,4 +63,5 @@ __all__ = [
     "ProximalGradient",
     "Random",
     "Shuffled",
+    "wolfe_line_search",
 ]

@@ -8,6 +8,7 @@ import optax
 from jaxtyping import Array, Float
 
 from ..core import AbstractSolver, Scalar, Smooth, scalar_field, tree
+from .line_search import wolfe_line_search
 
 
 class _State(eqx.Module):
@@ -24,16 +25,15 @@ class GradientDescent(AbstractSolver):
 
     **Arguments:**
 
-    - `line_search`: an `optax` line search; zoom (strong Wolfe) by default, or
-      `optax.scale_by_backtracking_linesearch` (Armijo); `optax.scale(t)` keeps $t$ fixed.
+    - `line_search`: `wolfe_line_search()` or a line search of `optax`, zoom (strong Wolfe) or
+      backtracking (Armijo), which do not trace in `shard_map` with its check on;
+      `optax.scale(t)` keeps $t$ fixed.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Reference:** Nocedal, Wright, Numerical Optimization, 2006, chapter 3.
     """
 
-    line_search: optax.GradientTransformation = optax.scale_by_zoom_linesearch(
-        max_linesearch_steps=30
-    )
+    line_search: optax.GradientTransformation = wolfe_line_search()
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Smooth,)
