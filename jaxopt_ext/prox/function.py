@@ -10,7 +10,6 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core import checks, tree
 
-
 MEMBERSHIP = 1e3
 """Roundings, of the numbers at hand, within which a point belongs to a set."""
 
@@ -121,7 +120,7 @@ def corrected(project: Any, x: PyTree[Array]) -> PyTree[Array]:
     The derivative is that of the first projection, which is exact.
     """
     first = project(x)
-    again = project(jax.lax.stop_gradient(first))
+    again = jax.lax.stop_gradient(project(first))
     # In this order the value is `again` to the last digit.
     return jax.tree.map(lambda a, b: b + (a - jax.lax.stop_gradient(a)), first, again)
 

@@ -57,7 +57,7 @@ def _search(x, rows, rhs, equalities, tolerance) -> _Search:
     slots = jnp.arange(k)
     index = jnp.arange(m)
     # What is left of the rounding of x, where the answer is zero.
-    floor = 10 * eps * norm_and_direction(x)[0]
+    floor = eps * norm_and_direction(x)[0]
 
     def step(s: _Search) -> _Search:
         used = slots < s.count
@@ -153,9 +153,8 @@ class Polyhedron(AbstractSet):
     NaN. Derivatives, in `x` and in all data, are those of the projection on the face of the active
     rows with positive multipliers.
 
-    A point belongs to the set if each row holds within a thousand roundings of
-    the larger of
-    $\\|G_i\\| \\|x\\|$ and $|h_i|$.
+    A point belongs to the set if each row holds within a thousand roundings of the
+    larger of $\\|G_i\\| \\|x\\|$ and $|h_i|$.
 
     **Arguments:**
 
@@ -233,7 +232,7 @@ class Polyhedron(AbstractSet):
         positive = (found.multipliers > 0) | (found.active < equalities)
         used = (slots < found.count) & positive
         basis = jnp.where(used[:, None], rows[found.active], 0)
-        n, k = x.size, found.active.size
+        n = x.size
         corner = jnp.diag(jnp.where(used, 0, -1).astype(x.dtype))
         system = jnp.concatenate(
             [

@@ -9,7 +9,15 @@ from jaxtyping import Array, Float, Int
 
 from ..core import AbstractProblem, ImplicitAdjoint, attach, checks, tree
 from .coordinatewise import parameter_field
-from .function import AbstractFunction, amount_of, number, require_array, require_real, root, unit_of
+from .function import (
+    AbstractFunction,
+    amount_of,
+    number,
+    require_array,
+    require_real,
+    root,
+    unit_of,
+)
 from .isotonic import centre, segment_ids, segment_means
 
 
@@ -181,9 +189,9 @@ class TotalVariation2D(AbstractFunction):
     """Total variation of an image, $w \\sum_{ij} \\|(Dx)_{ij}\\|$ with forward differences $D$.
 
     The prox is found by accelerated projected gradient on the dual, with restarts, until the
-    duality gap $w \\sum_{ij} \\|(Du)_{ij}\\| - \\langle p_{ij}, (Du)_{ij}\\rangle$, in units where the
-    image has mean zero and range one, is below `tol` times the objective of the better of two
-    simple answers: the image itself, and its mean. It bounds the square of the distance to the
+    duality gap $w \\sum_{ij} \\|(Du)_{ij}\\| - \\langle p_{ij}, (Du)_{ij}\\rangle$, in units of the
+    range of the image, is below `tol` times the objective of the better of two simple answers: the
+    image itself, and its mean. It bounds the square of the distance to the
     solution. Where the mean has the smaller gap it is the answer. Derivatives are implicit.
 
     **Arguments:**

@@ -44,8 +44,8 @@ class Case(NamedTuple):
     gap: float = 0.0
     """For iterations: how far the objective may be above the least, over that of the better of
     the point itself and its mean."""
-    slow: int = 1
-    """One in so many draws is enough."""
+    slow: bool = False
+    """A variant that takes long to compile, for the slow tests alone."""
     offset: Callable[[Any], Any] = lambda w: 0.0
     """Size of what points are moved by, and so of the rounding."""
     slope: Callable[[Any], Any] = lambda w: 0.0
@@ -84,22 +84,26 @@ CASES = {
     "Box": Case(lambda w: prox.Box(-w * like(w, [1.0, 0.0, 3.0, -1.0, 1.0]), 2 * w)),
     "Simplex": Case(lambda w: prox.Simplex(w)),
     "L1Ball": Case(lambda w: prox.L1Ball(w)),
-    "L1Ball, complex": Case(lambda w: prox.L1Ball(w), dtype=complex),
+    "L1Ball, complex": Case(lambda w: prox.L1Ball(w), dtype=complex, slow=True),
     "L2Ball": Case(lambda w: prox.L2Ball(w)),
-    "L2Ball, complex": Case(lambda w: prox.L2Ball(w), dtype=complex),
+    "L2Ball, complex": Case(lambda w: prox.L2Ball(w), dtype=complex, slow=True),
     "LinfBall": Case(lambda w: prox.LinfBall(w)),
-    "LinfBall, complex": Case(lambda w: prox.LinfBall(w), dtype=complex),
+    "LinfBall, complex": Case(lambda w: prox.LinfBall(w), dtype=complex, slow=True),
     "NuclearBall": Case(lambda w: prox.NuclearBall(w), (3, 2)),
     "Hyperplane": Case(lambda w: prox.Hyperplane(like(w, NORMAL), w)),
     "Hyperplane through zero": Case(lambda w: prox.Hyperplane(w * like(w, NORMAL))),
     "Halfspace": Case(lambda w: prox.Halfspace(like(w, NORMAL), -w)),
     "Halfspace through zero": Case(lambda w: prox.Halfspace(w * like(w, NORMAL))),
     "AffineSet": Case(lambda w: prox.AffineSet(like(w, MATRIX), w * like(w, MATRIX @ np.ones(5)))),
-    "AffineSet, one point": Case(lambda w: prox.AffineSet(like(w, MATRIX[:2, :2]), 0 * like(w, P[:2])), (2,)),
-    "Polyhedron": Case(
-        lambda w: prox.Polyhedron(like(w, ROWS), w * like(w, ROWS @ np.ones(5) + SLACK)), slow=2
+    "AffineSet, one point": Case(
+        lambda w: prox.AffineSet(like(w, MATRIX[:2, :2]), 0 * like(w, P[:2])), (2,), slow=True
     ),
-    "Polyhedron, cone": Case(lambda w: prox.Polyhedron(w * like(w, ROWS), 0 * like(w, SLACK))),
+    "Polyhedron": Case(
+        lambda w: prox.Polyhedron(like(w, ROWS), w * like(w, ROWS @ np.ones(5) + SLACK))
+    ),
+    "Polyhedron, cone": Case(
+        lambda w: prox.Polyhedron(w * like(w, ROWS[:4]), 0 * like(w, SLACK[:4])), slow=True
+    ),
     "Polyhedron, equalities": Case(
         lambda w: prox.Polyhedron(
             like(w, ROWS[:4]), w * like(w, SLACK[:4]), like(w, MATRIX), 0 * like(w, P)
@@ -108,12 +112,22 @@ CASES = {
     "SecondOrderCone": Case(lambda w: prox.SecondOrderCone()),
     "PSDCone": Case(lambda w: prox.PSDCone(), (3, 3)),
     "Isotonic": Case(lambda w: prox.Isotonic(), (6,)),
-    "TransportPolytope": Case(lambda w: prox.TransportPolytope(w * like(w, P), w * like(w, Q)), (3, 4), slow=4),
-    "Birkhoff": Case(lambda w: prox.Birkhoff(3), (3, 3), slow=4, offset=lambda w: 2.0),
+    "TransportPolytope": Case(
+        lambda w: prox.TransportPolytope(w * like(w, P), w * like(w, Q)), (3, 4)
+    ),
+    "Birkhoff": Case(lambda w: prox.Birkhoff(3), (3, 3), slow=True, offset=lambda w: 2.0),
     "Scaled": Case(lambda w: prox.Scaled(prox.L1(0.5 * w), 3 * w)),
-    "Shifted": Case(lambda w: prox.Shifted(prox.L2(w), w * like(w, NORMAL)), offset=lambda w: 3 * w, slope=lambda w: w),
-    "Shifted, set": Case(lambda w: prox.Shifted(prox.Simplex(w), w * like(w, NORMAL))),
-    "Precomposed": Case(lambda w: prox.Precomposed(prox.L1(w), -2.0 * w, like(w, NORMAL)), offset=lambda w: 1.5 / w, slope=lambda w: 6 * w**2),
+    "Shifted": Case(
+        lambda w: prox.Shifted(prox.L2(w), w * like(w, NORMAL)),
+        offset=lambda w: 3 * w,
+        slope=lambda w: w,
+    ),
+    "Shifted, set": Case(lambda w: prox.Shifted(prox.Simplex(w), w * like(w, NORMAL)), slow=True),
+    "Precomposed": Case(
+        lambda w: prox.Precomposed(prox.L1(w), -2.0 * w, like(w, NORMAL)),
+        offset=lambda w: 1.5 / w,
+        slope=lambda w: 6 * w**2,
+    ),
     "Separable": Case(
         lambda w: prox.Separable({"a": prox.L2(w), "b": (prox.L1(0.1 * w),)}), split=halves
     ),
@@ -141,6 +155,7 @@ def test_every_public_function_is_here():
 
 
 GROUP = 8  # points of one step and parameter, so that each is a rival of the others
+QUICK = {"xla_backend_optimization_level": 0}  # compiling takes longer than running
 TOLERANCE, TINY = 20, 1e-60
 
 
@@ -167,6 +182,9 @@ def draw(case, rng, groups):
     x = scale * np.choose(style, styles)
     x[:, 1] = x[:, 0] + column(-4, 0)[:, 1] * scale[:, 0] * normal(shape)[:, 1]
     x[:, 2] *= column(-5, 5)[:, 2]
+    x *= np.minimum(
+        1, 1e5 / np.maximum(np.abs(x).max(axis=tuple(range(2, x.ndim)), keepdims=True), 1)
+    )
     scale = scale.reshape(groups)
     t, w = 10 ** rng.uniform(-5, 5, (2, groups))
     # Half of them where neither the point nor the parameter wins.
@@ -174,7 +192,9 @@ def draw(case, rng, groups):
     w = np.choose(rng.integers(0, 4, groups), [w, w, scale / t * near, scale * near])
     w = np.clip(w, 1e-5, 1e5)
     single = np.complex64 if complex_ else np.float32
-    return x.astype(single).astype(case.dtype), *(v.astype(np.float32).astype(float) for v in (t, w))
+    return x.astype(single).astype(case.dtype), *(
+        v.astype(np.float32).astype(float) for v in (t, w)
+    )
 
 
 @functools.cache
@@ -194,16 +214,14 @@ def programs(name):
         return p, f(parts) == 0, corner
 
     each = jax.vmap(jax.vmap(one, (0, 0, None, None)))
-    single = jnp.complex64 if case.dtype is complex else jnp.float32
 
     def both(low, high, t, w):
         t32, w32 = t.astype(jnp.float32), w.astype(jnp.float32)
-        low = each(*(v.astype(single) for v in low), t32, w32)
-        return low, each(*high, t, w)
+        return each(*low, t32, w32), each(*high, t, w)
 
     value = lambda u, w: case.make(w)(case.split(u))
     values = jax.vmap(jax.vmap(jax.vmap(value, (0, None)), (0, None)))
-    return jax.jit(both), jax.jit(values)
+    return jax.jit(both, compiler_options=QUICK), jax.jit(values, compiler_options=QUICK)
 
 
 def inner(a, b, axes):
@@ -237,15 +255,22 @@ def violations(name, seed, groups):
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     x, t, w = draw(case, rng, groups)
     proxes, values = programs(name)
-    run = lambda low, high: jax.tree.map(np.asarray, proxes(low, high, t, w))
+    single = np.complex64 if case.dtype is complex else np.float32
+
+    def run(low, high):
+        low = [v.astype(single) for v in low]  # of one type, for one program
+        return jax.tree.map(np.asarray, proxes(low, high, t, w))
+
     low, high = [[out[0]] for out in run((x, x), (x, x))]
     if is_set(name):
         p, q = low[0], high[0]
         for slot, out in zip((low, high), run((p, p - x), (q, q - x)), strict=True):
             slot.extend(out)  # projected again, inside, corner
-        for slot, out in zip((low, high), run(*[(v + (x - v) / 100, v) for v in (p, q)]), strict=True):
+        for slot, out in zip(
+            (low, high), run(*[(v + (x - v) / 100, v) for v in (p, q)]), strict=True
+        ):
             slot.append(out[1])  # inside, though 1 % back
-    assert low[0].dtype == (np.complex64 if case.dtype is complex else np.float32)
+    assert low[0].dtype == single
     axes = len(case.shape)
     dot = lambda a, b: inner(a, b, axes)
     norm = lambda a: np.sqrt(dot(a, a))
@@ -294,18 +319,18 @@ def violations(name, seed, groups):
             firm = (norm(dp) ** 2 - dot(dx, dp)) / (TOLERANCE * rounding + TINY)
             worst[f"firm, {bits}"] = np.where(np.isnan(firm), np.inf, firm)
         if is_set(name):
-            worst[f"inside, {bits}"] = np.where(out[2], 0, np.inf)
             off = 0.01 * norm(x - p)
-            # Several rows of a polyhedron may be off, each by less.
+            # Several rows of a polyhedron may be off, each by less, and its corners are sharp.
             roundings = 1e4 if "Polyhedron" in name else 1.1e3
             clear = off > roundings * eps * norm(p + 0.01 * (x - p))
             worst[f"outside, {bits}"] = np.where(out[4] & clear, np.inf, 0)
+            worst[f"inside, {bits}"] = np.where(out[2], 0, np.inf)
             gap = norm(out[1].astype(case.dtype) - p)
-            worst[f"idempotent, {bits}"] = gap / (TOLERANCE * eps * norm(p) + TINY)
-    return worst, (x, t, w, low, high)
+            worst[f"idempotent, {bits}"] = gap / (0.02 * roundings * eps * norm(p) + TINY)
+    return worst
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.slow])
 def test_each_prox_is_optimal_at_all_scales(name):
     check(name, 0, 24)
 
@@ -318,7 +343,7 @@ def test_each_prox_is_optimal_at_all_scales_in_thousands_of_draws(name):
 
 
 def check(name, seed, groups):
-    worst, _ = violations(name, seed, max(4, groups // CASES[name].slow))
+    worst = violations(name, seed, groups)
     for label, ratio in worst.items():
         if "1%" not in label:
             assert np.max(ratio) <= 1, (label, np.max(ratio), np.argwhere(ratio > 1)[:3])

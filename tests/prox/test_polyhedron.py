@@ -95,9 +95,9 @@ def check(count, seed, clarabel):
     rough = project(*single)
     compared = 0
     for i, kind in enumerate(kinds):
-        G, h, A, b = (v[i] for v in data)
+        G, h, *flat = (v[i] for v in data)
         far = max(1, np.abs(x[i]).max())
-        for j, (A, b) in enumerate(((None, None), (A, b))):
+        for j, (A, b) in enumerate(((None, None), flat)):
             p, inside, outside = (np.asarray(v)[i] for v in exact[j])
             if kind == "empty":
                 assert np.all(np.isnan(p))
