@@ -78,7 +78,7 @@ CASES = {
     "TotalVariation1D": Case(lambda w: prox.TotalVariation1D(w), (6,)),
     "TotalVariation2D": Case(lambda w: prox.TotalVariation2D(w), (4, 3), gap=1e-6),
     "TotalVariation2D, anisotropic": Case(
-        lambda w: prox.TotalVariation2D(w, isotropic=False), (4, 3), gap=1e-6
+        lambda w: prox.TotalVariation2D(w, isotropic=False), (4, 3), gap=1e-6, slow=True
     ),
     "NonNegative": Case(lambda w: prox.NonNegative()),
     "Box": Case(lambda w: prox.Box(-w * like(w, [1.0, 0.0, 3.0, -1.0, 1.0]), 2 * w)),
@@ -99,7 +99,7 @@ CASES = {
         lambda w: prox.AffineSet(like(w, MATRIX[:2, :2]), 0 * like(w, P[:2])), (2,), slow=True
     ),
     "Polyhedron": Case(
-        lambda w: prox.Polyhedron(like(w, ROWS), w * like(w, ROWS @ np.ones(5) + SLACK))
+        lambda w: prox.Polyhedron(like(w, ROWS), w * like(w, ROWS @ np.ones(5) + SLACK)), slow=True
     ),
     "Polyhedron, cone": Case(
         lambda w: prox.Polyhedron(w * like(w, ROWS[:4]), 0 * like(w, SLACK[:4])), slow=True
