@@ -6,7 +6,7 @@ and the non-convex `L0`, `SCAD`, `MCP`.
 Of a pytree as one vector: `L2`, `L1Ball`, `L2Ball`, `LinfBall`, `Simplex`, `Hyperplane`,
 `Halfspace`; of its rows or labelled groups, `GroupLasso`.
 
-Of one vector: `AffineSet`, `SecondOrderCone`, `Isotonic`, `TotalVariation1D`.
+Of one vector: `AffineSet`, `Polyhedron`, `SecondOrderCone`, `Isotonic`, `TotalVariation1D`.
 
 Of one matrix: `NuclearNorm`, `NuclearBall`, `PSDCone`, `TransportPolytope`, `Birkhoff`,
 `TotalVariation2D`.
@@ -33,6 +33,7 @@ from .norms import (
     Simplex,
     simplex_threshold,
 )
+from .polyhedron import Polyhedron
 from .sets import (
     AffineSet,
     Birkhoff,
@@ -69,6 +70,7 @@ __all__ = [
     "NuclearBall",
     "NuclearNorm",
     "PSDCone",
+    "Polyhedron",
     "Precomposed",
     "Scaled",
     "SecondOrderCone",

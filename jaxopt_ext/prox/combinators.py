@@ -10,7 +10,7 @@ from jaxtyping import Array, PyTree
 
 from ..core import checks, tree
 from .coordinatewise import parameter_field
-from .function import AbstractFunction, align, number, part, spread
+from .function import AbstractFunction, align, magnitude, number, part, spread
 
 
 def _is_function(x: Any) -> bool:
@@ -139,9 +139,15 @@ class Precomposed(_Made):
         checks.positive("step", step)
         inner = self._inner(x)
         moved = self.function.prox(inner, step * self.scale**2)
-        return jax.tree.map(
-            lambda a, y, z: a + (y - z) / self.scale.astype(a.real.dtype), x, moved, inner
-        )
+        offset = spread(self.offset, x, real=False)
+
+        def leaf(a, b, y, z):
+            scale = jnp.asarray(self.scale, a.real.dtype)
+            # The shorter way loses fewer digits: from x, or from where the inner prox ends.
+            far = magnitude(y - z) > magnitude(y) + magnitude(b)
+            return jnp.where(far, (y - b) / scale, a + (y - z) / scale)
+
+        return jax.tree.map(leaf, x, offset, moved, inner)
 
     def aligned(self, x):
         return Precomposed(self.function.aligned(x), self.scale, align(self.offset, x))

@@ -10,6 +10,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from ..core import checks, tree
 
+MEMBERSHIP = 1e3
+"""Roundings, of the numbers at hand, within which a point belongs to a set."""
+
 
 class AbstractFunction(eqx.Module):
     """A function $g$ with values in $(-\\infty, \\infty]$ and a proximal operator."""
@@ -54,11 +57,17 @@ class AbstractSet(AbstractFunction):
         return self.project(x)
 
     def contains(self, x: PyTree[Array], atol: Any = None) -> Bool[Array, ""]:
-        """Whether `x` is within `atol` of its projection, by default a thousand roundings."""
-        gap = tree.norm(jax.tree.map(jnp.subtract, x, self.project(x)))
+        """Whether `x` is within `atol` of its projection.
+
+        By default within a thousand roundings of the norm of `x`, at all scales: what `project`
+        returns is inside, and a point that is outside by more is not, however small.
+        """
+        projected = self.project(x)
+        gap, _ = norm_and_direction(jax.tree.map(jnp.subtract, x, projected))
         if atol is None:
-            atol = 1e3 * jnp.finfo(gap.dtype).eps * jnp.maximum(1, tree.norm(x))
-        return gap <= atol
+            size, _ = norm_and_direction(x)
+            atol = MEMBERSHIP * jnp.finfo(gap.dtype).eps * size
+        return (gap <= atol) & (gap < jnp.inf)
 
     def __call__(self, x: PyTree[Array]) -> Float[Array, ""]:
         zero = jnp.zeros((), tree.real_dtype(x))
@@ -103,6 +112,17 @@ def amount_of(step: Any, weight: Any, dtype: Any) -> Float[Array, ""]:
     """The product of a step $> 0$ and the weight of a function."""
     checks.positive("step", step)
     return number("step", step, dtype) * number("weight", weight, dtype)
+
+
+def corrected(project: Any, x: PyTree[Array]) -> PyTree[Array]:
+    """`project(x)`, projected once more to lose the rounding of a far longer `x`.
+
+    The derivative is that of the first projection, which is exact.
+    """
+    first = project(x)
+    again = jax.lax.stop_gradient(project(first))
+    # In this order the value is `again` to the last digit.
+    return jax.tree.map(lambda a, b: b + (a - jax.lax.stop_gradient(a)), first, again)
 
 
 def require_real(name: str, x: PyTree[Array]) -> None:

@@ -28,7 +28,7 @@ from .function import (
     spread,
     unit_of,
 )
-from .spectral import soft_threshold_singular_values
+from .spectral import soft_threshold_derivative, soft_threshold_singular_values
 
 
 class L2(AbstractFunction):
@@ -320,6 +320,28 @@ class LinfBall(AbstractBall):
         return LinfBall(part(self.radius, index))
 
 
+@jax.custom_jvp
+def _project_singular_values(x, radius):
+    """Singular values that are projected on a simplex, from differences that keep their digits."""
+    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+    return (u * _project_simplex(s, radius)) @ vh
+
+
+@_project_singular_values.defjvp
+def _project_singular_values_jvp(primals, tangents):
+    x, radius = primals
+    x_dot, radius_dot = tangents
+    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
+    kept = (_project_simplex(s, radius) > 0).astype(s.dtype)
+    # The threshold is a mean over the singular values above it.
+    s_dot = jnp.real(jnp.sum(u.conj() * (x_dot @ vh.conj().T), axis=0))
+    count = jnp.maximum(jnp.sum(kept), 1)
+    t = (jnp.sum(kept * s) - radius) / count
+    t_dot = (jnp.sum(kept * s_dot) - radius_dot) / count
+    slope = soft_threshold_derivative(x, x_dot, t, t_dot, (u * kept) @ vh)
+    return _project_singular_values(x, radius), slope
+
+
 class NuclearBall(AbstractBall):
     """$\\{X : \\sum_i \\sigma_i(X) \\le r\\}$ for a matrix.
 
@@ -337,8 +359,8 @@ class NuclearBall(AbstractBall):
             return x
         values = jnp.linalg.svd(x, compute_uv=False)
         inside = jnp.sum(values) <= self.radius
-        threshold = jnp.maximum(simplex_threshold(values, self.radius), 0)
-        return jnp.where(inside, x, soft_threshold_singular_values(x, threshold))
+        outside = _project_singular_values(x, number("radius", self.radius, values.dtype))
+        return jnp.where(inside, x, outside)
 
     def linear_minimizer(self, g):
         require_array("NuclearBall", g, "a matrix", 2)

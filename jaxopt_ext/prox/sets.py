@@ -12,6 +12,7 @@ from ..core import checks, loops, tree
 from .coordinatewise import parameter_field
 from .function import (
     AbstractSet,
+    corrected,
     largest,
     norm_and_direction,
     require_array,
@@ -61,8 +62,11 @@ class Hyperplane(AbstractSet):
         _check_normal(self.normal)
 
     def project(self, x):
-        gap, normal = _gap(x, self.normal, self.offset)
-        return _move_along(x, normal, gap)
+        def once(x):
+            gap, normal = _gap(x, self.normal, self.offset)
+            return _move_along(x, normal, gap)
+
+        return corrected(once, x)
 
 
 class Halfspace(AbstractSet):
@@ -82,8 +86,11 @@ class Halfspace(AbstractSet):
         _check_normal(self.normal)
 
     def project(self, x):
-        gap, normal = _gap(x, self.normal, self.offset)
-        return _move_along(x, normal, jnp.maximum(gap, 0))
+        def once(x):
+            gap, normal = _gap(x, self.normal, self.offset)
+            return _move_along(x, normal, jnp.maximum(gap, 0))
+
+        return corrected(once, x)
 
 
 class AffineSet(AbstractSet):
@@ -127,7 +134,16 @@ class AffineSet(AbstractSet):
         inverse, A, b = (
             part.astype(x.dtype) for part in (self.pseudo_inverse, self.matrix, self.rhs)
         )
-        return x - inverse @ (A @ x - b)
+
+        def once(x):
+            return x - inverse @ (A @ x - b)
+
+        projected = corrected(once, x)
+        # Zero, where it is the answer, shows as what is left of roundings of roundings.
+        eps = jnp.finfo(x.dtype).eps
+        left = jnp.max(largest(projected)) <= 1e2 * eps**2 * jnp.max(largest(x))
+        gone = left & jnp.all(b == 0)
+        return projected - jnp.where(gone, jax.lax.stop_gradient(projected), 0)
 
 
 class SecondOrderCone(AbstractSet):
@@ -200,6 +216,9 @@ class TransportPolytope(AbstractSet):
         x = x - jax.lax.stop_gradient(jnp.mean(x, axis=1, keepdims=True))
         x = x - jax.lax.stop_gradient(jnp.mean(x, axis=0, keepdims=True))
         sums = jnp.concatenate([self.row_sums, self.column_sums]).astype(x.dtype)
+        # In units of the mean sum, so that the tolerances below are relative.
+        unit = jax.lax.stop_gradient(jnp.mean(sums))
+        x, sums = x / unit, sums / unit
         start, target = jax.lax.stop_gradient((x, sums))
         eps = jnp.finfo(x.dtype).eps
         total = jnp.sum(target)
@@ -270,7 +289,7 @@ class TransportPolytope(AbstractSet):
         value = jnp.maximum(meet(z, target), 0)
         slope = meet(x, sums)  # the derivative's, whose own value has lost digits
         projected = value + (slope - jax.lax.stop_gradient(slope))
-        return jnp.where(found, projected, jnp.nan)
+        return jnp.where(found, unit * projected, jnp.nan)
 
 
 _GROWTH = 4.0

@@ -56,12 +56,17 @@ def _soft_threshold_jvp(primals, tangents):
     u, s, vh = jnp.linalg.svd(x, full_matrices=False)
     kept = (s > t).astype(s.dtype)
     value = (u * (kept * (s - t))[..., None, :]) @ vh
+    return value, soft_threshold_derivative(x, x_dot, t, t_dot, (u * kept[..., None, :]) @ vh)
+
+
+def soft_threshold_derivative(x, x_dot, t, t_dot, kept):
+    """The derivative of soft thresholding, given $U [\\Sigma > t] V^*$."""
     # The singular values of x are eigenvalues of [[0, x], [x*, 0]], where f is odd.
     soft = lambda v: jnp.sign(v) * jnp.maximum(jnp.abs(v) - t, 0)
     slope = lambda v: ((jnp.abs(v) > t) | (t == 0)).astype(v.dtype)
     moved = _derivative(_dilate(x), _dilate(x_dot), soft, slope)
     m = x.shape[-2]
-    return value, moved[..., :m, m:] - t_dot * (u * kept[..., None, :]) @ vh
+    return moved[..., :m, m:] - t_dot * kept
 
 
 def _dilate(x):

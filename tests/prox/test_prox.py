@@ -1,6 +1,8 @@
 """Every function of the family: values, proxes and derivatives against convex and brute-force
 optimization."""
 
+import functools
+
 import cvxpy as cp
 import jax
 import jax.numpy as jnp
@@ -191,17 +193,25 @@ def _solve(name, x, step):
     return u.value, problem.value
 
 
+@functools.cache
+def compiled(name):
+    """The prox of one function, and its value: one program for all tests."""
+    function = CONVEX[name][0]
+    return jax.jit(lambda x: function.prox(x, 0.7)), jax.jit(lambda x: function(x))
+
+
 @EACH
 def test_prox_solves_its_problem(name):
     function, step = CONVEX[name][0], 0.7
     for seed in (1, 2):
         x = _point(name, seed)
-        found = np.asarray(function.prox(jnp.asarray(x), step))
+        found = np.asarray(compiled(name)[0](jnp.asarray(x)))
         wanted, _ = _solve(name, x, step)
         np.testing.assert_allclose(found, wanted, atol=3e-5)
         # Sharper: the objective at our point is not above the reference's.
         if not isinstance(function, prox.Conjugate | prox.AbstractSet):
-            goal = lambda u: float(function(jnp.asarray(u))) + np.sum((u - x) ** 2) / (2 * step)  # noqa: B023
+            value = compiled(name)[1]
+            goal = lambda u: float(value(jnp.asarray(u))) + np.sum((u - x) ** 2) / (2 * step)  # noqa: B023
             assert goal(found) <= goal(wanted) + 1e-8
 
 
@@ -213,26 +223,28 @@ def test_value(name):
             function(jnp.zeros(N))
         return
     x = _point(name)
+    project, evaluate = compiled(name)
     if isinstance(function, prox.AbstractSet):
-        inside = function.project(jnp.asarray(x))
-        assert function(inside) == 0
-        assert np.allclose(x, inside) or function(inside + 0.4 * (x - inside)) == np.inf
+        inside = np.asarray(project(jnp.asarray(x)))
+        assert evaluate(jnp.asarray(inside)) == 0
+        moved = jnp.asarray(inside + 0.4 * (x - inside))
+        assert np.allclose(x, inside) or evaluate(moved) == np.inf
         return
     value = objective(cp.Constant(x))
     value = value if isinstance(value, int) else value.value
-    np.testing.assert_allclose(float(function(jnp.asarray(x))), value, rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(float(evaluate(jnp.asarray(x))), value, rtol=1e-10, atol=1e-12)
 
 
 @EACH
 def test_firmly_nonexpansive(name):
-    function, shape = CONVEX[name][:2]
-    pair = jax.jit(lambda x, y: (function.prox(x, 0.7), function.prox(y, 0.7)))
+    shape = CONVEX[name][1]
+    move = compiled(name)[0]
 
     @settings(deadline=None, max_examples=15)
     @given(st.integers(0, 2**31), st.floats(0.01, 30))
     def check(seed, scale):
         x, y = scale * np.random.default_rng(seed).normal(size=(2, *shape))
-        px, py = pair(jnp.asarray(x), jnp.asarray(y))
+        px, py = (np.asarray(move(jnp.asarray(v))) for v in (x, y))
         slack = np.vdot(px - py, x - y) - np.sum((px - py) ** 2)
         assert slack >= -1e-6 * max(1, scale**2)
 
@@ -245,7 +257,7 @@ def test_single_precision_batches_and_jit(name):
     batch = np.random.default_rng(3).normal(size=(3, *shape))
     if name == "PSDCone":
         batch = batch + np.swapaxes(batch, 1, 2)
-    double = [function.prox(jnp.asarray(x), 0.7) for x in batch]
+    double = [compiled(name)[0](jnp.asarray(x)) for x in batch]
     single = jax.jit(jax.vmap(lambda x: function.prox(x, 0.7)))(jnp.asarray(batch, jnp.float32))
     assert single.dtype == jnp.float32
     np.testing.assert_allclose(single, np.stack(double), atol=2e-3 if "2D" in name else 2e-4)
@@ -261,11 +273,14 @@ def test_derivative_equals_differences(name):
     direction = jnp.asarray(direction)
     weights = jnp.asarray(np.random.default_rng(9).normal(size=x.shape))
     score = lambda x: jnp.vdot(weights, function.prox(x, 0.7))
-    h = 1e-5
-    wanted = (score(x + h * direction) - score(x - h * direction)) / (2 * h)
+    move, h = compiled(name)[0], 1e-5
+    ends = [np.vdot(weights, move(jnp.asarray(x + s * h * direction))) for s in (1, -1)]
+    wanted = (ends[0] - ends[1]) / (2 * h)
+    both = jax.jit(lambda x, d: (jnp.vdot(jax.grad(score)(x), d), jax.jvp(score, (x,), (d,))[1]))
+    reverse, forward = both(x, direction)
     tolerance = {"rtol": 2e-4, "atol": 2e-4} if "2D" in name else {"rtol": 1e-6, "atol": 1e-7}
-    np.testing.assert_allclose(jnp.vdot(jax.grad(score)(x), direction), wanted, **tolerance)
-    np.testing.assert_allclose(jax.jvp(score, (x,), (direction,))[1], wanted, **tolerance)
+    np.testing.assert_allclose(reverse, wanted, **tolerance)
+    np.testing.assert_allclose(forward, wanted, **tolerance)
 
 
 PARAMETERS = {
@@ -297,8 +312,9 @@ def test_derivative_in_the_parameter(name):
     x = jnp.asarray(_point(name, 5))
     weights = jnp.asarray(np.random.default_rng(9).normal(size=x.shape))
     score = lambda t: jnp.vdot(weights, PARAMETERS[name](t).prox(x, 0.7))
-    wanted = (score(1 + 1e-6) - score(1 - 1e-6)) / 2e-6
-    found = jax.grad(score)(1.0)
+    both = jax.jit(jax.value_and_grad(score))
+    wanted = (both(1 + 1e-6)[0] - both(1 - 1e-6)[0]) / 2e-6
+    found = both(1.0)[1]
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
     assert abs(wanted) > 1e-3, "the parameter must matter here"
 
@@ -346,13 +362,14 @@ def test_degenerate_points_have_finite_derivatives():
         assert np.all(np.isfinite(jacobian)), function
     # At the identity every eigenvalue coincides and the projection is the identity.
     direction = jnp.asarray(_point("PSDCone"))
-    moved = jax.jvp(prox.PSDCone().project, (jnp.eye(4),), (direction,))[1]
+    slope = jax.jit(lambda x, d: jax.jvp(prox.PSDCone().project, (x,), (d,))[1])
+    moved = slope(jnp.eye(4), direction)
     np.testing.assert_allclose(moved, direction, atol=1e-12)
 
 
 def test_pytrees_act_leafwise_or_as_one_vector():
     x = {"a": jnp.array([3.0, -1.0]), "b": (jnp.array([[0.5, 2.0]]),)}
-    flat, unravel = ravel_pytree(x)
+    flat, _ = ravel_pytree(x)
     for function in (
         prox.L1(0.5),
         prox.L2(0.5),
@@ -362,9 +379,12 @@ def test_pytrees_act_leafwise_or_as_one_vector():
         prox.Box(-1.0, 1.0),
         prox.ElasticNet(0.1, 0.2),
     ):
-        expected = unravel(function.prox(flat, 0.7))
-        assert jax.tree.all(jax.tree.map(jnp.allclose, function.prox(x, 0.7), expected)), function
-        np.testing.assert_allclose(function(x), function(flat))
+        both = jax.jit(lambda x, f=function: (f.prox(x, 0.7), f(x)))
+        (moved, value), (expected, whole) = both(x), both(flat)
+        np.testing.assert_allclose(
+            np.concatenate([np.ravel(a) for a in jax.tree.leaves(moved)]), expected, rtol=1e-5
+        )
+        np.testing.assert_allclose(value, whole)
     separable = prox.Separable({"a": prox.L1(1.0), "b": (prox.NonNegative(),)})
     moved = separable.prox(x, 1.0)
     np.testing.assert_allclose(moved["a"], [2.0, 0.0])
@@ -374,27 +394,32 @@ def test_pytrees_act_leafwise_or_as_one_vector():
     np.testing.assert_allclose(weighted(x), 2.0 + 2.5)
 
 
+def prox_of(function, x):
+    """Compiled as a whole."""
+    return jax.jit(lambda x: function.prox(x))(x)
+
+
 def test_complex_input():
     rng = np.random.default_rng(4)
     z = jnp.asarray(rng.normal(size=5) + 1j * rng.normal(size=5))
     size = np.abs(z)
-    np.testing.assert_allclose(prox.L1(0.4).prox(z), z * np.maximum(1 - 0.4 / size, 0))
+    np.testing.assert_allclose(prox_of(prox.L1(0.4), z), z * np.maximum(1 - 0.4 / size, 0))
     np.testing.assert_allclose(prox.L1(0.4)(z), 0.4 * size.sum())
-    np.testing.assert_allclose(prox.L2Ball(0.5).project(z), 0.5 * z / np.linalg.norm(z))
-    ball = prox.L1Ball(1.0).project(z)
-    np.testing.assert_allclose(np.abs(ball), prox.L1Ball(1.0).project(jnp.asarray(size)))
+    np.testing.assert_allclose(prox_of(prox.L2Ball(0.5), z), 0.5 * z / np.linalg.norm(z))
+    ball = prox_of(prox.L1Ball(1.0), z)
+    np.testing.assert_allclose(np.abs(ball), prox_of(prox.L1Ball(1.0), jnp.asarray(size)))
     np.testing.assert_allclose(np.angle(ball)[np.abs(ball) > 0], np.angle(z)[np.abs(ball) > 0])
-    np.testing.assert_allclose(prox.LinfBall(0.3).project(z), z * np.minimum(1, 0.3 / size))
-    np.testing.assert_allclose(prox.L0(0.4).prox(z), np.where(size**2 > 0.8, z, 0))
+    np.testing.assert_allclose(prox_of(prox.LinfBall(0.3), z), z * np.minimum(1, 0.3 / size))
+    np.testing.assert_allclose(prox_of(prox.L0(0.4), z), np.where(size**2 > 0.8, z, 0))
     m = jnp.asarray(rng.normal(size=(4, 4)) + 1j * rng.normal(size=(4, 4)))
     hermitian = 0.5 * (m + m.conj().T)
     values, vectors = np.linalg.eigh(hermitian)
     expected = (vectors * np.maximum(values, 0)) @ vectors.conj().T
-    np.testing.assert_allclose(prox.PSDCone().project(m), expected, atol=1e-12)
+    np.testing.assert_allclose(prox_of(prox.PSDCone(), m), expected, atol=1e-12)
     u, s, vh = np.linalg.svd(m)
     expected = (u * np.maximum(s - 0.6, 0)) @ vh
-    np.testing.assert_allclose(prox.NuclearNorm(0.6).prox(m), expected, atol=1e-12)
-    rows = prox.GroupLasso(0.5).prox(m)
+    np.testing.assert_allclose(prox_of(prox.NuclearNorm(0.6), m), expected, atol=1e-12)
+    rows = prox_of(prox.GroupLasso(0.5), m)
     scale = np.maximum(1 - 0.5 / np.linalg.norm(m, axis=1), 0)
     np.testing.assert_allclose(rows, scale[:, None] * m)
 
@@ -433,6 +458,9 @@ def test_blocks_agree_with_the_whole():
         prox.Simplex().block(0)
 
 
+THRESHOLD = jax.jit(prox.simplex_threshold)
+
+
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=30), st.floats(1e-3, 1e3))
 def test_simplex_threshold_equals_sorting(values, radius):
@@ -440,7 +468,10 @@ def test_simplex_threshold_equals_sorting(values, radius):
     ordered = np.sort(v)[::-1]
     excess = (np.cumsum(ordered) - radius) / np.arange(1, v.size + 1)
     tau = excess[np.flatnonzero(ordered > excess)[-1]]
-    found = prox.simplex_threshold(jnp.asarray(v), radius)
+    # Padded to one length, by entries that are far below any threshold.
+    padded = np.full(30, v.max() - 1e4)
+    padded[: v.size] = v
+    found = THRESHOLD(jnp.asarray(padded), radius)
     np.testing.assert_allclose(found, tau, rtol=1e-12, atol=1e-9)
 
 
