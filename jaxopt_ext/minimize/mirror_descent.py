@@ -65,6 +65,8 @@ class Euclidean(AbstractMirrorMap):
 
 
 class _State(eqx.Module):
+    value: Float[Array, ""]
+    gradient: PyTree[Array]
     step_size: Float[Array, ""]
     error: Float[Array, ""]
 
@@ -76,7 +78,8 @@ class MirrorDescent(AbstractSolver):
 
     with $t$ halved until $f(x^+) \\le f(x) + \\langle \\nabla f(x), x^+ - x\\rangle + D(x^+, x)/t$.
 
-    The error is the norm of $x - P_C(x - \\nabla f(x))$ at the point before the step.
+    The error is the norm of the problem's residual $x - P_C(x - \\nabla f(x))$ at the value; the
+    gradient there is that of the next step.
 
     **Arguments:**
 
@@ -104,10 +107,16 @@ class MirrorDescent(AbstractSolver):
 
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
-        return _State(self.step_size.astype(dtype), jnp.asarray(jnp.inf, dtype))
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        infinity = jnp.asarray(jnp.inf, dtype)
+        return _State(value, gradient, self.step_size.astype(dtype), infinity)
+
+    def refresh(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        return _State(value, gradient, state.step_size, state.error)
 
     def step(self, problem, x, state):
-        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        value, gradient = state.value, state.gradient
         rounding = 4 * jnp.finfo(value.dtype).eps
 
         def candidate(t):
@@ -128,12 +137,13 @@ class MirrorDescent(AbstractSolver):
         t = state.step_size * self.growth.astype(state.step_size.dtype)
         start = (t, jnp.asarray(0, jnp.int32))
         t, _ = jax.lax.while_loop(too_long, shorten, start)
-        new = candidate(t)
-        moved = problem.feasible.project(jax.tree.map(jnp.subtract, x, gradient))
-        error = tree.norm(jax.tree.map(jnp.subtract, x, moved))
+        new = tree.cast_like(candidate(t), x)
+        value, gradient = tree.value_and_gradient(problem.smooth, new)
+        moved = problem.feasible.project(jax.tree.map(jnp.subtract, new, gradient))
+        error = tree.norm(jax.tree.map(jnp.subtract, new, moved))
         # Growth for ever would overflow once the iterates stop moving.
         t = jnp.minimum(t, 1 / jnp.finfo(t.dtype).eps)
-        return new, _State(t, error)
+        return new, _State(value, gradient, t, error)
 
     def error(self, problem, x, state):
         return state.error
