@@ -64,21 +64,19 @@ def adaptive_step(fun, x, value, direction, gap, limit, curvature):
     # From the smallest number to the largest, but no search where the value is no number.
     limit_of_doublings = jnp.where(jnp.isfinite(value), 2 * jnp.finfo(value.dtype).maxexp, 1)
 
-    def too_long(carry):
-        m, doublings = carry
+    # The verdict is carried: a batched loop asks its condition twice, and a test that rounding
+    # decides one way here and the other way there would never end.
+    def try_once(carry):
+        _, m, doublings, _ = carry
         gamma = gamma_of(m)
         bound = value - gamma * gap + 0.5 * m * gamma**2 * square
-        excess = fun(_shift(x, direction, gamma)) - bound
-        return ~(excess <= rounding) & (doublings < limit_of_doublings)
-
-    def double(carry):
-        m, doublings = carry
-        return 2 * m, doublings + 1
+        passed = fun(_shift(x, direction, gamma)) - bound <= rounding
+        return m, 2 * m, doublings + 1, ~passed & (doublings < limit_of_doublings)
 
     # What has vanished could not be doubled.
-    lowest = jnp.finfo(curvature.dtype).tiny
-    start = (jnp.maximum(0.7 * curvature, lowest), jnp.asarray(0, jnp.int32))
-    m, _ = jax.lax.while_loop(too_long, double, start)
+    first = jnp.maximum(0.7 * curvature, jnp.finfo(curvature.dtype).tiny)
+    start = (first, first, jnp.asarray(0, jnp.int32), jnp.asarray(True))
+    m, *_ = jax.lax.while_loop(lambda carry: carry[-1], try_once, start)
     return gamma_of(m), m
 
 

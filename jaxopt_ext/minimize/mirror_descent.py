@@ -122,21 +122,20 @@ class MirrorDescent(AbstractSolver):
         def candidate(t):
             return self.mirror_map.step(problem, x, gradient, t)
 
-        def too_long(carry):
-            t, halvings = carry
+        # The verdict is carried: a batched loop asks its condition twice, and a test that rounding
+        # decides one way here and the other way there would never end.
+        def try_once(carry):
+            _, t, halvings, _ = carry
             new = candidate(t)
             move = jax.tree.map(jnp.subtract, new, x)
             bound = value + tree.vdot(gradient, move) + self.mirror_map.divergence(new, x) / t
             excess = problem.smooth(new) - bound
-            return ~(excess <= rounding * jnp.abs(value)) & (halvings < 60)
+            passed = excess <= rounding * jnp.abs(value)
+            return t, 0.5 * t, halvings + 1, ~passed & (halvings < 60)
 
-        def shorten(carry):
-            t, halvings = carry
-            return 0.5 * t, halvings + 1
-
-        t = state.step_size * self.growth.astype(state.step_size.dtype)
-        start = (t, jnp.asarray(0, jnp.int32))
-        t, _ = jax.lax.while_loop(too_long, shorten, start)
+        first = state.step_size * self.growth.astype(state.step_size.dtype)
+        start = (first, first, jnp.asarray(0, jnp.int32), jnp.asarray(True))
+        t, *_ = jax.lax.while_loop(lambda carry: carry[-1], try_once, start)
         new = tree.cast_like(candidate(t), x)
         value, gradient = tree.value_and_gradient(problem.smooth, new)
         moved = problem.feasible.project(jax.tree.map(jnp.subtract, new, gradient))
