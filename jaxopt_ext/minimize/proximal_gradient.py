@@ -78,9 +78,12 @@ class ProximalGradient(AbstractSolver):
         new, step = self.step_size.take(fun, x, state.value, state.gradient, prox, state.step_size)
         x = tree.cast_like(new, x)
         value, gradient = tree.value_and_gradient(fun, x)
-        moved = prox(jax.tree.map(jnp.subtract, x, gradient), 1.0)
-        error = tree.norm(jax.tree.map(jnp.subtract, x, moved))
-        return x, _State(value, gradient, step, error)
+        if isinstance(problem, Smooth):
+            residual = gradient  # x - (x - gradient) would lose the digits below those of x
+        else:
+            moved = prox(jax.tree.map(jnp.subtract, x, gradient), 1.0)
+            residual = jax.tree.map(jnp.subtract, x, moved)
+        return x, _State(value, gradient, step, tree.norm(residual))
 
     def error(self, problem, x, state):
         return state.error
