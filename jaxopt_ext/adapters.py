@@ -10,7 +10,7 @@ import equinox as eqx
 import jax.numpy as jnp
 import optax
 import optimistix as optx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from .core import (
     AbstractProblem,
@@ -20,7 +20,6 @@ from .core import (
     RootFinding,
     Scalar,
     Smooth,
-    Status,
     scalar_field,
     tree,
 )
@@ -41,6 +40,8 @@ def as_solver(solver: Any) -> AbstractSolver:
 
 
 class _OptaxState(eqx.Module):
+    value: Float[Array, ""]
+    gradient: PyTree[Array]
     inner: Any
     error: Float[Array, ""]
 
@@ -49,7 +50,8 @@ class Optax(AbstractSolver):
     """Descent along the updates of an `optax` gradient transformation.
 
     `value`, `grad` and `value_fn` are passed to `update`, so line searches and `optax.lbfgs` work.
-    The error is the norm of the gradient at the point before the step.
+    The error is the norm of the gradient, which is the problem's residual, at the value; that
+    gradient is the one of the next step.
 
     **Arguments:**
 
@@ -63,64 +65,68 @@ class Optax(AbstractSolver):
     problems = (Smooth, LeastSquares)
 
     def init(self, problem, x, key):
+        value, gradient = tree.value_and_gradient(_objective(problem), x)
         infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
-        return _OptaxState(self.transformation.init(x), infinity)
+        return _OptaxState(value, gradient, self.transformation.init(x), infinity)
+
+    def refresh(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(_objective(problem), x)
+        return _OptaxState(value, gradient, state.inner, state.error)
 
     def step(self, problem, x, state):
-        fun = problem.fun if isinstance(problem, Smooth) else problem.objective
-        value, gradient = tree.value_and_gradient(fun, x)
+        fun = _objective(problem)
         transformation = optax.with_extra_args_support(self.transformation)
         updates, inner = transformation.update(
-            gradient, state.inner, x, value=value, grad=gradient, value_fn=fun
+            state.gradient, state.inner, x, value=state.value, grad=state.gradient, value_fn=fun
         )
-        return optax.apply_updates(x, updates), _OptaxState(inner, tree.norm(gradient))
+        x = optax.apply_updates(x, updates)
+        value, gradient = tree.value_and_gradient(fun, x)
+        return x, _OptaxState(value, gradient, inner, tree.norm(gradient))
 
     def error(self, problem, x, state):
         return state.error
 
 
-class _OptimistixState(eqx.Module):
-    error: Float[Array, ""]
-    result: optx.RESULTS
+def _objective(problem):
+    return problem.fun if isinstance(problem, Smooth) else problem.objective
 
 
 class Optimistix(AbstractSolver):
     """An `optimistix` minimiser, least-squares solver, root finder or fixed-point solver.
 
     One step here is a whole run there, to the tolerances and with the termination rule of the
-    `optimistix` solver; `tol` plays no part. The error is the norm of the problem's residual.
+    `optimistix` solver, which look at steps and values. The error is the norm of the problem's
+    residual at the value, and the solve has converged only if that is at most `tol`: a run that
+    ended well by its own rule may still be none, a root finder stuck where there is no root say.
 
     **Arguments:**
 
     - `solver`: any `optimistix` solver; the problem must be of the kind it takes.
     - `inner_steps`: step limit of the run.
+    - `tol`: see `AbstractSolver`; what the residual must come down to, so choose the tolerances
+      of `solver` to fit.
+    - `max_steps`: how often to run, each time from the last value.
 
     **Raises:** `TypeError` if the solver cannot take the problem.
     """
 
     solver: optx.AbstractIterativeSolver
     inner_steps: int = 1000
-    tol: Scalar = scalar_field(0.0)
+    tol: Scalar = scalar_field(1e-5)
     max_steps: int = 1
     problems = (Smooth, LeastSquares, RootFinding, FixedPoint)
 
     def init(self, problem, x, key):
-        infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
-        return _OptimistixState(infinity, optx.RESULTS.successful)
+        return jnp.asarray(jnp.inf, tree.real_dtype(x))
 
     def step(self, problem, x, state):
         run, fun = _entry(problem, self.solver)
         # Our own adjoint differentiates the problem; theirs must not be in the way.
         solution = run(lambda y, _: fun(y), self.solver, x, max_steps=self.inner_steps, throw=False)
-        error = tree.norm(problem.residual(solution.value))
-        return solution.value, _OptimistixState(error, solution.result)
+        return solution.value, tree.norm(problem.residual(solution.value))
 
     def error(self, problem, x, state):
-        return state.error
-
-    def status(self, problem, x, state):
-        success = state.result == optx.RESULTS.successful
-        return Status.where(success, Status.converged, Status.step_limit)
+        return state
 
 
 def _entry(problem: AbstractProblem, solver: Any) -> tuple[Any, Any]:

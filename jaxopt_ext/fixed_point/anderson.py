@@ -33,7 +33,7 @@ class Anderson(AbstractSolver):
     $\\|r_k\\| \\le D \\|r_0\\| (a + 1)^{-1.001}$, with $a$ the number of points taken so far, and
     an averaged step $x + \\tfrac12 r$ otherwise, so that nonexpansive maps converge. One evaluation
     of $T$ a step; the Gram matrix is updated, not computed again. The value is the last
-    point whose error is known.
+    point whose error is known; the error is the norm of the residual, $\\|T(x) - x\\|$, there.
 
     **Arguments:**
 

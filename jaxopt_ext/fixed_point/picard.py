@@ -23,10 +23,34 @@ def apply(fun, x: PyTree[Array]) -> PyTree[Array]:
     return tree.cast_like(fun(x), x)
 
 
-class Picard(AbstractSolver):
+class _State(eqx.Module):
+    mapped: PyTree[Array]
+    error: Float[Array, ""]
+
+
+class AbstractMappedSolver(AbstractSolver):
+    """A method whose state holds $T(x)$ at its own point, so that the error is exact there."""
+
+    def init(self, problem, x, key):
+        return _State(apply(problem.fun, x), jnp.asarray(jnp.inf, tree.real_dtype(x)))
+
+    def refresh(self, problem, x, state):
+        return _State(apply(problem.fun, x), state.error)
+
+    def error(self, problem, x, state):
+        return state.error
+
+
+def _arrive(problem, x):
+    mapped = apply(problem.fun, x)
+    return x, _State(mapped, residual_norm(x, mapped))
+
+
+class Picard(AbstractMappedSolver):
     """The iteration $x \\leftarrow T(x)$, for contractions.
 
-    The error is $\\|T(x) - x\\|$ at the point before the step.
+    The error is $\\|T(x) - x\\|$, the norm of the residual. One evaluation of $T$ a step, and one
+    at the start.
 
     **Arguments:**
 
@@ -37,22 +61,18 @@ class Picard(AbstractSolver):
     max_steps: int = 1000
     problems = (FixedPoint,)
 
-    def init(self, problem, x, key):
-        return jnp.asarray(jnp.inf, tree.real_dtype(x))
-
     def step(self, problem, x, state):
-        mapped = apply(problem.fun, x)
-        return mapped, residual_norm(x, mapped)
-
-    def error(self, problem, x, state):
-        return state
+        return _arrive(problem, state.mapped)
 
 
-class KrasnoselskiiMann(AbstractSolver):
+class KrasnoselskiiMann(AbstractMappedSolver):
     """The averaged iteration $x \\leftarrow (1 - \\alpha) x + \\alpha T(x)$.
 
     For $\\alpha < 1$ it converges for every nonexpansive map with a fixed point, where Picard's,
     $\\alpha = 1$, may circle for ever, and $\\|T(x_k) - x_k\\| = O(1/\\sqrt{k})$.
+
+    The error is $\\|T(x) - x\\|$, the norm of the residual. One evaluation of $T$ a step, and one
+    at the start.
 
     **Arguments:**
 
@@ -70,15 +90,8 @@ class KrasnoselskiiMann(AbstractSolver):
     def __check_init__(self):
         checks.interval("averaging", self.averaging, 0, 1, open_low=True)
 
-    def init(self, problem, x, key):
-        return jnp.asarray(jnp.inf, tree.real_dtype(x))
-
     def step(self, problem, x, state):
-        mapped = apply(problem.fun, x)
-        return mix(x, mapped, self.averaging), residual_norm(x, mapped)
-
-    def error(self, problem, x, state):
-        return state
+        return _arrive(problem, mix(x, state.mapped, self.averaging))
 
 
 class _HalpernState(eqx.Module):
@@ -94,7 +107,8 @@ class Halpern(AbstractSolver):
 
     For nonexpansive maps $\\|T(x_k) - x_k\\| \\le 2 \\|x_0 - x^*\\| / (k + 1)$, the best rate there
     is, and the limit is the fixed point nearest to $x_0$. The value is the last point whose error
-    is known: the next one would already lean back towards the anchor.
+    is known: the next one would already lean back towards the anchor. The error is the norm of the
+    residual, $\\|T(x) - x\\|$, at the value.
 
     **Arguments:**
 

@@ -8,7 +8,24 @@ from jaxtyping import Array, Bool, Float, PyTree
 from ..core import AbstractSolver, Constrained, Scalar, checks, loops, scalar_field, tree
 
 
+class _Slope(eqx.Module):
+    """What the oracle says at a point: the point of the set that is lowest along the gradient, and
+    the duality gap."""
+
+    value: Float[Array, ""]
+    gradient: PyTree[Array]
+    toward: PyTree[Array]
+    gap: Float[Array, ""]
+
+    @classmethod
+    def at(cls, problem, x):
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        toward = tree.cast_like(problem.feasible.linear_minimizer(gradient), x)
+        return cls(value, gradient, toward, tree.vdot(gradient, _subtract(x, toward)))
+
+
 class _State(eqx.Module):
+    slope: _Slope
     curvature: Float[Array, ""]
     error: Float[Array, ""]
     inside: Bool[Array, ""]
@@ -47,21 +64,19 @@ def adaptive_step(fun, x, value, direction, gap, limit, curvature):
     # From the smallest number to the largest, but no search where the value is no number.
     limit_of_doublings = jnp.where(jnp.isfinite(value), 2 * jnp.finfo(value.dtype).maxexp, 1)
 
-    def too_long(carry):
-        m, doublings = carry
+    # The verdict is carried: a batched loop asks its condition twice, and a test that rounding
+    # decides one way here and the other way there would never end.
+    def try_once(carry):
+        _, m, doublings, _ = carry
         gamma = gamma_of(m)
         bound = value - gamma * gap + 0.5 * m * gamma**2 * square
-        excess = fun(_shift(x, direction, gamma)) - bound
-        return ~(excess <= rounding) & (doublings < limit_of_doublings)
-
-    def double(carry):
-        m, doublings = carry
-        return 2 * m, doublings + 1
+        passed = fun(_shift(x, direction, gamma)) - bound <= rounding
+        return m, 2 * m, doublings + 1, ~passed & (doublings < limit_of_doublings)
 
     # What has vanished could not be doubled.
-    lowest = jnp.finfo(curvature.dtype).tiny
-    start = (jnp.maximum(0.7 * curvature, lowest), jnp.asarray(0, jnp.int32))
-    m, _ = loops.while_loop(too_long, double, start)
+    first = jnp.maximum(0.7 * curvature, jnp.finfo(curvature.dtype).tiny)
+    start = (first, first, jnp.asarray(0, jnp.int32), jnp.asarray(True))
+    m, *_ = jax.lax.while_loop(lambda carry: carry[-1], try_once, start)
     return gamma_of(m), m
 
 
@@ -71,9 +86,11 @@ class FrankWolfe(AbstractSolver):
     $$s \\in \\arg\\min_{s \\in C} \\langle \\nabla f(x), s\\rangle, \\qquad
       x \\leftarrow x + \\gamma (s - x).$$
 
-    The error is the duality gap $\\langle \\nabla f(x), x - s\\rangle$, an upper bound on
-    $f(x) - f^*$ for convex $f$; it falls as $O(1/k)$. A start outside of the set, where the gap
-    certifies nothing, is replaced by the first $s$.
+    The error is the duality gap $\\langle \\nabla f(x), x - s\\rangle$ at the value: an upper bound
+    on $f(x) - f^*$ for convex $f$, and on the square of the residual's norm for any,
+    $\\|x - P_C(x - \\nabla f(x))\\|^2 \\le \\langle \\nabla f(x), x - s\\rangle$. It falls as
+    $O(1/k)$. A start outside of the set, where the gap certifies nothing, is replaced by the first
+    $s$.
 
     **Arguments:**
 
@@ -95,20 +112,24 @@ class FrankWolfe(AbstractSolver):
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
         inside = _is_inside(problem.feasible, x)
-        return _State(self.curvature.astype(dtype), jnp.asarray(jnp.inf, dtype), inside)
+        infinity = jnp.asarray(jnp.inf, dtype)
+        return _State(_Slope.at(problem, x), self.curvature.astype(dtype), infinity, inside)
+
+    def refresh(self, problem, x, state):
+        inside = _is_inside(problem.feasible, x)
+        return _State(_Slope.at(problem, x), state.curvature, state.error, inside)
 
     def step(self, problem, x, state):
-        value, gradient = tree.value_and_gradient(problem.smooth, x)
-        corner = problem.feasible.linear_minimizer(gradient)
-        direction = _subtract(corner, x)
-        gap = -tree.vdot(gradient, direction)
-        one = jnp.ones_like(gap)
-        gamma, m = adaptive_step(problem.smooth, x, value, direction, gap, one, state.curvature)
+        at = state.slope
+        direction = _subtract(at.toward, x)
+        gamma, m = adaptive_step(
+            problem.smooth, x, at.value, direction, at.gap, jnp.ones_like(at.gap), state.curvature
+        )
         inside = state.inside
-        x = tree.where(inside, _shift(x, direction, gamma), corner)
+        x = tree.where(inside, _shift(x, direction, gamma), at.toward)
         m = jnp.where(inside, m, state.curvature)
-        gap = jnp.where(inside, gap, 0.5 * jnp.finfo(gap.dtype).max)  # unknown, but a number
-        return x, _State(m, gap, jnp.ones_like(inside))
+        slope = _Slope.at(problem, x)
+        return x, _State(slope, m, slope.gap, jnp.ones_like(inside))
 
     def error(self, problem, x, state):
         return state.error
@@ -157,6 +178,7 @@ def _equal(a, b):
 
 class _ActiveState(eqx.Module):
     active: _ActiveSet
+    slope: _Slope
     curvature: Float[Array, ""]
     error: Float[Array, ""]
     inside: Bool[Array, ""]
@@ -167,22 +189,18 @@ class _ActiveState(eqx.Module):
 
 
 class _Directions(eqx.Module):
-    toward: PyTree[Array]
     toward_index: Array
     away: PyTree[Array]
     away_index: Array
-    gap: Float[Array, ""]
     away_gap: Float[Array, ""]
     room: Bool[Array, ""]
 
 
-def _directions(problem, x, gradient, active) -> _Directions:
-    toward = problem.feasible.linear_minimizer(gradient)
-    away, away_index = active.best(gradient)
-    toward_index, room = active.locate(toward)
-    gap = tree.vdot(gradient, _subtract(x, toward))
-    away_gap = tree.vdot(gradient, _subtract(away, x))
-    return _Directions(toward, toward_index, away, away_index, gap, away_gap, room)
+def _directions(x, slope, active) -> _Directions:
+    away, away_index = active.best(slope.gradient)
+    toward_index, room = active.locate(slope.toward)
+    away_gap = tree.vdot(slope.gradient, _subtract(away, x))
+    return _Directions(toward_index, away, away_index, away_gap, room)
 
 
 class AbstractActiveSetSolver(AbstractSolver):
@@ -206,7 +224,16 @@ class AbstractActiveSetSolver(AbstractSolver):
         atoms = jax.tree.map(lambda a: jnp.zeros((size, *a.shape), a.dtype).at[0].set(a), x)
         active = _ActiveSet(atoms, jnp.zeros(size, dtype).at[0].set(1))
         infinity = jnp.asarray(jnp.inf, dtype)
-        return _ActiveState(active, self.curvature.astype(dtype), infinity, inside)
+        slope = _Slope.at(problem, x)
+        return _ActiveState(active, slope, self.curvature.astype(dtype), infinity, inside)
+
+    def refresh(self, problem, x, state):
+        fresh = self.init(problem, x, jax.random.key(0))  # nothing is drawn
+        # Atoms of another set would lead out of this one, and there the gap certifies nothing.
+        used = jax.vmap(lambda atom: _is_inside(problem.feasible, atom))(state.active.atoms)
+        keep = state.inside & fresh.inside & jnp.all(used | (state.active.weights == 0))
+        active = tree.where(keep, state.active, fresh.active)
+        return _ActiveState(active, fresh.slope, state.curvature, state.error, fresh.inside)
 
     def error(self, problem, x, state):
         return state.error
@@ -217,7 +244,7 @@ class AwayFrankWolfe(AbstractActiveSetSolver):
 
     The iterate is kept as a convex combination of atoms. Each step goes towards the best atom of
     the set or away from the worst atom in use, whichever has the larger slope. The error is the
-    Frank-Wolfe gap.
+    Frank-Wolfe gap at the value; the square of the residual's norm is at most that.
 
     **Arguments:**
 
@@ -237,30 +264,31 @@ class AwayFrankWolfe(AbstractActiveSetSolver):
     problems = (Constrained,)
 
     def step(self, problem, x, state):
-        x = state.at(x)
-        value, gradient = tree.value_and_gradient(problem.smooth, x)
-        active = state.active
-        d = _directions(problem, x, gradient, active)
-        forward = (d.gap >= d.away_gap) & d.room
-        direction = tree.where(forward, _subtract(d.toward, x), _subtract(x, d.away))
-        slope = jnp.where(forward, d.gap, d.away_gap)
+        x, active, at = state.at(x), state.active, state.slope
+        d = _directions(x, at, active)
+        forward = (at.gap >= d.away_gap) & d.room
+        direction = tree.where(forward, _subtract(at.toward, x), _subtract(x, d.away))
+        slope = jnp.where(forward, at.gap, d.away_gap)
         share = active.weights[d.away_index]
         rest = jnp.where(share < 1, 1 - share, 1)
         limit = jnp.where(forward, 1, jnp.where(share < 1, share / rest, 0))
-        gamma, m = adaptive_step(problem.smooth, x, value, direction, slope, limit, state.curvature)
+        gamma, m = adaptive_step(
+            problem.smooth, x, at.value, direction, slope, limit, state.curvature
+        )
         # Towards: everything shrinks by 1 - gamma. Away: everything grows by 1 + gamma.
         scaled = active.weights * jnp.where(forward, 1 - gamma, 1 + gamma)
         active = eqx.tree_at(lambda a: a.weights, active, scaled)
-        active = active.add(d.toward_index, d.toward, jnp.where(forward, gamma, 0))
+        active = active.add(d.toward_index, at.toward, jnp.where(forward, gamma, 0))
         drop = ~forward & (gamma >= limit)
         weights = active.weights.at[d.away_index].add(jnp.where(forward, 0, -gamma))
-        return _settle(active, weights, drop, d.away_index, m, d.gap)
+        return _settle(problem, active, weights, drop, d.away_index, m)
 
 
 class PairwiseFrankWolfe(AbstractActiveSetSolver):
     """Frank-Wolfe with pairwise steps: weight moves from the worst atom in use to the best one.
 
-    The error is the Frank-Wolfe gap.
+    The error is the Frank-Wolfe gap at the value; the square of the residual's norm is at most
+    that.
 
     **Arguments:**
 
@@ -279,29 +307,31 @@ class PairwiseFrankWolfe(AbstractActiveSetSolver):
     problems = (Constrained,)
 
     def step(self, problem, x, state):
-        x = state.at(x)
-        value, gradient = tree.value_and_gradient(problem.smooth, x)
-        active = state.active
-        d = _directions(problem, x, gradient, active)
+        x, active, at = state.at(x), state.active, state.slope
+        d = _directions(x, at, active)
         share = active.weights[d.away_index]
         pair = d.room
         rest = jnp.where(share < 1, 1 - share, 1)
         limit = jnp.where(pair, share, jnp.where(share < 1, share / rest, 0))
-        direction = tree.where(pair, _subtract(d.toward, d.away), _subtract(x, d.away))
-        slope = jnp.where(pair, d.gap + d.away_gap, d.away_gap)
-        gamma, m = adaptive_step(problem.smooth, x, value, direction, slope, limit, state.curvature)
+        direction = tree.where(pair, _subtract(at.toward, d.away), _subtract(x, d.away))
+        slope = jnp.where(pair, at.gap + d.away_gap, d.away_gap)
+        gamma, m = adaptive_step(
+            problem.smooth, x, at.value, direction, slope, limit, state.curvature
+        )
         scaled = active.weights * jnp.where(pair, 1, 1 + gamma)
         active = eqx.tree_at(lambda a: a.weights, active, scaled)
-        active = active.add(d.toward_index, d.toward, jnp.where(pair, gamma, 0))
+        active = active.add(d.toward_index, at.toward, jnp.where(pair, gamma, 0))
         weights = active.weights.at[d.away_index].add(-gamma)
         drop = (gamma >= limit) & (d.toward_index != d.away_index)
-        return _settle(active, weights, drop, d.away_index, m, d.gap)
+        return _settle(problem, active, weights, drop, d.away_index, m)
 
 
-def _settle(active, weights, drop, away_index, curvature, gap):
+def _settle(problem, active, weights, drop, away_index, curvature):
     """Remove a dropped atom and the rounding of the weights; read off the point."""
     alone = weights[away_index] >= jnp.sum(weights)
     weights = weights.at[away_index].set(jnp.where(drop & ~alone, 0, weights[away_index]))
     weights = jnp.maximum(weights, 0)
     active = _ActiveSet(active.atoms, weights / jnp.sum(weights))
-    return active.point(), _ActiveState(active, curvature, gap, jnp.asarray(True))
+    x = active.point()
+    slope = _Slope.at(problem, x)
+    return x, _ActiveState(active, slope, curvature, slope.gap, jnp.asarray(True))

@@ -5,13 +5,15 @@ from typing import Any
 import equinox as eqx
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PyTree
 
 from ..core import AbstractSolver, Scalar, Smooth, scalar_field, tree
 from .line_search import wolfe_line_search
 
 
 class _State(eqx.Module):
+    value: Float[Array, ""]
+    gradient: PyTree[Array]
     search: Any
     error: Float[Array, ""]
 
@@ -19,9 +21,9 @@ class _State(eqx.Module):
 class GradientDescent(AbstractSolver):
     """Steepest descent $x \\leftarrow x - t \\nabla f(x)$ with $t$ from a line search.
 
-    The error is the gradient's norm at the point before the step. With exact arithmetic every
-    accumulation point is stationary. For better directions pass `optax.lbfgs()` or an `optimistix`
-    solver to `solve`.
+    The error is the gradient's norm at the value; that gradient is the one of the next step. With
+    exact arithmetic every accumulation point is stationary. For better directions pass
+    `optax.lbfgs()` or an `optimistix` solver to `solve`.
 
     **Arguments:**
 
@@ -45,16 +47,28 @@ class GradientDescent(AbstractSolver):
             )
 
     def init(self, problem, x, key):
-        return _State(self.line_search.init(x), jnp.asarray(jnp.inf, tree.real_dtype(x)))
+        value, gradient = tree.value_and_gradient(problem.fun, x)
+        infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
+        return _State(value, gradient, self.line_search.init(x), infinity)
+
+    def refresh(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(problem.fun, x)
+        return _State(value, gradient, state.search, state.error)
 
     def step(self, problem, x, state):
-        value, gradient = tree.value_and_gradient(problem.fun, x)
-        direction = optax.tree.scale(-1, gradient)
+        direction = optax.tree.scale(-1, state.gradient)
         search = optax.with_extra_args_support(self.line_search)
         updates, inner = search.update(
-            direction, state.search, x, value=value, grad=gradient, value_fn=problem.fun
+            direction,
+            state.search,
+            x,
+            value=state.value,
+            grad=state.gradient,
+            value_fn=problem.fun,
         )
-        return optax.apply_updates(x, updates), _State(inner, tree.norm(gradient))
+        x = optax.apply_updates(x, updates)
+        value, gradient = tree.value_and_gradient(problem.fun, x)
+        return x, _State(value, gradient, inner, tree.norm(gradient))
 
     def error(self, problem, x, state):
         return state.error

@@ -65,6 +65,8 @@ class Euclidean(AbstractMirrorMap):
 
 
 class _State(eqx.Module):
+    value: Float[Array, ""]
+    gradient: PyTree[Array]
     step_size: Float[Array, ""]
     error: Float[Array, ""]
 
@@ -76,7 +78,8 @@ class MirrorDescent(AbstractSolver):
 
     with $t$ halved until $f(x^+) \\le f(x) + \\langle \\nabla f(x), x^+ - x\\rangle + D(x^+, x)/t$.
 
-    The error is the norm of $x - P_C(x - \\nabla f(x))$ at the point before the step.
+    The error is the norm of the problem's residual $x - P_C(x - \\nabla f(x))$ at the value; the
+    gradient there is that of the next step.
 
     **Arguments:**
 
@@ -104,36 +107,42 @@ class MirrorDescent(AbstractSolver):
 
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
-        return _State(self.step_size.astype(dtype), jnp.asarray(jnp.inf, dtype))
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        infinity = jnp.asarray(jnp.inf, dtype)
+        return _State(value, gradient, self.step_size.astype(dtype), infinity)
+
+    def refresh(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        return _State(value, gradient, state.step_size, state.error)
 
     def step(self, problem, x, state):
-        value, gradient = tree.value_and_gradient(problem.smooth, x)
+        value, gradient = state.value, state.gradient
         rounding = 4 * jnp.finfo(value.dtype).eps
 
         def candidate(t):
             return self.mirror_map.step(problem, x, gradient, t)
 
-        def too_long(carry):
-            t, halvings = carry
+        # The verdict is carried: a batched loop asks its condition twice, and a test that rounding
+        # decides one way here and the other way there would never end.
+        def try_once(carry):
+            _, t, halvings, _ = carry
             new = candidate(t)
             move = jax.tree.map(jnp.subtract, new, x)
             bound = value + tree.vdot(gradient, move) + self.mirror_map.divergence(new, x) / t
             excess = problem.smooth(new) - bound
-            return ~(excess <= rounding * jnp.abs(value)) & (halvings < 60)
+            passed = excess <= rounding * jnp.abs(value)
+            return t, 0.5 * t, halvings + 1, ~passed & (halvings < 60)
 
-        def shorten(carry):
-            t, halvings = carry
-            return 0.5 * t, halvings + 1
-
-        t = state.step_size * self.growth.astype(state.step_size.dtype)
-        start = (t, jnp.asarray(0, jnp.int32))
-        t, _ = loops.while_loop(too_long, shorten, start)
-        new = candidate(t)
-        moved = problem.feasible.project(jax.tree.map(jnp.subtract, x, gradient))
-        error = tree.norm(jax.tree.map(jnp.subtract, x, moved))
+        first = state.step_size * self.growth.astype(state.step_size.dtype)
+        start = (first, first, jnp.asarray(0, jnp.int32), jnp.asarray(True))
+        t, *_ = jax.lax.while_loop(lambda carry: carry[-1], try_once, start)
+        new = tree.cast_like(candidate(t), x)
+        value, gradient = tree.value_and_gradient(problem.smooth, new)
+        moved = problem.feasible.project(jax.tree.map(jnp.subtract, new, gradient))
+        error = tree.norm(jax.tree.map(jnp.subtract, new, moved))
         # Growth for ever would overflow once the iterates stop moving.
         t = jnp.minimum(t, 1 / jnp.finfo(t.dtype).eps)
-        return new, _State(t, error)
+        return new, _State(value, gradient, t, error)
 
     def error(self, problem, x, state):
         return state.error

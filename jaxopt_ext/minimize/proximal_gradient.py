@@ -15,6 +15,7 @@ from ..core import (
     scalar_field,
     tree,
 )
+from ..fixed_point.confirm import confirmed
 from .step_size import AbstractStepSize, Backtracking
 
 
@@ -31,12 +32,10 @@ def smooth_part(problem):
 
 
 class _State(eqx.Module):
+    value: Float[Array, ""]
+    gradient: PyTree[Array]
     step_size: Float[Array, ""]
     error: Float[Array, ""]
-
-
-def _gradient_mapping(y, x, step):
-    return tree.norm(jax.tree.map(jnp.subtract, y, x)) / step
 
 
 class ProximalGradient(AbstractSolver):
@@ -44,8 +43,9 @@ class ProximalGradient(AbstractSolver):
 
     $$x \\leftarrow \\mathrm{prox}_{t g}(x - t \\nabla f(x)).$$
 
-    The error is the norm of the gradient mapping $\\|x - x^+\\| / t$. On a `Constrained` problem
-    this is the projected gradient method.
+    The error is the norm of the problem's residual at the value, $\\|x^+ - \\mathrm{prox}_g(x^+ -
+    \\nabla f(x^+))\\|$, whatever the step size; the gradient there is that of the next step. On a
+    `Constrained` problem this is the projected gradient method.
 
     **Arguments:**
 
@@ -65,13 +65,25 @@ class ProximalGradient(AbstractSolver):
 
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
-        return _State(self.step_size.first().astype(dtype), jnp.asarray(jnp.inf, dtype))
+        value, gradient = tree.value_and_gradient(smooth_part(problem)[0], x)
+        infinity = jnp.asarray(jnp.inf, dtype)
+        return _State(value, gradient, self.step_size.first().astype(dtype), infinity)
+
+    def refresh(self, problem, x, state):
+        value, gradient = tree.value_and_gradient(smooth_part(problem)[0], x)
+        return _State(value, gradient, state.step_size, state.error)
 
     def step(self, problem, x, state):
         fun, prox = smooth_part(problem)
+        new, step = self.step_size.take(fun, x, state.value, state.gradient, prox, state.step_size)
+        x = tree.cast_like(new, x)
         value, gradient = tree.value_and_gradient(fun, x)
-        new, step = self.step_size.take(fun, x, value, gradient, prox, state.step_size)
-        return new, _State(step, _gradient_mapping(x, new, step))
+        if isinstance(problem, Smooth):
+            residual = gradient  # x - (x - gradient) would lose the digits below those of x
+        else:
+            moved = prox(jax.tree.map(jnp.subtract, x, gradient), 1.0)
+            residual = jax.tree.map(jnp.subtract, x, moved)
+        return x, _State(value, gradient, step, tree.norm(residual))
 
     def error(self, problem, x, state):
         return state.error
@@ -97,7 +109,9 @@ class FISTA(AbstractSolver):
     $\\langle y_k - x_{k+1}, x_{k+1} - x_k\\rangle > 0$, which gives linear convergence on strongly
     convex problems without knowing how strongly.
 
-    The error is the norm of the gradient mapping at $y_k$.
+    The error is the norm of the gradient mapping at $y_k$, $\\|y_k - x_{k+1}\\| / s_k$; where that
+    is at most `tol`, the larger of it and the norm of the problem's residual at the value
+    $x_{k+1}$, which costs one more gradient.
 
     **Arguments:**
 
@@ -125,6 +139,11 @@ class FISTA(AbstractSolver):
         step = self.step_size.first().astype(dtype)
         return _MomentumState(x, jnp.ones((), dtype), step, jnp.asarray(jnp.inf, dtype))
 
+    def refresh(self, problem, x, state):
+        return _MomentumState(
+            state.y, state.t, state.step_size, jnp.full_like(state.error, jnp.inf)
+        )
+
     def step(self, problem, x, state):
         fun, prox = smooth_part(problem)
         value, gradient = tree.value_and_gradient(fun, state.y)
@@ -140,7 +159,9 @@ class FISTA(AbstractSolver):
             t = jnp.where(uphill, 1, t)
             momentum = jnp.where(uphill, 0, momentum)
         y = jax.tree.map(lambda a, m: a + momentum.astype(m.real.dtype) * m, new, move)
-        return new, _MomentumState(y, t, step, _gradient_mapping(state.y, new, step))
+        mapping = tree.norm(pull) / step
+        error = confirmed(problem, new, mapping, state.error, self.tol)
+        return new, _MomentumState(y, t, step, error)
 
     def error(self, problem, x, state):
         return state.error

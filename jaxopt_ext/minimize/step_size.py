@@ -106,25 +106,31 @@ class Backtracking(AbstractStepSize):
         rounding = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
         last = jax.lax.stop_gradient(step)
 
-        def too_long(carry):
-            x, step, shrinks = carry
+        # The verdict is carried: a batched loop asks its condition twice, and a test that rounding
+        # decides one way here and the other way there would never end.
+        def try_once(carry):
+            _, _, step, shrinks, _ = carry
+            x = propose(step)
             move = jax.tree.map(jnp.subtract, x, y)
             slope, square = tree.vdot(gradient, move), tree.vdot(move, move)
             quadratic = 0.5 * square / step
             excess = fun(x) - (value + slope + quadratic)
             passed = (excess <= rounding) & ((step <= last) | (quadratic >= rounding))
-            return ~passed & (shrinks < self.max_shrinks)
-
-        def shorten(carry):
-            _, step, shrinks = carry
             shorter = step * self.shrink.astype(step.dtype)
-            step = jnp.where(step > last, jnp.maximum(shorter, last), shorter)
-            return propose(step), step, shrinks + 1
+            shorter = jnp.where(step > last, jnp.maximum(shorter, last), shorter)
+            return x, step, shorter, shrinks + 1, ~passed & (shrinks < self.max_shrinks)
 
         def propose(step):
-            return jax.lax.stop_gradient(_forward_backward(prox, y, gradient, step))
+            new = jax.lax.stop_gradient(_forward_backward(prox, y, gradient, step))
+            return tree.cast_like(new, y)
 
-        step = last * self.growth.astype(last.dtype)
-        start = (propose(step), step, jnp.asarray(0, jnp.int32))
-        x, step, _ = loops.while_loop(too_long, shorten, start)
+        first = last * self.growth.astype(last.dtype)
+        start = (
+            jax.lax.stop_gradient(y),
+            first,
+            first,
+            jnp.asarray(0, jnp.int32),
+            jnp.asarray(True),
+        )
+        x, step, *_ = jax.lax.while_loop(lambda carry: carry[-1], try_once, start)
         return _found(x, hoist(prox), y, gradient, step), step

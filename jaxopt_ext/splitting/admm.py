@@ -19,6 +19,7 @@ from ..core import (
     tree,
 )
 from ..core.operators import as_map, minus_copies
+from ..fixed_point.confirm import confirmed
 from .subproblem import AbstractUpdate, choose
 
 
@@ -52,7 +53,7 @@ class _Operator(eqx.Module):
         target = jax.tree.map(jnp.negative, tree.axpy(shifted, 1 / rho, y))
         z, z_left = self.z_update.minimize(problem.g, B, z_old, target, rho, for_z)
         y = tree.axpy(y, rho, jax.tree.map(jnp.add, shifted, B(z)))
-        return SplitPoint(x, z, y), jnp.maximum(x_left, z_left)
+        return SplitPoint(x, z, y), (x_left, z_left)
 
 
 class _State(eqx.Module):
@@ -72,9 +73,13 @@ class ADMM(AbstractSplittingSolver):
       y &\\leftarrow y + \\rho (h + Bz - c).
     \\end{aligned}$$
 
-    The error is the largest of the primal residual $\\|Ax + Bz - c\\|$, the dual residual
-    $\\rho \\|A^* B (z^+ - z)\\|$, and what is left of the two subproblems' residuals when they
-    are not solved exactly. The operator is one iteration on $(x, z, y)$; averaged, in the norm of
+    The error bounds the norm of the problem's residual for convex $f$ and $g$: it is that of the
+    primal residual $Ax^+ + Bz^+ - c$; of the dual residual
+    $\\rho A^* [B (z^+ - z) - (1 - \\alpha) (A x^+ + B z - c)]$, which is what $-A^* y^+$ lacks of a
+    subgradient of $f$; and of what is left of the two subproblems' residuals when they are not
+    solved exactly, together. Where that is at most `tol`, it is the larger of it and the norm of
+    the problem's residual, so that neither rounding nor non-convex functions deceive it. The
+    operator is one iteration on $(x, z, y)$; averaged, in the norm of
     $(Bz, y / \\rho)$, if the updates are exact and $\\alpha = 1$.
 
     **Arguments:**
@@ -148,15 +153,22 @@ class ADMM(AbstractSplittingSolver):
 
     def refresh(self, problem, x, state):
         prepared = self._prepare(problem, x, state.penalty)
-        return _State(state.penalty, prepared, state.error, state.since)
+        return _State(state.penalty, prepared, jnp.full_like(state.error, jnp.inf), state.since)
 
     def step(self, problem, x, state):
-        rho = state.penalty
-        new, left = self._operator(problem, rho, state.prepared).advance(x)
-        moved = as_map(problem.B)(jax.tree.map(jnp.subtract, new.z, x.z))
-        dual = rho * tree.norm(as_map(problem.A).adjoint(moved))
-        primal = tree.norm(problem.gap(new.x, new.z))
-        error = jnp.maximum(jnp.maximum(primal, dual), left)
+        rho, alpha = state.penalty, self.relaxation
+        A, B = as_map(problem.A), as_map(problem.B)
+        new, (x_left, z_left) = self._operator(problem, rho, state.prepared).advance(x)
+        gap = problem.gap(new.x, new.z)
+        moved = B(jax.tree.map(jnp.subtract, new.z, x.z))
+        # (1 - alpha) (Ax + Bz_old - c) in terms of the new gap.
+        missing = jax.tree.map(
+            lambda m, r: m - (1 - alpha).astype(m.real.dtype) * (r - m), moved, gap
+        )
+        dual = rho * tree.norm(A.adjoint(missing))
+        primal = tree.norm(gap)
+        estimate = jnp.sqrt(primal**2 + (dual + x_left) ** 2 + z_left**2)
+        error = confirmed(problem, new, estimate, state.error, self.tol)
         state = _State(rho, state.prepared, error, state.since + 1)
         if self.balance is not None:
             state = self._rebalance(problem, new, state, primal, dual)

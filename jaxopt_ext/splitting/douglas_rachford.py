@@ -17,6 +17,7 @@ from ..core import (
     tree,
 )
 from ..core.objectives import SquaredLoss
+from ..fixed_point.confirm import confirmed
 
 
 class _QuadraticProx(eqx.Module):
@@ -46,8 +47,14 @@ class _Operator(eqx.Module):
     relaxation: Float[Array, ""]
 
     def __call__(self, u):
+        return self.move(u, *self.pair(u))
+
+    def pair(self, u):
+        """The two proxes at $u$."""
         p = self.first(u)
-        q = self.second(jax.tree.map(lambda a, b: 2 * a - b, p, u))
+        return p, self.second(jax.tree.map(lambda a, b: 2 * a - b, p, u))
+
+    def move(self, u, p, q):
         return jax.tree.map(
             lambda a, b, c: a + self.relaxation.astype(a.real.dtype) * (b - c), u, q, p
         )
@@ -56,6 +63,8 @@ class _Operator(eqx.Module):
 class _State(eqx.Module):
     operator: _Operator
     u: PyTree[Array]
+    p: PyTree[Array]
+    q: PyTree[Array]
     error: Float[Array, ""]
 
 
@@ -67,9 +76,11 @@ class DouglasRachford(AbstractSplittingSolver):
 
     $f$ is the `smooth` part of a `Composite` or `Constrained` problem and must have a prox itself,
     or be `objectives.SquaredLoss`, whose prox is a linear solve that is factorized once. The value
-    is $\\mathrm{prox}_{tg}(2p - u)$, so that it is feasible or sparse. The error is
-    $\\max(1, 1/t)\\, \\|u^+ - u\\| / \\lambda$: the gap between the two points, or the sum of
-    subgradients at them, which is the gap over $t$, whichever is larger.
+    is $q = \\mathrm{prox}_{tg}(2p - u)$, so that it is feasible or sparse. The error is
+    $\\max(1, 1/t)\\, \\|q - p\\|$: the gap between the two points, or the sum of subgradients at
+    them, which is the gap over $t$, whichever is larger; where that is at most `tol`, the larger of
+    it and the norm of the problem's residual at the value. Like the problem's residual, it asks for
+    a differentiable $f$: of two functions with kinks make a `Splitting`.
 
     **Arguments:**
 
@@ -115,27 +126,25 @@ class DouglasRachford(AbstractSplittingSolver):
         return x
 
     def read(self, problem, u):
-        operator = self.operator(problem, u)
-        return _shadow(operator, u)
+        return self.operator(problem, u).pair(u)[1]
 
     def init(self, problem, x, key):
-        infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
-        return _State(self.operator(problem, x), self.start(problem, x), infinity)
+        u, operator = self.start(problem, x), self.operator(problem, x)
+        return _State(operator, u, *operator.pair(u), jnp.asarray(jnp.inf, tree.real_dtype(x)))
 
     def refresh(self, problem, x, state):
-        return _State(self.operator(problem, state.u), state.u, state.error)
+        operator = self.operator(problem, state.u)
+        infinity = jnp.full_like(state.error, jnp.inf)
+        return _State(operator, state.u, *operator.pair(state.u), infinity)
 
     def step(self, problem, x, state):
-        u = state.operator(state.u)
-        moved = tree.norm(jax.tree.map(jnp.subtract, u, state.u))
-        both = jnp.maximum(1, 1 / self.step_size) / self.relaxation
-        error = moved * both.astype(moved.dtype)
-        return _shadow(state.operator, u), _State(state.operator, u, error)
+        operator = state.operator
+        u = operator.move(state.u, state.p, state.q)
+        p, q = operator.pair(u)
+        gap = tree.norm(jax.tree.map(jnp.subtract, q, p))
+        gap = gap * jnp.maximum(1, 1 / self.step_size).astype(gap.dtype)
+        error = confirmed(problem, q, gap, state.error, self.tol)
+        return q, _State(operator, u, p, q, error)
 
     def error(self, problem, x, state):
         return state.error
-
-
-def _shadow(operator, u):
-    p = operator.first(u)
-    return operator.second(jax.tree.map(lambda a, b: 2 * a - b, p, u))

@@ -171,13 +171,15 @@ def test_consensus_form():
 
 @pytest.mark.parametrize("step_size", [0.01, 100.0])
 def test_douglas_rachford_error_is_the_gap_and_the_subgradients(step_size):
-    """By hand for a multiple of x^2 and |x|, from u = 1."""
+    """By hand for a multiple of x^2 and |x|, one step from u = 1."""
     problem = jxt.Composite(prox.L2Squared(1.0), prox.L1(1.0))
     solver = splitting.DouglasRachford(step_size, relaxation=1.5, tol=0.0, max_steps=1)
     solution = jxt.solve(problem, solver, jnp.array([1.0]))
-    p = float(problem.smooth.prox(jnp.array([1.0]), step_size)[0])
-    q = np.sign(2 * p - 1) * max(abs(2 * p - 1) - step_size, 0)
-    gap = abs(q - p)
+    u = 1.0
+    for _ in range(2):
+        p = float(problem.smooth.prox(jnp.array([u]), step_size)[0])
+        q = np.sign(2 * p - u) * max(abs(2 * p - u) - step_size, 0)
+        gap, u = abs(q - p), u + 1.5 * (q - p)
     np.testing.assert_allclose(solution.residual, max(gap, gap / step_size), rtol=1e-6)
 
 

@@ -1,0 +1,46 @@
+"""From an estimate of the residual to the residual itself."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from ..core import AbstractProblem, tree
+
+
+def confirmed(
+    problem: AbstractProblem,
+    x: PyTree[Array],
+    estimate: Float[Array, ""],
+    last: Float[Array, ""],
+    tol: Float[Array, ""],
+) -> Float[Array, ""]:
+    """An error that is below `tol` only if the norm of the problem's residual is.
+
+    Where a cheap estimate passes, the larger of it and the residual's norm at `x`; elsewhere the
+    estimate. So the residual is computed only near the end.
+
+    **Arguments:**
+
+    - `problem`, `x`: where the residual is measured.
+    - `estimate`: what the method knows of the residual's norm without another evaluation.
+    - `last`: the error of the step before. Where it passed, the solve is over, and only goes on as
+      a member of a batch: nothing is measured for it again, and its error is infinite.
+    - `tol`: the solver's tolerance.
+
+    **Returns:** the error, without derivatives.
+    """
+    dynamic, static = eqx.partition((problem, x, estimate, last), eqx.is_inexact_array)
+    problem, x, estimate, last = eqx.combine(jax.lax.stop_gradient(dynamic), static)
+    passes = estimate <= tol
+    ask = passes & ~(last <= tol)
+
+    def measure(carry):
+        norm = tree.norm(problem.residual(x)).astype(estimate.dtype)
+        return norm, jnp.zeros_like(carry[1])
+
+    # A loop of at most one turn: under vmap it is entered only if some problem needs it.
+    start = (jnp.full_like(estimate, jnp.inf), ask)
+    norm, _ = jax.lax.while_loop(lambda carry: carry[1], measure, start)
+    # A maximum that keeps NaN, which `solve` reports.
+    return jnp.where(passes, jnp.maximum(estimate, jnp.where(ask, norm, jnp.inf)), estimate)
