@@ -222,6 +222,7 @@ class _Bidiagonalization(NamedTuple):
     norm: Float[Array, ""]  # of A, by Frobenius
     slope: Float[Array, ""]  # |A' r|
     steps: Array
+    done: Bool[Array, ""]
 
 
 def _lsqr(product, b, tolerance, limit) -> _Answer:
@@ -237,14 +238,17 @@ def _lsqr(product, b, tolerance, limit) -> _Answer:
     v, alpha = normalized(adjoint(u))
     nothing = jax.tree.map(jnp.zeros_like, b)
     zero = jnp.asarray(0, jnp.int32)
-    start = _Bidiagonalization(nothing, u, v, v, alpha, alpha, beta, alpha, alpha * beta, zero)
 
-    def small(s):
+    def small(phi, slope, norm):
         # The residual is phi; of an inconsistent system, A' r vanishes instead.
-        return (s.phi <= tolerance) | (s.slope <= 0.1 * tolerance * s.norm * s.phi)
+        return (phi <= tolerance) | (slope <= 0.1 * tolerance * norm * phi)
+
+    slope = alpha * beta
+    done = small(beta, slope, alpha)
+    start = _Bidiagonalization(nothing, u, v, v, alpha, alpha, beta, alpha, slope, zero, done)
 
     def unfinished(s):
-        return (s.alpha > 0) & ~small(s) & (s.steps < limit) & jnp.isfinite(s.phi)
+        return (s.alpha > 0) & ~s.done & (s.steps < limit) & jnp.isfinite(s.phi)
 
     def step(s):
         u, beta = normalized(tree.axpy(tree.cast_like(product(s.v), b), -s.alpha, s.u))
@@ -257,9 +261,11 @@ def _lsqr(product, b, tolerance, limit) -> _Answer:
         w = tree.axpy(v, -theta / rho, s.w)
         norm = jnp.sqrt(s.norm**2 + alpha**2 + beta**2)
         slope = phi_bar * alpha * jnp.abs(c)
-        return _Bidiagonalization(x, u, v, w, alpha, rho_bar, phi_bar, norm, slope, s.steps + 1)
+        done = small(phi_bar, slope, norm)
+        steps = s.steps + 1
+        return _Bidiagonalization(x, u, v, w, alpha, rho_bar, phi_bar, norm, slope, steps, done)
 
     last = loops.while_loop(unfinished, step, start)
     number = jnp.isfinite(last.alpha) & jnp.isfinite(last.phi)  # a NaN ends the loop at once
     x = jax.tree.map(lambda a: jnp.where(number, a, jnp.nan), last.x)
-    return _Answer(x, small(last) | (last.alpha == 0))
+    return _Answer(x, last.done | (last.alpha == 0))

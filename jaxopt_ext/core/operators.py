@@ -102,7 +102,8 @@ def norm_bound(operator: Map, x: PyTree[Array], steps: int = 30) -> Array:
     start = jax.random.normal(key, flat.shape, flat.dtype)
 
     def step(_, v):
-        v = v / jnp.linalg.norm(v)
+        length = jnp.linalg.norm(v)
+        v = v / jnp.where(length > 0, length, 1)
         return ravel_pytree(operator.adjoint(operator(unravel(v))))[0]
 
     v = loops.fori_loop(0, steps, step, start)

@@ -206,7 +206,7 @@ class GreedyCoordinateDescent(AbstractCoordinateSolver):
         x = x.at[j].add(moves[j])
         # Once in a sweep's worth of steps anew, so that rounding does not add up.
         age = (state.age + 1) % x.shape[0]
-        z = jax.lax.cond(age == 0, lambda: model.predictions(x), lambda: model.move(z, j, moves[j]))
+        z = loops.cond(age == 0, lambda: model.predictions(x), lambda: model.move(z, j, moves[j]))
         gradient = model.gradient(x, z)
         error = _residual_norm(problem, x, gradient)
         return x, _GreedyState(model, z, gradient, lipschitz, age, error)

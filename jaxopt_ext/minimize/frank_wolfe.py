@@ -76,7 +76,7 @@ def adaptive_step(fun, x, value, direction, gap, limit, curvature):
     # What has vanished could not be doubled.
     first = jnp.maximum(0.7 * curvature, jnp.finfo(curvature.dtype).tiny)
     start = (first, first, jnp.asarray(0, jnp.int32), jnp.asarray(True))
-    m, *_ = jax.lax.while_loop(lambda carry: carry[-1], try_once, start)
+    m, *_ = loops.while_loop(lambda carry: carry[-1], try_once, start)
     return gamma_of(m), m
 
 

@@ -135,7 +135,7 @@ class MirrorDescent(AbstractSolver):
 
         first = state.step_size * self.growth.astype(state.step_size.dtype)
         start = (first, first, jnp.asarray(0, jnp.int32), jnp.asarray(True))
-        t, *_ = jax.lax.while_loop(lambda carry: carry[-1], try_once, start)
+        t, *_ = loops.while_loop(lambda carry: carry[-1], try_once, start)
         new = tree.cast_like(candidate(t), x)
         value, gradient = tree.value_and_gradient(problem.smooth, new)
         moved = problem.feasible.project(jax.tree.map(jnp.subtract, new, gradient))

@@ -15,7 +15,7 @@ from ..core import (
     scalar_field,
     tree,
 )
-from ..fixed_point.confirm import confirmed
+from ..core.confirm import confirmed
 from .step_size import AbstractStepSize, Backtracking
 
 

@@ -132,5 +132,5 @@ class Backtracking(AbstractStepSize):
             jnp.asarray(0, jnp.int32),
             jnp.asarray(True),
         )
-        x, step, *_ = jax.lax.while_loop(lambda carry: carry[-1], try_once, start)
+        x, step, *_ = loops.while_loop(lambda carry: carry[-1], try_once, start)
         return _found(x, hoist(prox), y, gradient, step), step

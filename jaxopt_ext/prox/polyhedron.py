@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from ..core import checks
+from ..core import checks, loops
 from .function import (
     MEMBERSHIP,
     AbstractSet,
@@ -141,7 +141,7 @@ def _search(x, rows, rhs, equalities, tolerance) -> _Search:
         zero,
     )
     limit = 20 * (m + n) + 50
-    return jax.lax.while_loop(lambda s: ~s.halted & (s.steps < limit), step, start)
+    return loops.while_loop(lambda s: ~s.halted & (s.steps < limit), step, start)
 
 
 class Polyhedron(AbstractSet):

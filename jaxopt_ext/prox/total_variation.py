@@ -266,12 +266,12 @@ class TotalVariation2D(AbstractFunction):
 
         def several(carry):
             field, _, steps = carry
-            field = jax.lax.fori_loop(0, _BETWEEN, iterate, field)
+            field = loops.fori_loop(0, _BETWEEN, iterate, field)
             return field, jnp.minimum(*gaps(field[0])), steps + _BETWEEN
 
         zero, one = jnp.zeros((2, *x.shape), x.dtype), jnp.ones((), x.dtype)
         start = (zero, zero, one), jnp.minimum(*gaps(zero)), jnp.asarray(0, jnp.int32)
-        p = jax.lax.while_loop(unfinished, several, start)[0][0]
+        p = loops.while_loop(unfinished, several, start)[0][0]
         own, constant = gaps(p)
         moved = middle + unit * dual.point(attach(p, dual, ImplicitAdjoint()))
         # A heavy weight magnifies the roundings that keep the point from being constant.

@@ -18,8 +18,8 @@ from ..core import (
     scalar_field,
     tree,
 )
+from ..core.confirm import confirmed
 from ..core.operators import as_map, minus_copies
-from ..fixed_point.confirm import confirmed
 from .subproblem import AbstractUpdate, choose
 
 

@@ -16,8 +16,8 @@ from ..core import (
     scalar_field,
     tree,
 )
+from ..core.confirm import confirmed
 from ..core.objectives import SquaredLoss
-from ..fixed_point.confirm import confirmed
 
 
 class _QuadraticProx(eqx.Module):

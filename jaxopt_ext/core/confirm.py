@@ -5,7 +5,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractProblem, tree
+from . import loops, tree
+from .problem import AbstractProblem
 
 
 def confirmed(
@@ -41,6 +42,6 @@ def confirmed(
 
     # A loop of at most one turn: under vmap it is entered only if some problem needs it.
     start = (jnp.full_like(estimate, jnp.inf), ask)
-    norm, _ = jax.lax.while_loop(lambda carry: carry[1], measure, start)
+    norm, _ = loops.while_loop(lambda carry: carry[1], measure, start)
     # A maximum that keeps NaN, which `solve` reports.
     return jnp.where(passes, jnp.maximum(estimate, jnp.where(ask, norm, jnp.inf)), estimate)
