@@ -144,8 +144,10 @@ class _Search(NamedTuple):
     direction: PyTree[Array]
     directions: PyTree[Array]  # p_i, on a leading axis
     images: PyTree[Array]  # A p_i, orthonormal
+    filled: Bool[Array, " m"]
     norm: Float[Array, ""]
     mark: Float[Array, ""]
+    stretch: Float[Array, ""]  # the largest |A p| / |p| seen
     steps: Array
     active: Bool[Array, ""]
 
@@ -167,8 +169,10 @@ def _gmres(product, b, tolerance, limit) -> _Answer:
         b,
         ring.empty(b, window),
         ring.empty(b, window),
+        jnp.zeros(window, bool),
         norm,
         norm,
+        jnp.zeros_like(norm),
         zero,
         norm > 0,
     )
@@ -181,7 +185,7 @@ def _gmres(product, b, tolerance, limit) -> _Answer:
         image = tree.cast_like(product(p), b)
         size = tree.norm(image)
         for _ in range(2):  # twice is enough
-            along = ring.products(s.images, image)
+            along = jnp.where(s.filled, ring.products(s.images, image), 0)
             image = ring.minus(image, along, s.images)
             p = ring.minus(p, along, s.directions)
         left = tree.norm(image)
@@ -192,23 +196,31 @@ def _gmres(product, b, tolerance, limit) -> _Answer:
         length = tree.vdot(image, s.gap)
         gap = tree.axpy(s.gap, -length, image)
         norm = tree.norm(gap)
-        steps = s.steps + 1
-        slot = s.steps % window
-        due = steps % _PATIENCE == 0
+        slot, steps = s.steps % window, s.steps + 1
+        falls = norm <= 0.9 * s.norm
+        again = ~fresh & (norm <= 0.5 * s.mark)  # with what rounding has left of the residual
+        due = again | (steps % _PATIENCE == 0)
+        stuck = ~again & (~fresh | (due & (norm > 0.95 * s.mark)))
         return _Search(
             tree.axpy(s.x, length, p),
             gap,
-            tree.where(norm <= 0.9 * s.norm, gap, image),
+            tree.where(falls | again, gap, image),
             ring.store(s.directions, p, slot, after=p),
             ring.store(s.images, image, slot, after=image),
+            ~again & (s.filled | (jnp.arange(window) == slot)),
             norm,
             jnp.where(due, norm, s.mark),
+            jnp.maximum(s.stretch, size),
             steps,
-            fresh & jnp.isfinite(norm) & ~(due & (norm > 0.95 * s.mark)),
+            jnp.isfinite(norm) & ~stuck,
         )
 
-    x = loops.while_loop(unfinished, step, start).x
-    return _Answer(x, tree.norm(_gap(product, x, b)) <= tolerance)
+    last = loops.while_loop(unfinished, step, start)
+    x = last.x
+    # Rounding alone leaves this much, the least that any method can reach.
+    rounding = 4 * jnp.finfo(norm.dtype).eps * last.stretch * tree.norm(x)
+    enough = jnp.clip(rounding, tolerance, 100 * tolerance)
+    return _Answer(x, tree.norm(_gap(product, x, b)) <= enough)
 
 
 class _Bidiagonalization(NamedTuple):
