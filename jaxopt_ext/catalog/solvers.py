@@ -175,6 +175,7 @@ SOLVERS: tuple[Row, ...] = (
         "DeepMind et al., The DeepMind JAX Ecosystem, 2020",
         lambda: jxt.adapters.Optax(optax.lbfgs()),
         claim="adapters/libraries",
+        opt_outs={"shard_map": "the line search of the example, optax's own, does not trace there"},
     ),
     Row(
         "optimistix solvers",
@@ -185,6 +186,7 @@ SOLVERS: tuple[Row, ...] = (
         lambda: jxt.adapters.Optimistix(optx.LevenbergMarquardt(rtol=1e-10, atol=1e-10)),
         claim="adapters/libraries",
         opt_outs={
+            "shard_map": "the loops of optimistix do not trace there",
             "problems": "Smooth, FixedPoint: the example is a least-squares solver",
             "oracle": "its tolerance is its own, on another quantity",
             "float32": "its tolerance is its own, out of reach in single precision",

@@ -25,6 +25,7 @@ CHECKS = (
     "key",
     "nonfinite",
     "construction",
+    "shard_map",
 )
 
 
