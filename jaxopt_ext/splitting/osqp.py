@@ -128,7 +128,8 @@ class OSQP(AbstractSplittingSolver):
     to three times, with the rows that its answer holds, which is a semismooth Newton step. It is
     tried after a step whenever these rows are others than at the last trial, and each eight steps;
     the point is taken if its error is at most `tol`, else the iterates go on as if nothing had
-    been. After the last step it is tried once more, and taken if the error is smaller.
+    been. After the last step the equations are solved once more, to rounding, and the answer is
+    taken if its error is smaller.
 
     **Certificates** are read from the movement $(dx, dy)$ over a step in equilibrated variables:
     *infeasible* if $X \\|A^\\top dy\\|_1 < -\\epsilon\\, s(dy)$, so that no feasible point is
@@ -369,9 +370,12 @@ class OSQP(AbstractSplittingSolver):
         if not (self.polish and _is_dense(problem)):
             return x, state
         scaled, at = self._scaled(problem, state), state.scaling.forward(x)
-        wanted = state.error > 100 * jnp.finfo(state.error.dtype).eps
-        x, error = self._polished(problem, state.scaling, scaled, state.sides, at, x, wanted)
-        return x, eqx.tree_at(lambda s: s.error, state, error)
+        sides = _sides(scaled, scaled.A @ at.primal + at.dual)
+        found = state.scaling.backward(_refined(scaled, sides))
+        best, error = x, _error(problem, x)
+        least = _error(problem, found)
+        best, error = tree.where(least < error, (found, least), (best, error))  # False for NaN
+        return best, eqx.tree_at(lambda s: s.error, state, error)
 
 
 _POLISH_TURNS = 3
@@ -455,6 +459,32 @@ def _natural_sizes(problem, x, y):
     return size(bounds, rows), size(problem.q, columns)
 
 
+def _refined(problem, sides):
+    """The same equations by a factorization of all of them, once: accurate to rounding."""
+    n, m, dtype = problem.q.size, problem.l.size, problem.q.dtype
+    active = sides != 0
+    bound = jnp.where(sides < 0, problem.l, jnp.where(active, problem.u, 0))
+    rows = jnp.where(active[:, None], problem.A, 0)
+    corner = jnp.diag(jnp.where(active, 0, -1).astype(dtype))
+    kkt = jnp.block([[problem.P, rows.T], [rows, corner]])
+    delta = jnp.sqrt(jnp.finfo(dtype).eps)
+    shift = delta * jnp.concatenate([jnp.ones(n, dtype), -jnp.ones(m, dtype)])
+    factor = jax.scipy.linalg.lu_factor(kkt + jnp.diag(shift))
+    rhs = jnp.concatenate([-problem.q, bound])
+
+    def refine(_, t):
+        return t + jax.scipy.linalg.lu_solve(factor, rhs - kkt @ t)
+
+    t = jax.lax.fori_loop(0, 5, refine, jnp.zeros(n + m, dtype))
+    return PrimalDual(t[:n], _signed(sides, t[n:]))
+
+
+def _signed(sides, y):
+    """Multipliers with those of the wrong sign put to zero."""
+    y = jnp.where(sides == -1, jnp.minimum(y, 0), y)
+    return jnp.where(sides == 1, jnp.maximum(y, 0), y)
+
+
 def _newton(problem, sides, at):
     """Solve the equality-constrained problem of the rows held, by the method of multipliers.
 
@@ -476,5 +506,4 @@ def _newton(problem, sides, at):
 
     start = PrimalDual(at.primal, jnp.where(active, at.dual, 0))
     at = jax.lax.fori_loop(0, 10, iterate, start)
-    y = jnp.where(sides == -1, jnp.minimum(at.dual, 0), at.dual)
-    return at, jnp.where(sides == 1, jnp.maximum(y, 0), y)
+    return at, _signed(sides, at.dual)
