@@ -119,34 +119,39 @@ def optimum(program):
     equal, low, high = l == u, np.isfinite(l) & (l != u), np.isfinite(u) & (l != u)
     settings = clarabel.DefaultSettings()
     settings.verbose = False
-    settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = 1e-10
     cones = [clarabel.ZeroConeT(equal.sum()), clarabel.NonnegativeConeT(high.sum() + low.sum())]
-    found = clarabel.DefaultSolver(
-        scipy.sparse.csc_matrix(np.triu(P)),
-        q,
-        scipy.sparse.csc_matrix(np.vstack([A[equal], A[high], -A[low]])),
-        np.concatenate([l[equal], u[high], -l[low]]),
-        cones,
-        settings,
-    ).solve()
-    solved, x = str(found.status) in ("Solved", "AlmostSolved"), np.array(found.x)
-    if solved and np.max(np.abs(x), initial=0) < 1e5:
-        return found.obj_val, x
-    exists = feasible(program) and bounded(program)
-    assert solved or not exists, (str(found.status), program)
-    return (found.obj_val, x) if exists else None
+    for tol in (1e-10, 1e-8, 1e-6):  # now and then it ends short of the first
+        settings.tol_gap_abs = settings.tol_gap_rel = settings.tol_feas = tol
+        found = clarabel.DefaultSolver(
+            scipy.sparse.csc_matrix(np.triu(P)),
+            q,
+            scipy.sparse.csc_matrix(np.vstack([A[equal], A[high], -A[low]])),
+            np.concatenate([l[equal], u[high], -l[low]]),
+            cones,
+            settings,
+        ).solve()
+        solved, x = str(found.status) == "Solved", np.array(found.x)
+        if solved and np.max(np.abs(x), initial=0) < 1e5:
+            return found.obj_val, x
+    if feasible(program) and bounded(program):
+        return UNKNOWN  # Clarabel gives up on one in some thousands
+    return None
+
+
+UNKNOWN = "unknown"
 
 
 @functools.cache
 def drawn(count, seed, linear):
-    rng = np.random.default_rng(seed)
-    draws = [draw(rng, linear) for _ in range(count)]
+    rng, draws, truth = np.random.default_rng(seed), [], []
+    while len(draws) < count:
+        new = draw(rng, linear)
+        best = optimum(new[0])
+        if best is not UNKNOWN:
+            draws.append(new)
+            truth.append(best)
     data = [padded(scaled(*d)) for d in draws]
-    return (
-        draws,
-        [np.stack(part) for part in zip(*data, strict=False)],
-        [optimum(program) for program, _ in draws],
-    )
+    return draws, [np.stack(part) for part in zip(*data, strict=True)], truth
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -185,10 +190,12 @@ def judged(draws, data, truth, found, tol):
             dual = (np.abs(slopes.sum(0)) - noise) / (1 + np.abs(slopes).max(0))
             noise = unit * (np.abs(A) @ np.abs(x) + np.abs(y))
             primal = (np.abs(Ax - z) - noise) / (1 + np.maximum(np.abs(Ax), np.abs(z)))
+            allowed = 0 if best is None else 100 * tol * (1 + abs(scale[2][0] * best[0]))
+            bought = tol * np.abs(y) @ (1 + np.abs(Ax))  # by stepping over rows within tolerance
             if best is None:
                 why = "no solution exists"
-            elif abs(value - scale[2] * best[0]) > 100 * tol * (1 + abs(scale[2] * best[0])):
-                why = f"{value} instead of {scale[2] * best[0]}"
+            elif not -allowed - bought <= value - scale[2][0] * best[0] <= allowed:
+                why = f"{value} instead of {scale[2][0] * best[0]}"
             elif outside > 10 * tol:
                 why = f"outside by {outside}"
             elif max(dual.max(), primal.max()) > 1.01 * error:
@@ -288,7 +295,7 @@ def derivatives(programs, rng, step=1e-4):
         if any(np.any(l > u) for *_, l, u in moved):
             continue
         best, *found = (optimum(program) for program in ((P, q, A, l, u), *moved))
-        if all(found):
+        if all(f is not None and f is not UNKNOWN for f in (best, *found)):
             sides.append(
                 [weight @ (f[1] - best[1]) / h for f, h in zip(found, (step, -step), strict=True)]
             )
