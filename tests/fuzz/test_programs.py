@@ -329,6 +329,19 @@ def outside(found, bounds):
     )
 
 
+def test_an_equation_without_a_multiplier_holds_in_derivatives():
+    """Of the projection of 1 onto x = 1."""
+
+    def projection(q, b):
+        P, A = jnp.eye(2), jnp.array([[1.0, 0.0]])
+        problem = jxt.QuadraticProgram(P, q, A, b, b)
+        return jxt.solve(problem, splitting.OSQP(tol=1e-9), None).value.primal
+
+    slopes = jax.jacobian(projection, (0, 1))(jnp.array([-1.0, -2.0]), jnp.ones(1))
+    np.testing.assert_allclose(slopes[0], [[0, 0], [0, -1]], atol=1e-9)
+    np.testing.assert_allclose(slopes[1], [[1], [0]], atol=1e-9)
+
+
 def test_derivatives_at_kinks():
     """With one row touched, one of the one-sided derivatives or between them; with more, in the
     hull of those with each such row held or let go; with none, the derivative."""
