@@ -420,9 +420,10 @@ class QuadraticProgram(AbstractProblem):
         A = as_map(self.A)
         Ax = A(primal)
         stationarity = as_map(self.P)(primal) + self.q + A.adjoint(dual)
-        z = jnp.clip(Ax + dual, self.l, self.u)
-        # An equation is one also where its multiplier is zero, where a clip has half a derivative.
-        tie = (self.l == self.u) & (dual == 0)
+        v = Ax + dual
+        z = jnp.clip(v, self.l, self.u)
+        # At an equation without a multiplier a clip would have a quarter of its slope.
+        tie = (self.l == self.u) & (v == self.l)
         return PrimalDual(stationarity, Ax - jnp.where(tie, 0.5 * (self.l + self.u), z))
 
     def start(self, x):
