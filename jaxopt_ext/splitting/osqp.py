@@ -113,23 +113,24 @@ class OSQP(AbstractSplittingSolver):
     **When it stops.** The error of a point $(x, y)$, in the variables of the user, is the largest
     of, row by row and with $z = \\Pi_{[l, u]}(Ax + y)$,
 
-    $$\\frac{|Ax - z|_i}{1 + \\max(|Ax|_i, |z|_i)}, \\qquad
-    \\frac{|Px + q + A^\\top y|_j}{1 + \\max(|Px|_j, |q|_j, |A^\\top y|_j)}$$
+    $$\\frac{|Ax - z|_i}{1 + (|A| |x| + |z|)_i}, \\qquad
+    \\frac{|Px + q + A^\\top y|_j}{1 + (|P| |x| + |q| + |A|^\\top |y|)_j}$$
 
     and the duality gap $|x^\\top P x + q^\\top x + s(y)| / (1 + \\max(|x^\\top P x|,
     |q^\\top x|, |s(y)|))$, where $s(y) = \\sup_{l \\le w \\le u} y^\\top w$. The numerators of the
     first two are the problem's residual, so `error <= tol` bounds each of its entries by `tol`
-    times one plus the size of what it is the difference of. For iterates the first is at most the
-    distance of $Ax$ to the iterate $z$ that their multipliers belong to. That distance also
-    steers $\\rho$: one to any other point of $[l, u]$ vanishes at feasible points that are far
-    from optimal.
+    times one plus the sizes of the products it is made of: as much as a relative change of the
+    data by `tol` could do. Without the entries of the matrices, given as operators, the largest
+    entries of $Ax$ and $z$, and of $Px$, $q$ and $A^\\top y$, take the place of the sums. For
+    iterates the first numerator is at most the distance of $Ax$ to the iterate $z$ that their
+    multipliers belong to. That distance also steers $\\rho$: one to any other point of $[l, u]$
+    vanishes at feasible points that are far from optimal.
 
     **Polishing** solves the equations of the rows that the iterates hold at a bound, and again, up
     to three times, with the rows that its answer holds, which is a semismooth Newton step. It is
-    tried after a step whenever these rows are others than at the last trial, and each eight steps;
+    tried after step 1, 2, 4 and each eighth, unless these rows are those of the last trial;
     the point is taken if its error is at most `tol`, else the iterates go on as if nothing had
-    been. After the last step the equations are solved once more, to rounding, and the answer is
-    taken if its error is smaller.
+    been. Behind the last step it is done once more, and taken if the error is smaller.
 
     **Certificates** are read from the movement $(dx, dy)$ over a step in equilibrated variables:
     *infeasible* if $X \\|A^\\top dy\\|_1 < -\\epsilon\\, s(dy)$, so that no feasible point is
@@ -273,10 +274,10 @@ class OSQP(AbstractSplittingSolver):
         if self.polish and _is_dense(problem):
             tol = self.tol.astype(error.dtype)
             due = (error > tol) & (verdict == Status.running)
-            due = due & (jnp.any(sides != tried) | (steps % 8 == 0))
+            # Seldom and at the same steps in a batch, where one that polishes makes all wait.
+            due = due & ((steps & (steps - 1) == 0) | (steps % 8 == 0)) & jnp.any(sides != tried)
             tried = jnp.where(due, sides, tried)
-            at = PrimalDual(u[0], y)
-            better, least = self._polished(problem, state.scaling, scaled, sides, at, point, due)
+            better, least = self._polished(problem, state.scaling, scaled, sides, point, due)
             done = due & (least <= tol)  # else the iterates go on untouched
             point, error = tree.where(done, (better, least), (point, error))
             at = state.scaling.forward(better)
@@ -288,25 +289,25 @@ class OSQP(AbstractSplittingSolver):
         )
         return point, state
 
-    def _polished(self, problem, scaling, scaled, sides, at, point, wanted):
-        """The best of `point` and the polished ones, with its error; `at` is where to start.
+    def _polished(self, problem, scaling, scaled, sides, point, wanted):
+        """The best of `point` and the polished ones, with its error.
 
         The loop takes no turn unless `wanted`: under `vmap` it is skipped if nobody does.
         """
 
         def turn(carry):
-            number, sides, at, best, _ = carry
-            at, y = _newton(scaled, sides, at)
-            found = scaling.backward(PrimalDual(at.primal, y))
+            number, sides, best, _ = carry
+            at = _solved(scaled, sides)
+            found = scaling.backward(PrimalDual(at.primal, _signed(sides, at.dual)))
             error = _error(problem, found)
             best = tree.where(error < best[1], (found, error), best)  # False for NaN
             others = _sides(scaled, scaled.A @ at.primal + at.dual)
             more = (number + 1 < _POLISH_TURNS) & jnp.any(others != sides) & jnp.isfinite(error)
-            return number + 1, others, at, best, more
+            return number + 1, others, best, more
 
         best = point, _error(problem, point)
-        carry = jnp.asarray(0, jnp.int32), sides, at, best, wanted
-        return jax.lax.while_loop(lambda carry: carry[-1], turn, carry)[3]
+        carry = jnp.asarray(0, jnp.int32), sides, best, wanted
+        return jax.lax.while_loop(lambda carry: carry[-1], turn, carry)[2]
 
     def _verdict(self, problem, operator, moved, x, y):
         """Do the movements of the iterates certify that there is no solution?"""
@@ -371,11 +372,9 @@ class OSQP(AbstractSplittingSolver):
             return x, state
         scaled, at = self._scaled(problem, state), state.scaling.forward(x)
         sides = _sides(scaled, scaled.A @ at.primal + at.dual)
-        found = state.scaling.backward(_refined(scaled, sides))
-        best, error = x, _error(problem, x)
-        least = _error(problem, found)
-        best, error = tree.where(least < error, (found, least), (best, error))  # False for NaN
-        return best, eqx.tree_at(lambda s: s.error, state, error)
+        wanted = state.error > 100 * jnp.finfo(state.error.dtype).eps
+        x, error = self._polished(problem, state.scaling, scaled, sides, x, wanted)
+        return x, eqx.tree_at(lambda s: s.error, state, error)
 
 
 _POLISH_TURNS = 3
@@ -430,8 +429,15 @@ def _error(problem, x):
     """The error of a point, see `OSQP`."""
     Ax, Px, Aty = _images(problem, x)
     z = jnp.clip(Ax + x.dual, problem.l, problem.u)
-    primal = _max((Ax - z) / (1 + _larger(Ax, z)))
-    dual = _max((Px + problem.q + Aty) / (1 + _larger(Px, problem.q, Aty)))
+    slope = Px + problem.q + Aty
+    if _is_dense(problem):
+        A, P = jnp.abs(problem.A), jnp.abs(problem.P)
+        size, dual_size = jnp.abs(x.primal), jnp.abs(x.dual)
+        rows = A @ size + jnp.abs(z)
+        columns = P @ size + jnp.abs(problem.q) + A.T @ dual_size
+    else:
+        rows, columns = _max(_larger(Ax, z)), _max(_larger(Px, problem.q, Aty))
+    primal, dual = _max((Ax - z) / (1 + rows)), _max(slope / (1 + columns))
     return jnp.maximum(jnp.maximum(primal, dual), _gap(problem, x, Px))
 
 
@@ -459,8 +465,8 @@ def _natural_sizes(problem, x, y):
     return size(bounds, rows), size(problem.q, columns)
 
 
-def _refined(problem, sides):
-    """The same equations by a factorization of all of them, once: accurate to rounding."""
+def _solved(problem, sides):
+    """Solve the equality-constrained problem of the rows held, with refinement."""
     n, m, dtype = problem.q.size, problem.l.size, problem.q.dtype
     active = sides != 0
     bound = jnp.where(sides < 0, problem.l, jnp.where(active, problem.u, 0))
@@ -476,34 +482,10 @@ def _refined(problem, sides):
         return t + jax.scipy.linalg.lu_solve(factor, rhs - kkt @ t)
 
     t = jax.lax.fori_loop(0, 5, refine, jnp.zeros(n + m, dtype))
-    return PrimalDual(t[:n], _signed(sides, t[n:]))
+    return PrimalDual(t[:n], t[n:])
 
 
 def _signed(sides, y):
     """Multipliers with those of the wrong sign put to zero."""
     y = jnp.where(sides == -1, jnp.minimum(y, 0), y)
     return jnp.where(sides == 1, jnp.maximum(y, 0), y)
-
-
-def _newton(problem, sides, at):
-    """Solve the equality-constrained problem of the rows held, by the method of multipliers.
-
-    Its penalty is so large that a few iterations do, and it needs a matrix of the size of x only.
-    Also returns the multipliers with those of the wrong sign put to zero.
-    """
-    dtype = problem.q.dtype
-    active = sides != 0
-    bound = jnp.where(sides < 0, problem.l, jnp.where(active, problem.u, 0))
-    delta = jnp.cbrt(jnp.finfo(dtype).eps)
-    rows = jnp.where(active, 1 / delta, 0).astype(dtype)
-    system = _inverse(problem, rows, delta)
-
-    def iterate(_, at):
-        x, y = at
-        pulled = problem.A.T @ (y + rows * (problem.A @ x - bound))
-        x = x - system.solve(problem, problem.P @ x + problem.q + pulled)
-        return PrimalDual(x, y + rows * (problem.A @ x - bound))
-
-    start = PrimalDual(at.primal, jnp.where(active, at.dual, 0))
-    at = jax.lax.fori_loop(0, 10, iterate, start)
-    return at, _signed(sides, at.dual)

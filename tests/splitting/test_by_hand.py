@@ -143,9 +143,10 @@ def test_osqp_error_is_the_residual_relative_to_its_parts_and_the_gap():
     xs, ys, states = jxt.solve(problem, solver, None, trace=trace).trace
     for x, y, error in zip(np.asarray(xs), np.asarray(ys), np.asarray(states.error), strict=True):
         z = np.clip(A @ x + y, l, u)
-        primal = np.abs(A @ x - z) / (1 + np.maximum(np.abs(A @ x), np.abs(z)))
+        primal = np.abs(A @ x - z) / (1 + np.abs(A) @ np.abs(x) + np.abs(z))
         slopes = [P @ x, q, A.T @ y]
-        dual = np.abs(sum(slopes)) / (1 + np.max(np.abs(slopes), axis=0))
+        sizes = np.abs(P) @ np.abs(x) + np.abs(q) + np.abs(A).T @ np.abs(y)
+        dual = np.abs(sum(slopes)) / (1 + sizes)
         parts = [x @ P @ x, q @ x, np.maximum(y * l, y * u).sum()]
         gap = abs(sum(parts)) / (1 + np.max(np.abs(parts)))
         np.testing.assert_allclose(error, max(primal.max(), dual.max(), gap), rtol=1e-9)
