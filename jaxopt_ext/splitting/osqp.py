@@ -236,7 +236,12 @@ class OSQP(AbstractSplittingSolver):
     def refresh(self, problem, x, state):
         scaled = self._scaled(problem, state)
         system = self._system(scaled, state.penalty)
-        return eqx.tree_at(lambda s: (s.system, s.verdict), state, (system, Status.running))
+        zero, nothing = jnp.zeros_like(state.steps), jnp.full_like(state.tried, _UNTRIED)
+        return eqx.tree_at(
+            lambda s: (s.system, s.verdict, s.steps, s.tried),
+            state,
+            (system, Status.running, zero, nothing),
+        )
 
     def _scaled(self, problem, state):
         if self.scaling_steps > 0 and _is_dense(problem):
@@ -370,8 +375,8 @@ class OSQP(AbstractSplittingSolver):
     def finish(self, problem, x, state):
         if not (self.polish and _is_dense(problem)):
             return x, state
-        scaled, at = self._scaled(problem, state), state.scaling.forward(x)
-        sides = _sides(scaled, scaled.A @ at.primal + at.dual)
+        scaled = self._scaled(problem, state)
+        sides = _sides(scaled, state.v)
         wanted = state.error > 100 * jnp.finfo(state.error.dtype).eps
         x, error = self._polished(problem, state.scaling, scaled, sides, x, wanted)
         return x, eqx.tree_at(lambda s: s.error, state, error)
