@@ -376,6 +376,16 @@ class QuadraticProgram(AbstractProblem):
     `PrimalDual(primal, dual)` with $Px + q + A^\\top y = 0$ and $y$ in the normal cone of
     $[l, u]$ at $Ax$.
 
+    **Derivatives.** Where every row at a bound has a multiplier (strict complementarity) and the
+    solution is unique, it is differentiable and the implicit derivative is its derivative. A row
+    that is touched without one makes a kink: rounding decides whether it counts as held or as free,
+    and an exact tie counts by half. The result then lies in the convex hull of the derivatives
+    with each such row held or let go. With one such row these two are the one-sided derivatives;
+    with more, a direction's one-sided derivatives are two among many, and the result need not lie
+    between them. Where more rows are held than determine the solution (a degenerate vertex),
+    multipliers are not unique, and the derivative in a bound is that of the least-squares solution
+    of the rows held, which again need not be one-sided.
+
     **Arguments:**
 
     - `P`: symmetric positive semidefinite, a matrix `(n, n)` or a `lineax` operator.
@@ -449,7 +459,11 @@ class QuadraticProgram(AbstractProblem):
         A = as_map(self.A)
         Ax = A(primal)
         stationarity = as_map(self.P)(primal) + self.q + A.adjoint(dual)
-        return PrimalDual(stationarity, Ax - jnp.clip(Ax + dual, self.l, self.u))
+        v = Ax + dual
+        z = jnp.clip(v, self.l, self.u)
+        # At an equation without a multiplier a clip would have a quarter of its slope.
+        tie = (self.l == self.u) & (v == self.l)
+        return PrimalDual(stationarity, Ax - jnp.where(tie, 0.5 * (self.l + self.u), z))
 
     def start(self, x):
         if isinstance(x, PrimalDual):

@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import lineax as lx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from ..core import (
     AbstractSplittingSolver,
@@ -93,6 +93,9 @@ class _State(eqx.Module):
     v: Float[Array, " m"]
     error: Float[Array, ""]
     verdict: Status
+    steps: Int[Array, ""]
+    sides: Int[Array, " m"]
+    tried: Int[Array, " m"]
 
 
 class OSQP(AbstractSplittingSolver):
@@ -108,23 +111,48 @@ class OSQP(AbstractSplittingSolver):
     `iterations_per_step` iterations. Matrices given as `lineax` operators are never formed:
     conjugate gradients take the place of the inverse, and there is no equilibration or polishing.
 
-    The error is the larger of
-    $\\|Ax - z\\|_\\infty / (1 + \\max(\\|Ax\\|_\\infty, \\|z\\|_\\infty))$ and
-    $\\|Px + q + A^\\top y\\|_\\infty / (1 + \\max(\\|Px\\|_\\infty, \\|A^\\top y\\|_\\infty,
-    \\|q\\|_\\infty))$, in the variables of the user. A step is `iterations_per_step` iterations.
+    **When it stops.** The error of a point $(x, y)$, in the variables of the user, is the largest
+    of, row by row and with $z = \\Pi_{[l, u]}(Ax + y)$,
+
+    $$\\frac{|Ax - z|_i}{1 + (|A| |x| + |z|)_i}, \\qquad
+    \\frac{|Px + q + A^\\top y|_j}{1 + (|P| |x| + |q| + |A|^\\top |y|)_j}$$
+
+    and the duality gap $|x^\\top P x + q^\\top x + s(y)| / (1 + \\max(|x^\\top P x|,
+    |q^\\top x|, |s(y)|))$, where $s(y) = \\sup_{l \\le w \\le u} y^\\top w$. The numerators of the
+    first two are the problem's residual, so `error <= tol` bounds each of its entries by `tol`
+    times one plus the sizes of the products it is made of: as much as a relative change of the
+    data by `tol` could do. Without the entries of the matrices, given as operators, the largest
+    entries of $Ax$ and $z$, and of $Px$, $q$ and $A^\\top y$, take the place of the sums. For
+    iterates the first numerator is at most the distance of $Ax$ to the iterate $z$ that their
+    multipliers belong to. That distance also steers $\\rho$: one to any other point of $[l, u]$
+    vanishes at feasible points that are far from optimal.
+
+    **Polishing** solves the equations of the rows that the iterates hold at a bound, and again, up
+    to three times, with the rows that its answer holds, which is a semismooth Newton step. It is
+    tried after step 1, 2, 4 and each eighth, unless these rows are those of the last trial;
+    the point is taken if its error is at most `tol`, else the iterates go on as if nothing had
+    been. Behind the last step it is done once more, and taken if the error is smaller.
+
+    **Certificates** are read from the movement $(dx, dy)$ over a step in equilibrated variables:
+    *infeasible* if $X \\|A^\\top dy\\|_1 < -\\epsilon\\, s(dy)$, so that no feasible point is
+    smaller than $X / \\epsilon$ where $X$ is the size that bounds and rows ask for; *unbounded* if
+    $X \\|P dx\\|_1 + Y \\|A dx\\|_{out} < -\\epsilon\\, q^\\top dx$ with $Y$ the same for
+    multipliers, where only movement towards finite bounds counts in $A dx$. Movements that are
+    close are projected first, which takes rounding out of them. In single precision $\\epsilon$ is
+    at least a thousand times the rounding unit.
 
     **Arguments:**
 
     - `penalty`: first $\\rho$.
-    - `sigma`: $\\sigma > 0$.
+    - `sigma`: $\\sigma > 0$; raised coordinate by coordinate to a hundred rounding units of the
+      diagonal, so that the matrix can be factorized.
     - `relaxation`: $\\alpha \\in (0, 2)$.
     - `adaptive`: adapt $\\rho$ to balance the residuals.
     - `scaling_steps`: sweeps of equilibration; 0 for none.
-    - `polish`: solve the equations of the constraints found active, up to three times with those
-      active at the polished point; the best point is kept.
-    - `infeasible_tol`: tolerance of the certificates.
+    - `polish`: whether to polish.
+    - `infeasible_tol`: $\\epsilon$ of the certificates.
     - `iterations_per_step`: iterations between two looks at the residuals.
-    - `tol`, `max_steps`: see `AbstractSolver`.
+    - `tol`, `max_steps`: see `AbstractSolver`. A step is `iterations_per_step` iterations.
 
     **Reference:** Stellato, Banjac, Goulart, Bemporad, Boyd, OSQP: An Operator Splitting Solver for
     Quadratic Programs, 2020, arXiv:1711.08013.
@@ -160,12 +188,7 @@ class OSQP(AbstractSplittingSolver):
         rows, sigma = self._rows(problem, penalty), self.sigma.astype(problem.q.dtype)
         if not _is_dense(problem):
             return _ConjugateGradient(sigma, rows)
-        matrix = problem.P + problem.A.T @ (rows[:, None] * problem.A)
-        matrix = matrix + sigma * jnp.eye(problem.q.size, dtype=matrix.dtype)
-        factor = jax.scipy.linalg.cho_factor(matrix)
-        return _Inverse(
-            jax.scipy.linalg.cho_solve(factor, jnp.eye(*matrix.shape, dtype=matrix.dtype))
-        )
+        return _inverse(problem, rows, sigma)
 
     def _operator(self, problem, penalty, system):
         dtype = problem.q.dtype
@@ -196,12 +219,30 @@ class OSQP(AbstractSplittingSolver):
         v = as_map(scaled.A)(point.primal) + point.dual / self._rows(scaled, penalty)
         infinity = jnp.asarray(jnp.inf, problem.q.dtype)
         system = self._system(scaled, penalty)
-        return _State(scaling, penalty, system, point.primal, v, infinity, Status.running)
+        nothing = jnp.full(v.shape, _UNTRIED, jnp.int8)
+        zero = jnp.asarray(0, jnp.int32)
+        return _State(
+            scaling,
+            penalty,
+            system,
+            point.primal,
+            v,
+            infinity,
+            Status.running,
+            zero,
+            nothing,
+            nothing,
+        )
 
     def refresh(self, problem, x, state):
         scaled = self._scaled(problem, state)
         system = self._system(scaled, state.penalty)
-        return eqx.tree_at(lambda s: (s.system, s.verdict), state, (system, Status.running))
+        zero, nothing = jnp.zeros_like(state.steps), jnp.full_like(state.tried, _UNTRIED)
+        return eqx.tree_at(
+            lambda s: (s.system, s.verdict, s.steps, s.tried),
+            state,
+            (system, Status.running, zero, nothing),
+        )
 
     def _scaled(self, problem, state):
         if self.scaling_steps > 0 and _is_dense(problem):
@@ -211,26 +252,19 @@ class OSQP(AbstractSplittingSolver):
     def step(self, problem, x, state):
         scaled = self._scaled(problem, state)
         operator = self._operator(scaled, state.penalty, state.system)
-        u = (state.x, state.v)
-        u = loops.fori_loop(0, self.iterations_per_step - 1, lambda _, u: operator(u), u)
-        before = PrimalDual(u[0], operator.split(u[1])[1])
-        u = operator(u)
+        start = (state.x, state.v)
+        u = jax.lax.fori_loop(0, self.iterations_per_step, lambda _, u: operator(u), start)
         z, y = operator.split(u[1])
-        after = PrimalDual(u[0], y)
+        point = state.scaling.backward(PrimalDual(u[0], y))
+        error = _error(problem, point)
+        moved = PrimalDual(u[0] - start[0], y - operator.split(start[1])[1])
+        verdict = self._verdict(scaled, operator, moved, u[0], y)
 
-        point = state.scaling.backward(after)
-        primal, dual = _residuals(problem, point)
-        error = jnp.maximum(primal[0] / (1 + primal[1]), dual[0] / (1 + dual[1]))
-        moved = state.scaling.backward(jax.tree.map(jnp.subtract, after, before))
-        verdict = self._verdict(problem, moved)
         penalty, system, v = state.penalty, state.system, u[1]
         if self.adaptive:
-            tiny = jnp.finfo(error.dtype).tiny
             # Relative residuals without the 1 of the stopping rule, as in the paper.
-            balance = (primal[0] / jnp.maximum(primal[1], tiny)) / jnp.maximum(
-                dual[0] / jnp.maximum(dual[1], tiny), tiny
-            )
-            wanted = jnp.clip(penalty * jnp.sqrt(balance), 1e-6, 1e6)
+            ratio = _imbalance(problem, point, z / state.scaling.E)
+            wanted = jnp.clip(penalty * jnp.sqrt(ratio), 1e-6, 1e6)
             change = (wanted > 5 * penalty) | (wanted < penalty / 5)
             penalty = jnp.where(change & jnp.isfinite(wanted), wanted, penalty)
             # A loop of at most one turn: under vmap it is entered only if some problem needs it.
@@ -240,33 +274,92 @@ class OSQP(AbstractSplittingSolver):
                 (system, change),
             )
             v = jnp.where(change, z + y / self._rows(scaled, penalty), v)
-        return point, _State(state.scaling, penalty, system, u[0], v, error, verdict)
 
-    def _verdict(self, problem, moved):
-        """Do the last movements of the iterates certify that there is no solution?"""
-        eps = self.infeasible_tol.astype(problem.q.dtype)
-        P, A = as_map(problem.P), as_map(problem.A)
-        dx, dy = moved
-        # Movement into an infinite bound is rounding.
-        dy = jnp.where(jnp.isinf(problem.u), jnp.minimum(dy, 0), dy)
-        dy = jnp.where(jnp.isinf(problem.l), jnp.maximum(dy, 0), dy)
-        size = _max(dy)
-        support = jnp.sum(
-            jnp.where(dy > 0, jnp.where(jnp.isinf(problem.u), 0, problem.u) * dy, 0)
-            + jnp.where(dy < 0, jnp.where(jnp.isinf(problem.l), 0, problem.l) * dy, 0)
+        sides, tried, x_bar = _sides(scaled, u[1]), state.tried, u[0]
+        steps = state.steps + 1
+        if self.polish and _is_dense(problem):
+            tol = self.tol.astype(error.dtype)
+            due = (error > tol) & (verdict == Status.running)
+            # Seldom and at the same steps in a batch, where one that polishes makes all wait.
+            due = due & ((steps & (steps - 1) == 0) | (steps % 8 == 0)) & jnp.any(sides != tried)
+            tried = jnp.where(due, sides, tried)
+            better, least = self._polished(problem, state.scaling, scaled, sides, point, due)
+            done = due & (least <= tol)  # else the iterates go on untouched
+            point, error = tree.where(done, (better, least), (point, error))
+            at = state.scaling.forward(better)
+            z = jnp.clip(scaled.A @ at.primal, scaled.l, scaled.u)
+            x_bar = jnp.where(done, at.primal, x_bar)
+            v = jnp.where(done, z + at.dual / self._rows(scaled, penalty), v)
+        state = _State(
+            state.scaling, penalty, system, x_bar, v, error, verdict, steps, sides, tried
         )
-        infeasible = (size > eps) & (_max(A.adjoint(dy)) <= eps * size) & (support < -eps * size)
+        return point, state
 
-        size = _max(dx)
-        Adx = A(dx)
-        upper = jnp.isinf(problem.u) | (Adx <= eps * size)
-        lower = jnp.isinf(problem.l) | (Adx >= -eps * size)
-        unbounded = (
-            (size > eps)
-            & (_max(P(dx)) <= eps * size)
-            & (jnp.vdot(problem.q, dx) < -eps * size)
-            & jnp.all(upper & lower)
+    def _polished(self, problem, scaling, scaled, sides, point, wanted):
+        """The best of `point` and the polished ones, with its error.
+
+        The loop takes no turn unless `wanted`: under `vmap` it is skipped if nobody does.
+        """
+
+        def turn(carry):
+            number, sides, best, _ = carry
+            at = _solved(scaled, sides)
+            found = scaling.backward(PrimalDual(at.primal, _signed(sides, at.dual)))
+            error = _error(problem, found)
+            best = tree.where(error < best[1], (found, error), best)  # False for NaN
+            others = _sides(scaled, scaled.A @ at.primal + at.dual)
+            more = (number + 1 < _POLISH_TURNS) & jnp.any(others != sides) & jnp.isfinite(error)
+            return number + 1, others, best, more
+
+        best = point, _error(problem, point)
+        carry = jnp.asarray(0, jnp.int32), sides, best, wanted
+        return jax.lax.while_loop(lambda carry: carry[-1], turn, carry)[2]
+
+    def _verdict(self, problem, operator, moved, x, y):
+        """Do the movements of the iterates certify that there is no solution?"""
+        dtype = problem.q.dtype
+        unit = jnp.finfo(dtype).eps
+        eps = jnp.maximum(self.infeasible_tol.astype(dtype), 1000 * unit)
+        P, A, rows = as_map(problem.P), as_map(problem.A), operator.rows
+        below, above = jnp.isfinite(problem.l), jnp.isfinite(problem.u)
+        X, Y = _natural_sizes(problem, x, y)
+
+        def outside(Adx):
+            return jnp.where(
+                Adx > 0, jnp.where(above, Adx, 0), jnp.where(below, Adx, jnp.zeros_like(Adx))
+            )
+
+        def multipliers(dy):
+            # Movement into an infinite bound is rounding.
+            return jnp.where(dy > 0, jnp.where(above, dy, 0), jnp.where(below, dy, 0))
+
+        def proven(moved, eps):
+            dx, dy = moved
+            miss = X * jnp.sum(jnp.abs(A.adjoint(dy)))
+            bend = X * jnp.sum(jnp.abs(P(dx))) + Y * jnp.sum(jnp.abs(outside(A(dx))))
+            infeasible = miss < -eps * _support(problem, dy)
+            unbounded = bend < -eps * jnp.vdot(problem.q, dx)
+            # Rounding is no movement.
+            return (
+                infeasible & (_max(dy) > 100 * unit * (1 + _max(y))),
+                unbounded & (_max(dx) > 100 * unit * (1 + _max(x))),
+            )
+
+        def project(_, moved):
+            dx, dy = moved
+            step = operator.system.solve(problem, P(dx) + A.adjoint(rows * outside(A(dx))))
+            shift = rows * A(operator.system.solve(problem, A.adjoint(dy)))
+            return PrimalDual(dx - step, multipliers(jnp.where(dy == 0, 0, dy - shift)))
+
+        # No derivative goes through a verdict.
+        moved = jax.lax.stop_gradient(PrimalDual(moved.primal, multipliers(moved.dual)))
+        close = jnp.any(jnp.stack(proven(moved, 1000 * eps)))
+        moved, _ = jax.lax.while_loop(
+            lambda carry: carry[1],
+            lambda carry: (jax.lax.fori_loop(0, 3, project, carry[0]), jnp.zeros_like(close)),
+            (moved, close),
         )
+        infeasible, unbounded = proven(moved, eps)
         status = Status.where(unbounded, Status.unbounded, Status.running)
         return Status.where(infeasible, Status.infeasible, status)
 
@@ -276,36 +369,22 @@ class OSQP(AbstractSplittingSolver):
     def status(self, problem, x, state):
         return state.verdict
 
+    def gap(self, problem, x, state):
+        """The relative duality gap at `x`, see `OSQP`."""
+        return _gap(problem, x, as_map(problem.P)(x.primal))
+
     def finish(self, problem, x, state):
         if not (self.polish and _is_dense(problem)):
             return x, state
-
-        def again(carry):
-            turn, _, error, _ = carry
-            return (turn < _POLISH_TURNS) & (error > 0)
-
-        def turn(carry):
-            # The rows active at the polished point are a better guess of those at the solution: a
-            # semismooth Newton step, which may pass through worse points.
-            number, point, _, (best, least) = carry
-            point = _polish(scaled, point)
-            found = state.scaling.backward(point)
-            error = _worst(problem, found)
-            better = error < least  # False for NaN
-            best = tree.where(better, found, best), jnp.where(better, error, least)
-            enough = error <= 100 * jnp.finfo(error.dtype).eps * scale
-            return number + 1, point, jnp.where(enough, 0, error), best
-
-        # Slacks and multipliers are compared with each other, so their units matter.
         scaled = self._scaled(problem, state)
-        scale = 1 + _max(problem.q)
-        error = _worst(problem, x)
-        carry = jnp.asarray(0, jnp.int32), state.scaling.forward(x), error, (x, error)
-        best, _ = loops.while_loop(again, turn, carry)[-1]
-        return best, state
+        sides = _sides(scaled, state.v)
+        wanted = state.error > 100 * jnp.finfo(state.error.dtype).eps
+        x, error = self._polished(problem, state.scaling, scaled, sides, x, wanted)
+        return x, eqx.tree_at(lambda s: s.error, state, error)
 
 
 _POLISH_TURNS = 3
+_UNTRIED = 9
 
 
 def _is_dense(problem) -> bool:
@@ -316,42 +395,103 @@ def _max(x):
     return jnp.max(jnp.abs(x), initial=0)
 
 
-def _residuals(problem, x) -> Any:
-    """Primal and dual residual, each with the size of its parts."""
-    A = as_map(problem.A)
-    Ax, Px, Aty = A(x.primal), as_map(problem.P)(x.primal), A.adjoint(x.dual)
-    z = jnp.clip(Ax, problem.l, problem.u)
-    primal = _max(Ax - z), jnp.maximum(_max(Ax), _max(z))
-    dual = (
-        _max(Px + problem.q + Aty),
-        jnp.maximum(jnp.maximum(_max(Px), _max(Aty)), _max(problem.q)),
+def _sides(problem, v):
+    """Where each row is held: -1 at the lower bound, 1 at the upper, 2 at both, 0 at none."""
+    sides = jnp.where(v < problem.l, -1, jnp.where(v > problem.u, 1, 0))
+    return jnp.where(problem.l == problem.u, 2, sides).astype(jnp.int8)
+
+
+def _inverse(problem, rows, sigma):
+    matrix = problem.P + problem.A.T @ (rows[:, None] * problem.A)
+    # The method allows for any positive diagonal; this one leaves the matrix definite.
+    rounding = 100 * jnp.finfo(matrix.dtype).eps * jnp.diagonal(matrix)
+    matrix = matrix + jnp.diag(jnp.maximum(sigma, rounding))
+    factor = jax.scipy.linalg.cho_factor(matrix)
+    return _Inverse(jax.scipy.linalg.cho_solve(factor, jnp.eye(*matrix.shape, dtype=matrix.dtype)))
+
+
+def _images(problem, x):
+    A: Any = as_map(problem.A)
+    return A(x.primal), as_map(problem.P)(x.primal), A.adjoint(x.dual)
+
+
+def _support(problem, y):
+    """The largest inner product of y with a point between the bounds."""
+    return jnp.sum(jnp.where(y > 0, problem.u * y, 0) + jnp.where(y < 0, problem.l * y, 0))
+
+
+def _gap(problem, x, Px):
+    parts = jnp.stack(
+        [jnp.vdot(x.primal, Px), jnp.vdot(problem.q, x.primal), _support(problem, x.dual)]
     )
-    return primal, dual
+    return jnp.abs(jnp.sum(parts)) / (1 + _max(parts))
 
 
-def _worst(problem, x):
-    return jnp.max(jnp.stack([_max(leaf) for leaf in jax.tree.leaves(problem.residual(x))]))
+def _larger(*parts):
+    return jnp.max(jnp.abs(jnp.stack(parts)), axis=0)
 
 
-def _polish(problem, x):
-    """Solve the equality-constrained problem of the active rows, with refinement."""
-    n, m = problem.q.size, problem.l.size
-    dtype = problem.q.dtype
-    Ax = problem.A @ x.primal
-    low = (Ax - problem.l < -x.dual) | (problem.l == problem.u)
-    high = ~low & (problem.u - Ax < x.dual)
-    active = low | high
-    bound = jnp.where(low, problem.l, jnp.where(high, problem.u, 0))
+def _error(problem, x):
+    """The error of a point, see `OSQP`."""
+    Ax, Px, Aty = _images(problem, x)
+    z = jnp.clip(Ax + x.dual, problem.l, problem.u)
+    slope = Px + problem.q + Aty
+    if _is_dense(problem):
+        A, P = jnp.abs(problem.A), jnp.abs(problem.P)
+        size, dual_size = jnp.abs(x.primal), jnp.abs(x.dual)
+        rows = A @ size + jnp.abs(z)
+        columns = P @ size + jnp.abs(problem.q) + A.T @ dual_size
+    else:
+        rows, columns = _max(_larger(Ax, z)), _max(_larger(Px, problem.q, Aty))
+    primal, dual = _max((Ax - z) / (1 + rows)), _max(slope / (1 + columns))
+    return jnp.maximum(jnp.maximum(primal, dual), _gap(problem, x, Px))
+
+
+def _imbalance(problem, x, z):
+    """Primal over dual residual, each relative to the largest of its parts."""
+    Ax, Px, Aty = _images(problem, x)
+    tiny = jnp.finfo(Ax.dtype).tiny
+    primal = _max(Ax - z) / jnp.maximum(_max(_larger(Ax, z)), tiny)
+    size = _max(_larger(Px, problem.q, Aty))
+    dual = _max(Px + problem.q + Aty) / jnp.maximum(size, tiny)
+    return primal / jnp.maximum(dual, tiny)
+
+
+def _natural_sizes(problem, x, y):
+    """How large points that meet the bounds, and multipliers that meet the slopes, have to be."""
+    if not _is_dense(problem):  # entries are not known, so take the iterates' word
+        return 1 + _max(x), 1 + _max(y)
+    finite = lambda bound: jnp.where(jnp.isinf(bound), 0, jnp.abs(bound))
+    bounds = jnp.maximum(finite(problem.l), finite(problem.u))
+
+    def size(wanted, entries):
+        return 1 + _max(jnp.where(entries > 0, wanted / jnp.where(entries > 0, entries, 1), 0))
+
+    rows, columns = (jnp.max(jnp.abs(problem.A), axis=axis, initial=0) for axis in (1, 0))
+    return size(bounds, rows), size(problem.q, columns)
+
+
+def _solved(problem, sides):
+    """Solve the equality-constrained problem of the rows held, with refinement."""
+    n, m, dtype = problem.q.size, problem.l.size, problem.q.dtype
+    active = sides != 0
+    bound = jnp.where(sides < 0, problem.l, jnp.where(active, problem.u, 0))
     rows = jnp.where(active[:, None], problem.A, 0)
     corner = jnp.diag(jnp.where(active, 0, -1).astype(dtype))
     kkt = jnp.block([[problem.P, rows.T], [rows, corner]])
     delta = jnp.sqrt(jnp.finfo(dtype).eps)
     shift = delta * jnp.concatenate([jnp.ones(n, dtype), -jnp.ones(m, dtype)])
     factor = jax.scipy.linalg.lu_factor(kkt + jnp.diag(shift))
-    rhs = jnp.concatenate([-problem.q, jnp.where(active, bound, 0)])
+    rhs = jnp.concatenate([-problem.q, bound])
 
     def refine(_, t):
         return t + jax.scipy.linalg.lu_solve(factor, rhs - kkt @ t)
 
     t = loops.fori_loop(0, 5, refine, jnp.zeros(n + m, dtype))
     return PrimalDual(t[:n], t[n:])
+
+
+def _signed(sides, y):
+    """Multipliers with those of the wrong sign put to zero."""
+    y = jnp.where(sides == -1, jnp.minimum(y, 0), y)
+    return jnp.where(sides == 1, jnp.maximum(y, 0), y)

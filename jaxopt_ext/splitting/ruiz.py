@@ -64,7 +64,9 @@ def ruiz_scaling(problem: QuadraticProgram, steps: int) -> Scaling:
         rows = jnp.max(jnp.abs(p.A), axis=1, initial=0)
         scaling = Scaling(scaling.D * sizes(columns), scaling.E * sizes(rows), scaling.c)
         p = scaling.scale(problem)
-        mean = jnp.mean(jnp.max(jnp.abs(p.P), axis=0, initial=0))
+        columns = jnp.max(jnp.abs(p.P), axis=0, initial=0)
+        # Zero columns do not count: the others would grow from sweep to sweep.
+        mean = jnp.sum(columns) / jnp.maximum(jnp.sum(columns > 0), 1)
         cost = jnp.maximum(mean, jnp.max(jnp.abs(p.q), initial=0))
         gain = jnp.where(cost > 0, 1 / jnp.clip(cost, 1e-4, 1e4), 1)
         return Scaling(scaling.D, scaling.E, scaling.c * gain)

@@ -136,23 +136,29 @@ def program(seed, n=6, m=9):
     return root @ root.T, 100 * rng.normal(size=n), A, middle - 1, middle + rng.uniform(0, 2, m)
 
 
-def test_osqp_error_is_relative_to_the_sizes_of_its_parts():
+def test_osqp_error_is_the_residual_relative_to_its_parts_and_the_gap():
     P, q, A, l, u = program(0)
+    problem, trace = jxt.QuadraticProgram(P, q, A, l, u), lambda problem, x, state: (*x, state)
     solver = splitting.OSQP(tol=0.0, max_steps=5, polish=False)
-    trace = lambda problem, x, state: (x.primal, x.dual, state.error)
-    xs, ys, errors = jxt.solve(jxt.QuadraticProgram(P, q, A, l, u), solver, None, trace=trace).trace
-    size = lambda v: np.abs(v).max()
-    for x, y, error in zip(np.asarray(xs), np.asarray(ys), np.asarray(errors), strict=True):
-        z = np.clip(A @ x, l, u)
-        primal = size(A @ x - z) / (1 + max(size(A @ x), size(z)))
-        dual = size(P @ x + q + A.T @ y) / (1 + max(size(P @ x), size(A.T @ y), size(q)))
-        np.testing.assert_allclose(error, max(primal, dual), rtol=1e-9)
+    xs, ys, states = jxt.solve(problem, solver, None, trace=trace).trace
+    for x, y, error in zip(np.asarray(xs), np.asarray(ys), np.asarray(states.error), strict=True):
+        z = np.clip(A @ x + y, l, u)
+        primal = np.abs(A @ x - z) / (1 + np.abs(A) @ np.abs(x) + np.abs(z))
+        slopes = [P @ x, q, A.T @ y]
+        sizes = np.abs(P) @ np.abs(x) + np.abs(q) + np.abs(A).T @ np.abs(y)
+        dual = np.abs(sum(slopes)) / (1 + sizes)
+        parts = [x @ P @ x, q @ x, np.maximum(y * l, y * u).sum()]
+        gap = abs(sum(parts)) / (1 + np.max(np.abs(parts)))
+        np.testing.assert_allclose(error, max(primal.max(), dual.max(), gap), rtol=1e-9)
+        point = jxt.PrimalDual(jnp.asarray(x), jnp.asarray(y))
+        np.testing.assert_allclose(solver.gap(problem, point, states), gap, rtol=1e-9)
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e6, 0.0])
 def test_ruiz_sweeps(scale):
-    """With an objective of any size, also none."""
+    """With an objective of any size, also none; a variable of no curvature does not count."""
     P, q, A, l, u = program(1)
+    P[0] = P[:, 0] = 0
     P, q = scale * P, scale * q
     D, E, cost = np.ones(6), np.ones(9), 1.0
     factor = lambda v: np.where(v > 0, 1 / np.sqrt(np.clip(v, 1e-4, 1e4)), 1)
@@ -161,7 +167,7 @@ def test_ruiz_sweeps(scale):
         columns = np.maximum(np.abs(scaled_P).max(0), np.abs(scaled_A).max(0))
         D, E = D * factor(columns), E * factor(np.abs(scaled_A).max(1))
         scaled_P = cost * D[:, None] * P * D
-        size = max(np.abs(scaled_P).max(0).mean(), np.abs(cost * D * q).max())
+        size = max(np.abs(scaled_P).max(0).sum() / 5, np.abs(cost * D * q).max())
         cost *= 1 / np.clip(size, 1e-4, 1e4) if size > 0 else 1.0
     found = ruiz_scaling(jxt.QuadraticProgram(P, q, A, l, u), 4)
     np.testing.assert_allclose(found.D, D, rtol=1e-9)
