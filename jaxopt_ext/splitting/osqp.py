@@ -253,7 +253,7 @@ class OSQP(AbstractSplittingSolver):
         scaled = self._scaled(problem, state)
         operator = self._operator(scaled, state.penalty, state.system)
         start = (state.x, state.v)
-        u = jax.lax.fori_loop(0, self.iterations_per_step, lambda _, u: operator(u), start)
+        u = loops.fori_loop(0, self.iterations_per_step, lambda _, u: operator(u), start)
         z, y = operator.split(u[1])
         point = state.scaling.backward(PrimalDual(u[0], y))
         error = _error(problem, point)
@@ -313,7 +313,7 @@ class OSQP(AbstractSplittingSolver):
 
         best = point, _error(problem, point)
         carry = jnp.asarray(0, jnp.int32), sides, best, wanted
-        return jax.lax.while_loop(lambda carry: carry[-1], turn, carry)[2]
+        return loops.while_loop(lambda carry: carry[-1], turn, carry)[2]
 
     def _verdict(self, problem, operator, moved, x, y):
         """Do the movements of the iterates certify that there is no solution?"""
@@ -354,9 +354,9 @@ class OSQP(AbstractSplittingSolver):
         # No derivative goes through a verdict.
         moved = jax.lax.stop_gradient(PrimalDual(moved.primal, multipliers(moved.dual)))
         close = jnp.any(jnp.stack(proven(moved, 1000 * eps)))
-        moved, _ = jax.lax.while_loop(
+        moved, _ = loops.while_loop(
             lambda carry: carry[1],
-            lambda carry: (jax.lax.fori_loop(0, 3, project, carry[0]), jnp.zeros_like(close)),
+            lambda carry: (loops.fori_loop(0, 3, project, carry[0]), jnp.zeros_like(close)),
             (moved, close),
         )
         infeasible, unbounded = proven(moved, eps)
