@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -10,7 +9,6 @@ import jax
 import jax.numpy as jnp
 import lineax as lx
 import numpy as np
-from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
 from . import checks, loops, tree
@@ -111,31 +109,31 @@ def _attach_jvp(static, primals, tangents):
     is_none = lambda leaf: leaf is None
     pick = lambda dot, leaf: None if dot is None else leaf
     moved = jax.tree.map(pick, dots, moving, is_leaf=is_none)
-    start, unflatten = _flat(tree.real_view(x))
+    start = tree.real_view(x)
 
     def residual_of_problem(moved):
         moved, _ = eqx.combine(moved, moving, fixed, static)
-        return _flat(tree.real_view(tree.cast_like(moved.residual(x), x)))[0]
+        return tree.real_view(tree.cast_like(moved.residual(x), x))
 
     def residual_of_point(point):
-        point = tree.complex_view(unflatten(point), x)
-        return _flat(tree.real_view(tree.cast_like(problem.residual(point), x)))[0]
+        residual = problem.residual(tree.complex_view(point, x))
+        return tree.real_view(tree.cast_like(residual, x))
 
     _, drift = jax.jvp(residual_of_problem, (moved,), (dots,))
     _, product = jax.linearize(residual_of_point, start)
     solver = functools.partial(_linear_solve, adjoint, problem.tags())
     symmetric = lx.symmetric_tag in problem.tags()
     axes = loops.varying_axes((x, drift))
-    drift = loops.vary(drift, axes)
+    drift = _linked(loops.vary(drift, axes))
     with _casts(loops.varying_axes(primals) <= axes):
         solution = jax.lax.custom_linear_solve(
-            _casting(lambda v: loops.vary(product(v), axes)),
+            _casting(lambda v: _linked(loops.vary(product(v), axes))),
             drift,
             _casting(solver),
             _casting(solver),
             symmetric=symmetric,
         )
-    return x, tree.complex_view(unflatten(tree.scale(solution, -1)), x)
+    return x, tree.complex_view(tree.scale(_linked(solution), -1), x)
 
 
 def _casts(allowed: bool):
@@ -158,13 +156,21 @@ def _casting(fun):
     return with_casts
 
 
-def _flat(x: PyTree[Array]) -> tuple[PyTree[Array], Callable[[PyTree[Array]], PyTree[Array]]]:
-    """`x` as one vector, and the way back: of trees, JAX can transpose a linear solve only where
-    each leaf of the right-hand side moves. What is cut over an explicit mesh stays as it is."""
+def _linked(x: PyTree[Array]) -> PyTree[Array]:
+    """`x`, of which every leaf depends on all the others, by nothing.
+
+    JAX can transpose a linear solve over a tree, and differentiate that again, only if no leaf of a
+    right-hand side stands still while others move.
+    """
     leaves = jax.tree.leaves(x)
-    if len(leaves) == 1 or any(map(tree.is_spread, leaves)):
-        return x, lambda flat: flat
-    return ravel_pytree(x)
+    if len(leaves) == 1:
+        return x
+    nothing = tree.sum_leaves([_nothing(leaf) for leaf in leaves])
+    return jax.tree.map(lambda leaf: leaf + nothing.astype(leaf.dtype), x)
+
+
+def _nothing(leaf: Array) -> Array:
+    return 0 * jnp.sum(leaf) if tree.is_spread(leaf) else jnp.sum(jnp.atleast_1d(leaf)[:0])
 
 
 def _linear_solve(adjoint, tags, product, vector):

@@ -33,10 +33,10 @@ class GeneralizedLinearModel(eqx.Module):
     **Raises:** `TypeError` if the parts are of the wrong kind.
     """
 
-    response: AbstractResponse = Continuous()
-    penalty: AbstractFunction = Zero()
+    response: AbstractResponse = eqx.field(default_factory=Continuous)
+    penalty: AbstractFunction = eqx.field(default_factory=Zero)
     intercept: bool = eqx.field(static=True, default=True)
-    solver: AbstractSolver = FISTA(tol=1e-6, max_steps=10_000)
+    solver: AbstractSolver = eqx.field(default_factory=lambda: FISTA(tol=1e-6, max_steps=10_000))
 
     def __check_init__(self):
         if not isinstance(self.response, AbstractResponse):

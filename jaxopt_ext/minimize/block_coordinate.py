@@ -106,7 +106,7 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
     Minimization, 2009. Nesterov, Efficiency of Coordinate Descent Methods, 2012.
     """
 
-    selection: AbstractSelection = Cyclic()
+    selection: AbstractSelection = eqx.field(default_factory=Cyclic)
     lipschitz: Float[Array, "..."] | None = _optional_bounds()
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000

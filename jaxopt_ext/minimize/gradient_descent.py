@@ -35,7 +35,7 @@ class GradientDescent(AbstractSolver):
     **Reference:** Nocedal, Wright, Numerical Optimization, 2006, chapter 3.
     """
 
-    line_search: optax.GradientTransformation = wolfe_line_search()
+    line_search: optax.GradientTransformation = eqx.field(default_factory=wolfe_line_search)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Smooth,)

@@ -93,7 +93,7 @@ class MirrorDescent(AbstractSolver):
     arXiv:1610.05708.
     """
 
-    mirror_map: AbstractMirrorMap = EntropicSimplex()
+    mirror_map: AbstractMirrorMap = eqx.field(default_factory=EntropicSimplex)
     step_size: Scalar = scalar_field(1.0)
     growth: Scalar = scalar_field(1.2)
     tol: Scalar = scalar_field(1e-6)

@@ -55,7 +55,7 @@ class ProximalGradient(AbstractSolver):
     **Reference:** Combettes, Wajs, Signal Recovery by Proximal Forward-Backward Splitting, 2005.
     """
 
-    step_size: AbstractStepSize = Backtracking()
+    step_size: AbstractStepSize = eqx.field(default_factory=Backtracking)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Composite, Constrained, Smooth)
@@ -125,7 +125,7 @@ class FISTA(AbstractSolver):
     Gradient Schemes, 2015, arXiv:1204.3982.
     """
 
-    step_size: AbstractStepSize = Backtracking()
+    step_size: AbstractStepSize = eqx.field(default_factory=Backtracking)
     restart: bool = eqx.field(static=True, default=True)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
