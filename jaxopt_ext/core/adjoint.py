@@ -82,7 +82,11 @@ class OneStepAdjoint(AbstractAdjoint):
     """
 
 
-def attach(x: PyTree[Array], problem: AbstractProblem, adjoint: ImplicitAdjoint) -> PyTree[Array]:
+def attach(
+    x: PyTree[Array],
+    problem: AbstractProblem,
+    adjoint: ImplicitAdjoint = ImplicitAdjoint(),  # noqa: B008  (immutable)
+) -> PyTree[Array]:
     """Return `x`, a solution found by any means, with the implicit derivative in `problem`."""
     traced, static = eqx.partition((hoist(problem), adjoint), _is_array)
     moving, fixed = eqx.partition(traced, eqx.is_inexact_array)
