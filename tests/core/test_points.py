@@ -194,6 +194,36 @@ def test_gradient_of_a_validation_loss(key):
     assert abs(slope) > 1e-3
 
 
+def test_a_model_found_elsewhere_gets_its_derivative():
+    """Ridge regression by its normal equations, in a module with a function and a count."""
+    solve = lambda lam: jnp.linalg.solve(X.T @ X / 12 + lam * jnp.eye(2), X.T @ Y / 12)
+
+    def fit(lam):
+        found = Affine(jax.lax.stop_gradient(solve(lam)), jnp.cos, 2, "ridge")
+        fun = lambda m: jnp.mean((X @ m.shift - Y) ** 2) / m.count + lam / 2 * penalty(m)
+        return jxt.attach(found, jxt.Smooth(fun))
+
+    assert fit(0.1).function is jnp.cos
+    slope = jax.jacrev(lambda lam: fit(lam).shift)(0.1)
+    np.testing.assert_allclose(slope, jax.jacrev(solve)(0.1), rtol=1e-8)
+
+
+class Noisy(eqx.Module):
+    weight: Array
+    key: Array
+
+
+def test_a_random_key_in_the_point_does_not_hinder_throw(key):
+    problem = jxt.Smooth(lambda m: jnp.sum((m.weight - 1 - jax.random.uniform(m.key)) ** 2))
+    start = Noisy(jnp.zeros(2), key)
+    value = jxt.solve(problem, FISTA(tol=1e-6, max_steps=100), start, throw=True).value
+    np.testing.assert_allclose(value.weight, 1 + jax.random.uniform(key), atol=1e-6)
+    assert value.key is not None
+    bad = Noisy(jnp.full(2, jnp.nan), key)
+    with pytest.raises(Exception, match="NaN"):
+        jxt.solve(problem, FISTA(tol=1e-6, max_steps=100), bad, throw=True)
+
+
 @pytest.mark.slow
 def test_models_of_many_seeds(key):
     keys = jax.random.split(key, 3)
