@@ -157,6 +157,7 @@ class Optimistix(AbstractSolver):
         return jnp.asarray(jnp.inf, tree.real_dtype(x))
 
     def step(self, problem, x, state):
+        run: Any
         run, fun = _entry(problem, self.solver)
         solver, options = self.solver, dict(self.options)
         for bound in {"lower", "upper"} & options.keys():
