@@ -21,7 +21,6 @@ CHEAP = {
     "Bisection-0",
     "FixedPointIteration",
     "ScipyMinimize-1",
-    "custom_root-1",
     "projection_non_negative",
     "loss-0",
     "tree_util",
