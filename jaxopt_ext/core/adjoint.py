@@ -80,8 +80,19 @@ class OneStepAdjoint(AbstractAdjoint):
     """
 
 
-def attach(x: PyTree[Array], problem: AbstractProblem, adjoint: ImplicitAdjoint) -> PyTree[Array]:
-    """Return `x`, a solution found by any means, with the implicit derivative in `problem`."""
+def attach(
+    x: PyTree[Array],
+    problem: AbstractProblem,
+    adjoint: ImplicitAdjoint = ImplicitAdjoint(),  # noqa: B008  (immutable)
+) -> PyTree[Array]:
+    """Return `x`, a solution found by any means, with the implicit derivative in `problem`.
+
+    As in `solve`, the leaves of `x` that are no floating-point arrays stay as they are.
+    """
+    if not all(map(eqx.is_inexact_array, jax.tree.leaves(x))):
+        x, rest = checks.split_point("x", x)
+        problem = problem.restrict(rest) if jax.tree.leaves(rest) else problem
+        return eqx.combine(attach(x, problem, adjoint), rest)
     traced, static = eqx.partition((hoist(problem), adjoint), _is_array)
     moving, fixed = eqx.partition(traced, eqx.is_inexact_array)
     return _attach(static, x, moving, fixed)

@@ -103,7 +103,9 @@ def solve(
     if jax.tree.leaves(rest):
         solution = dataclasses.replace(solution, value=eqx.combine(solution.value, rest))
     if throw:
-        solution = solution.status.error_if(solution, solution.status != Status.converged)
+        floats, others = eqx.partition(solution, eqx.is_inexact_array)  # random keys cannot raise
+        floats = solution.status.error_if(floats, solution.status != Status.converged)
+        solution = eqx.combine(floats, others)
     return solution
 
 
