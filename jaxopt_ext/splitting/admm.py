@@ -86,7 +86,7 @@ def _refreshed(static, moving, penalty, prepared, fixed, wanted):
 @_refreshed.defjvp
 def _refreshed_jvp(static, primals, tangents):
     """A loop has no reverse mode, so its derivative is that of a conditional."""
-    moving, penalty, prepared, fixed, wanted = primals
+    moving, penalty, _, fixed, wanted = primals
     out = _refreshed(static, *primals)
     _, others = eqx.partition(out, eqx.is_inexact_array)
 
