@@ -111,6 +111,11 @@ class Composite(AbstractProblem):
 
     The residual is $x - \\mathrm{prox}_g(x - \\nabla f(x))$.
 
+    The implicit derivative is that on the active set, the entries away from a kink of $g$, wherever
+    no entry is about to change sides (strict complementarity). At a kink, where the solution has
+    only one-sided derivatives, that of the prox is one element of its generalized Jacobian, and so
+    the derivative returned is that of one of the active sets next to it, or a mixture.
+
     **Arguments:**
 
     - `smooth`: $f$, differentiable.
@@ -144,6 +149,11 @@ class Constrained(AbstractProblem):
     """Minimize a smooth function over a set: $\\min_{x \\in C} f(x)$.
 
     The residual is $x - P_C(x - \\nabla f(x))$.
+
+    The implicit derivative is that on the face of $C$ where the solution is, wherever no active
+    constraint has the multiplier zero (strict complementarity). Where one has, the solution has
+    only one-sided derivatives; that of the projection is one element of its generalized Jacobian,
+    and so the derivative returned is that of one of the faces next to it, or a mixture.
 
     **Arguments:**
 

@@ -1,7 +1,8 @@
 """Splitting methods: sums of functions, each touched through its prox alone.
 
 - `ADMM`: $f(x) + g(z)$ with $Ax + Bz = c$; its updates `ProxUpdate`, `LinearizedUpdate`,
-  `QuadraticUpdate`, `InexactUpdate`; `consensus` for data in parts.
+  `QuadraticUpdate`, `InexactUpdate`; its penalties `SpectralBalance`, `ResidualBalance`;
+  `consensus` for data in parts.
 - `DouglasRachford`: $f(x) + g(x)$, both with a prox.
 - `PrimalDualHybridGradient`: $f(x) + g(Kx)$, no linear solve.
 - `OSQP`: quadratic programs.
@@ -10,6 +11,7 @@
 from .admm import ADMM, Stacked, consensus
 from .douglas_rachford import DouglasRachford
 from .osqp import OSQP
+from .penalty import AbstractBalance, ResidualBalance, SpectralBalance
 from .primal_dual import PrimalDualHybridGradient
 from .subproblem import (
     AbstractUpdate,
@@ -22,6 +24,7 @@ from .subproblem import (
 __all__ = [
     "ADMM",
     "OSQP",
+    "AbstractBalance",
     "AbstractUpdate",
     "DouglasRachford",
     "InexactUpdate",
@@ -29,6 +32,8 @@ __all__ = [
     "PrimalDualHybridGradient",
     "ProxUpdate",
     "QuadraticUpdate",
+    "ResidualBalance",
+    "SpectralBalance",
     "Stacked",
     "consensus",
 ]

@@ -1,11 +1,13 @@
 """The alternating direction method of multipliers."""
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import (
@@ -20,6 +22,7 @@ from ..core import (
 )
 from ..core.confirm import confirmed
 from ..core.operators import as_map, minus_copies
+from .penalty import AbstractBalance, Iteration, SpectralBalance, as_balance
 from .subproblem import AbstractUpdate, choose
 
 
@@ -56,9 +59,58 @@ class _Operator(eqx.Module):
         return SplitPoint(x, z, y), (x_left, z_left)
 
 
+def _prepare(what, penalty):
+    problem, x_update, z_update, point = what
+    return (
+        x_update.prepare(problem.f, as_map(problem.A), point.x, penalty),
+        z_update.prepare(problem.g, as_map(problem.B), point.z, penalty),
+    )
+
+
+def _prepare_again(what, penalty, prepared, wanted):
+    """What was prepared, anew if wanted."""
+    arrays, static = eqx.partition(what, eqx.is_array)
+    moving, fixed = eqx.partition(arrays, eqx.is_inexact_array)
+    return _refreshed(static, moving, penalty, prepared, fixed, wanted)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _refreshed(static, moving, penalty, prepared, fixed, wanted):
+    def turn(carry):
+        what = eqx.combine(moving, fixed, static)
+        return _prepare(what, penalty), jnp.zeros_like(carry[1])
+
+    return loops.while_loop(lambda carry: carry[1], turn, (prepared, wanted))[0]
+
+
+@_refreshed.defjvp
+def _refreshed_jvp(static, primals, tangents):
+    """A loop has no reverse mode, so its derivative is that of a conditional."""
+    moving, penalty, _, fixed, wanted = primals
+    out = _refreshed(static, *primals)
+    _, others = eqx.partition(out, eqx.is_inexact_array)
+
+    def anew(moving, penalty):
+        found = _prepare(eqx.combine(moving, fixed, static), penalty)
+        return eqx.filter(found, eqx.is_inexact_array)
+
+    kept = jax.tree.map(lambda dot, a: dot if eqx.is_inexact_array(a) else None, tangents[2], out)
+    dot = loops.cond(
+        wanted,
+        lambda kept, primals, tangents: jax.jvp(anew, primals, tangents)[1],
+        lambda kept, primals, tangents: kept,
+        kept,
+        (moving, penalty),
+        tangents[:2],
+    )
+    nothing = jax.tree.map(lambda a: np.zeros(a.shape, jax.dtypes.float0), others)
+    return out, eqx.combine(dot, nothing)
+
+
 class _State(eqx.Module):
     penalty: Float[Array, ""]
     prepared: Any
+    memory: Any
     error: Float[Array, ""]
     since: Int[Array, ""]
 
@@ -79,18 +131,25 @@ class ADMM(AbstractSplittingSolver):
     subgradient of $f$; and of what is left of the two subproblems' residuals when they are not
     solved exactly, together. Where that is at most `tol`, it is the larger of it and the norm of
     the problem's residual, so that neither rounding nor non-convex functions deceive it. The
-    operator is one iteration on $(x, z, y)$; averaged, in the norm of
+    operator is one iteration on $(x, z, y)$ with the first penalty; averaged, in the norm of
     $(Bz, y / \\rho)$, if the updates are exact and $\\alpha = 1$.
+
+    The penalty follows the units of the problem by itself. After `balance_until` steps it stays,
+    so that what is known of a fixed penalty holds: ADMM converges for convex functions wherever
+    a solution exists. `UnrolledAdjoint` differentiates through all of it, in forward and reverse
+    mode: penalties change by powers of two and so are constants of the problem almost everywhere,
+    and what is computed anew for them is differentiated.
 
     **Arguments:**
 
-    - `penalty`: $\\rho > 0$.
+    - `penalty`: $\\rho > 0$, where it starts.
     - `relaxation`: $\\alpha \\in (0, 2)$.
     - `x_update`, `z_update`: how the subproblems are solved; `None` picks the prox where
       $A^* A = c I$ and one linearized proximal step elsewhere. `QuadraticUpdate()` factorizes,
       `InexactUpdate(solver)` iterates.
-    - `balance`: if set, the penalty is doubled or halved when one residual is more than `balance`
-      times the other, at most every `balance_every` steps, for the first `balance_until` steps.
+    - `balance`: how the penalty changes: `SpectralBalance()`, `ResidualBalance()`, a number for
+      the threshold of the latter, or `None` for a fixed penalty.
+    - `balance_every`, `balance_until`: it may change every so many steps, for the first so many.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Raises:** `TypeError` if a function has no prox and no update is given.
@@ -103,8 +162,8 @@ class ADMM(AbstractSplittingSolver):
     relaxation: Scalar = scalar_field(1.0)
     x_update: AbstractUpdate | None = None
     z_update: AbstractUpdate | None = None
-    balance: Float[Array, ""] | None = eqx.field(
-        converter=lambda b: None if b is None else checks.scalar(b), default=None
+    balance: AbstractBalance | None = eqx.field(
+        converter=as_balance, default_factory=SpectralBalance
     )
     balance_every: int = 10
     balance_until: int = 1000
@@ -115,8 +174,6 @@ class ADMM(AbstractSplittingSolver):
     def __check_init__(self):
         checks.positive("penalty", self.penalty)
         checks.interval("relaxation", self.relaxation, 0, 2, open_low=True, open_high=True)
-        if self.balance is not None:
-            checks.interval("balance", self.balance, 1, float("inf"), open_low=True)
         checks.count("balance_every", self.balance_every)
         checks.count("balance_until", self.balance_until, minimum=0)
 
@@ -135,11 +192,7 @@ class ADMM(AbstractSplittingSolver):
         return x_update, choose(self.z_update, problem.g, as_map(problem.B))
 
     def _prepare(self, problem, x, penalty):
-        x_update, z_update = self._updates(problem)
-        return (
-            x_update.prepare(problem.f, as_map(problem.A), x.x, penalty),
-            z_update.prepare(problem.g, as_map(problem.B), x.z, penalty),
-        )
+        return _prepare((problem, *self._updates(problem), x), penalty)
 
     def _operator(self, problem, penalty, prepared):
         relaxation = self.relaxation.astype(penalty.dtype)
@@ -148,12 +201,16 @@ class ADMM(AbstractSplittingSolver):
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
         penalty = self.penalty.astype(dtype)
-        prepared = self._prepare(problem, x, penalty)
-        return _State(penalty, prepared, jnp.asarray(jnp.inf, dtype), jnp.asarray(0, jnp.int32))
+        prepared, zero = self._prepare(problem, x, penalty), jnp.asarray(0, jnp.int32)
+        return _State(penalty, prepared, self._memory(x), jnp.asarray(jnp.inf, dtype), zero)
 
     def refresh(self, problem, x, state):
         prepared = self._prepare(problem, x, state.penalty)
-        return _State(state.penalty, prepared, jnp.full_like(state.error, jnp.inf), state.since)
+        error = jnp.full_like(state.error, jnp.inf)
+        return _State(state.penalty, prepared, self._memory(x), error, state.since)
+
+    def _memory(self, x):
+        return None if self.balance is None else self.balance.init(x.dual)
 
     def step(self, problem, x, state):
         rho, alpha = state.penalty, self.relaxation
@@ -169,24 +226,34 @@ class ADMM(AbstractSplittingSolver):
         primal = tree.norm(gap)
         estimate = jnp.sqrt(primal**2 + (dual + x_left) ** 2 + z_left**2)
         error = confirmed(problem, new, estimate, state.error, self.tol)
-        state = _State(rho, state.prepared, error, state.since + 1)
+        state = _State(rho, state.prepared, state.memory, error, state.since + 1)
         if self.balance is not None:
-            state = self._rebalance(problem, new, state, primal, dual)
+            dual_of_x = tree.axpy(x.dual, rho, jax.tree.map(jnp.subtract, gap, moved))
+            state = self._rebalance(problem, new, state, dual_of_x, primal, dual)
         return new, state
 
-    def _rebalance(self, problem, point, state, primal, dual):
+    def _rebalance(self, problem, point, state, dual_of_x, primal, dual):
         due = (state.since % self.balance_every == 0) & (state.since <= self.balance_until)
-        up = due & (primal > self.balance * dual)
-        down = due & (dual > self.balance * primal)
-        factor = jnp.where(up, 2.0, jnp.where(down, 0.5, 1.0)).astype(state.penalty.dtype)
+        # A factor is constant almost everywhere: without derivatives it may come from a loop.
+        seen = (problem, point, dual_of_x, primal, dual, state.penalty, state.memory)
+        dynamic, static = eqx.partition(seen, eqx.is_inexact_array)
+        seen = eqx.combine(jax.lax.stop_gradient(dynamic), static)
+        frozen, at, dual_of_x, primal, dual, penalty, memory = seen
+
+        def ask(carry):
+            mapped = as_map(frozen.A)(at.x), as_map(frozen.B)(at.z)
+            now = Iteration(*mapped, at.dual, dual_of_x, primal, dual)
+            factor, fresh = self.balance.update(now, carry[1], penalty)
+            factor = jnp.where(due, factor, 1).astype(penalty.dtype)
+            return factor, fresh, jnp.zeros_like(carry[2])
+
+        # Loops of at most one turn: under vmap they are entered only if some problem needs it.
+        start = (jnp.ones_like(penalty), memory, due | (state.since == 1))
+        factor, memory, _ = loops.while_loop(lambda carry: carry[2], ask, start)
         penalty = factor * state.penalty
-        # A loop of at most one turn: under vmap it is entered only if some problem needs it.
-        prepared, _ = loops.while_loop(
-            lambda carry: carry[1],
-            lambda carry: (self._prepare(problem, point, penalty), jnp.zeros_like(carry[1])),
-            (state.prepared, up | down),
-        )
-        return _State(penalty, prepared, state.error, state.since)
+        what = (problem, *self._updates(problem), point)
+        prepared = _prepare_again(what, penalty, state.prepared, factor != 1)
+        return _State(penalty, prepared, memory, state.error, state.since)
 
     def error(self, problem, x, state):
         return state.error

@@ -132,7 +132,7 @@ MEASURES = {
 
 
 def _runner(row, kind):
-    """The solve, and the measure at its value, each compiled once."""
+    """The solve of a batch, and the measure at its values."""
     measure = MEASURES.get(row.name, _norm)
 
     def run(data):
@@ -146,7 +146,13 @@ def _runner(row, kind):
         return solution.value, tol, solution.status == jxt.Status.converged
 
     again = lambda data, value: measure(BUILD[kind](data), value)
-    return jax.jit(jax.vmap(run)), jax.jit(jax.vmap(again))
+    return jax.vmap(run), jax.vmap(again)
+
+
+def _compiled(fun, quick, *args):
+    """In a hurry where compiling is most of the time."""
+    options = {"xla_backend_optimization_level": 0} if quick else {}
+    return jax.jit(fun).lower(*args).compile(options)
 
 
 def _jiggled(tree, eps, rng):
@@ -155,14 +161,18 @@ def _jiggled(tree, eps, rng):
     return jax.tree.map(off, tree)
 
 
-def _check(row, kind, dtype, seeds, size):
-    (run, measure), sharp = _runner(row, kind), 0
+def _check(row, kind, dtype, seeds, size, quick=False):
+    run, measure = _runner(row, kind)
+    solve_all = measure_all = None
+    sharp = 0
     for seed in seeds:
         data = {name: np.asarray(a, dtype) for name, a in _draw(seed, size).items()}
-        value, tol, converged = jax.tree.map(np.asarray, run(data))
-        found, rng = measure(data, value), np.random.default_rng(seed)
+        solve_all = solve_all or _compiled(run, quick, data)
+        value, tol, converged = jax.tree.map(np.asarray, solve_all(data))
+        measure_all = measure_all or _compiled(measure, quick, data, value)
+        found, rng = measure_all(data, value), np.random.default_rng(seed)
         eps = 8 * jnp.finfo(dtype).eps
-        noisy = [measure(*_jiggled((data, value), eps, rng)) for _ in range(6)]
+        noisy = [measure_all(*_jiggled((data, value), eps, rng)) for _ in range(6)]
         rounding = 4 * np.max(np.abs(np.stack(noisy) - found), axis=0)
         wrong = converged & ~(found <= 1.001 * tol + rounding)
         assert not wrong.any(), (seed, np.flatnonzero(wrong), found[wrong], tol[wrong])
@@ -183,7 +193,7 @@ def test_converged_is_solved(row, kind):
     assert kind in BUILD, f"draw problems of the type {kind.__name__} here"
     # One precision each, turn by turn: both are in the slow test.
     single = len(f"{row.name}{kind.__name__}") % 2 and "float32" not in row.opt_outs
-    _check(row, kind, jnp.float32 if single else jnp.float64, [0], SIZE)
+    _check(row, kind, jnp.float32 if single else jnp.float64, [0], SIZE, quick=True)
 
 
 @pytest.mark.slow

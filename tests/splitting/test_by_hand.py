@@ -113,6 +113,56 @@ def test_admm_balances_its_penalty():
     np.testing.assert_allclose(found[0], path, atol=1e-8)
 
 
+def spectral_numpy(moved, slope):
+    """The curvature along a move, or None where the two are hardly correlated."""
+    product = moved @ slope
+    if product <= 0.2 * np.linalg.norm(moved) * np.linalg.norm(slope):
+        return None
+    steepest, least = slope @ slope / product, product / (moved @ moved)
+    return least if 2 * least > steepest else steepest - least / 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3])
+def test_admm_takes_its_penalty_from_the_curvatures(scale):
+    """Each third step, for the first thirty. In large units nothing moves at first."""
+    rho, z, y, penalties, path, last = 1e-2, np.zeros(8), np.zeros(8), [], [], None
+    for k in range(1, 41):
+        gram = scale * X.T @ X
+        x = np.linalg.solve(gram + rho * np.eye(8), scale * X.T @ Y + rho * z - y)
+        old, z = z, soft(1.6 * x - 0.6 * z + y / rho, scale * LAM / rho)
+        hat, y = y + rho * (x - old), y + rho * (1.6 * x - 0.6 * old - z)
+        missing = (old - z) - (1 - 1.6) * (x - old)
+        primal, dual = np.linalg.norm(x - z), rho * np.linalg.norm(missing)
+        if k == 1 or (k % 3 == 0 and k <= 30):
+            if last is not None:
+                of_f = spectral_numpy(x - last[0], last[1] - hat)
+                of_g = spectral_numpy(last[2] - z, last[3] - y)
+                found = [c for c in (of_f, of_g) if c is not None]
+                factor = 2.0 if primal > 10 * dual else 0.5 if dual > 10 * primal else 1.0
+                factor = np.exp(np.mean(np.log(found))) / rho if found else factor
+                rho *= 2.0 ** np.round(np.log2(np.clip(factor, 1 / 64, 64)))
+            last = x, hat, z, y
+        penalties.append(rho)
+        path.append(z)
+    solver = splitting.ADMM(
+        1e-2,
+        1.6,
+        splitting.QuadraticUpdate(),
+        balance=splitting.SpectralBalance(largest=64.0),
+        balance_every=3,
+        balance_until=30,
+        tol=0.0,
+        max_steps=40,
+    )
+    fit = lambda x: 0.5 * scale * jnp.sum((X @ x - Y) ** 2)
+    problem = jxt.Splitting(fit, prox.L1(scale * LAM))
+    trace = lambda problem, x, state: (x.z, state.penalty)
+    found = jxt.solve(problem, solver, jnp.zeros(8), trace=trace).trace
+    np.testing.assert_allclose(found[1], penalties)
+    assert len(set(penalties)) > 3
+    np.testing.assert_allclose(found[0], path, atol=1e-8)
+
+
 def test_douglas_rachford_on_least_squares():
     t, relaxation, n = 0.7, 1.3, len(Y)
     u, path = np.ones(8), []

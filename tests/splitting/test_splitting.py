@@ -75,6 +75,54 @@ def test_balancing_saves_steps_from_a_bad_penalty():
     assert 3 * steps[1] < steps[0]
 
 
+def test_the_derivative_of_a_changing_penalty():
+    """Of the iterate itself, in both modes and under `vmap`, by central differences."""
+    solver = splitting.ADMM(
+        x_update=splitting.QuadraticUpdate(), balance_every=2, tol=0.0, max_steps=6
+    )
+
+    def score(theta):
+        loss = lambda x: 0.5 * theta[0] * jnp.sum((X @ x - Y) ** 2)
+        problem, how = jxt.Splitting(loss, prox.L1(theta[1])), jxt.UnrolledAdjoint()
+        solution = jxt.solve(problem, solver, jnp.zeros(8), adjoint=how)
+        return jnp.sum(jnp.sin(solution.value.x)), solution.state.penalty
+
+    def slopes(theta):
+        fun = lambda theta: score(theta)[0]
+        return jax.grad(fun)(theta), jax.jvp(fun, (theta,), (theta,))[1]
+
+    thetas, eye = jnp.array([[30.0, LAM], [0.01, 0.02], [3.0, 5.0]]), 1e-6 * jnp.eye(2)
+    quick = {"xla_backend_optimization_level": 0}
+    reverse, forward = jax.jit(jax.vmap(slopes)).lower(thetas).compile(quick)(thetas)
+    around = thetas[:, None, None] * (1 + jnp.stack([eye, -eye], axis=1))
+    values, penalties = jax.jit(jnp.vectorize(score, signature="(n)->(),()"))(around)
+    assert jnp.all(penalties == penalties[:, :1, :1])
+    assert len(set(penalties[:, 0, 0].tolist())) == 3
+    wanted = (values[..., 0] - values[..., 1]) / (2e-6 * thetas)
+    np.testing.assert_allclose(reverse, wanted, rtol=1e-5, atol=1e-8)
+    along = jnp.sum(reverse * thetas, axis=1)
+    np.testing.assert_allclose(forward, along, rtol=1e-8, atol=1e-12)
+
+
+def test_the_spectral_penalty_follows_the_units():
+    """A lasso in units over twelve orders of magnitude takes about as many steps in each."""
+    units = jnp.array([1e-6, 1e-3, 1.0, 1e3, 1e6])
+
+    @jax.jit
+    @jax.vmap
+    def run(unit):
+        problem = jxt.Splitting(lambda x: unit * half_square(x), prox.L1(unit * LAM))
+        update = splitting.QuadraticUpdate()
+        solver = splitting.ADMM(x_update=update, max_steps=5000, tol=1e-6 * jnp.minimum(unit, 1))
+        solution = jxt.solve(problem, solver, jnp.zeros(8))
+        return solution.value.z, solution.steps, solution.status == jxt.Status.converged
+
+    found, steps, converged = run(units)
+    assert jnp.all(converged), steps
+    assert jnp.max(steps) <= 200, steps
+    np.testing.assert_allclose(found, np.tile(lasso_reference(), (5, 1)), atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["matrix", "operator"])
 def test_admm_with_general_maps_and_right_hand_side(kind):
     """min |x|_1 + 1/2 |z|^2  s.t.  A x + B z = c."""

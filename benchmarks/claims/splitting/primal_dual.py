@@ -33,9 +33,11 @@ def run() -> Outcome:
     return Outcome(
         table,
         holds,
-        "same step size and no adaptation in both; at most 200,000 steps. Seed 2 is hard for "
-        "every published criterion: 14,000 to 20,000 steps with restarts judged at each, each "
-        "10th, 40th or 64th step, with decays (0.2, 0.8), (0.1, 0.9) or 1/e alone",
+        "same step size and the weight 1 in both; at most 200,000 steps. Seed 2 is hard for every "
+        "criterion and decay of restarts tried, and that weight makes it so (its smallest reduced "
+        "cost is 6e-3): with the weight 0.03 it takes 1,976 steps with restarts and 3,653 without. "
+        "The solver's default, which adapts the weight at restarts and is not part of the verdict, "
+        "ends at 0.03 there by itself and is the last column",
     )
 
 
@@ -46,9 +48,11 @@ def _row(seed):
     cost = jnp.asarray(A.T @ rng.normal(size=15) + np.maximum(rng.normal(size=30), 0))
     problem = jxt.Saddle(_Cost(cost), jxt.prox.Box(b, b), jnp.asarray(A))
     row = {"seed": seed}
-    for name, restart in (("restarted", True), ("plain", False)):
-        solver = jxt.splitting.PrimalDualHybridGradient(
-            restart=restart, adaptive=False, tol=1e-6, max_steps=200_000
-        )
+    for name, options in (
+        ("restarted", {"adaptive": False}),
+        ("plain", {"restart": False, "adaptive": False}),
+        ("restarted and adapted", {}),
+    ):
+        solver = jxt.splitting.PrimalDualHybridGradient(tol=1e-6, max_steps=200_000, **options)
         row[name] = int(jxt.solve(problem, solver, jnp.zeros(30)).steps)
     return row
