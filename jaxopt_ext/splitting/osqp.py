@@ -127,11 +127,11 @@ class OSQP(AbstractSplittingSolver):
     multipliers belong to. That distance also steers $\\rho$: one to any other point of $[l, u]$
     vanishes at feasible points that are far from optimal.
 
-    **Polishing** solves the equations of the rows that the iterates hold at a bound, and again, up
-    to three times, with the rows that its answer holds, which is a semismooth Newton step. It is
-    tried after step 1, 2, 4 and each eighth, unless these rows are those of the last trial;
-    the point is taken if its error is at most `tol`, else the iterates go on as if nothing had
-    been. Behind the last step it is done once more, and taken if the error is smaller.
+    **Polishing** solves the equations of the rows that the iterates hold at a bound. It is tried
+    after step 1, 2, 4, 8 and each sixteenth, unless these rows are those of the last trial; the
+    point is taken if its error is at most `tol`, else the iterates go on as if nothing had been.
+    Behind the last step it is done once more, and up to twice again with the rows that the answer
+    holds, which are semismooth Newton steps, and taken if the error is smaller.
 
     **Certificates** are read from the movement $(dx, dy)$ over a step in equilibrated variables:
     *infeasible* if $X \\|A^\\top dy\\|_1 < -\\epsilon\\, s(dy)$, so that no feasible point is
@@ -281,9 +281,9 @@ class OSQP(AbstractSplittingSolver):
             tol = self.tol.astype(error.dtype)
             due = (error > tol) & (verdict == Status.running)
             # Seldom and at the same steps in a batch, where one that polishes makes all wait.
-            due = due & ((steps & (steps - 1) == 0) | (steps % 8 == 0)) & jnp.any(sides != tried)
+            due = due & ((steps & (steps - 1) == 0) | (steps % 16 == 0)) & jnp.any(sides != tried)
             tried = jnp.where(due, sides, tried)
-            better, least = self._polished(problem, state.scaling, scaled, sides, point, due)
+            better, least = self._polished(problem, state.scaling, scaled, sides, point, due, 1)
             done = due & (least <= tol)  # else the iterates go on untouched
             point, error = tree.where(done, (better, least), (point, error))
             at = state.scaling.forward(better)
@@ -295,7 +295,7 @@ class OSQP(AbstractSplittingSolver):
         )
         return point, state
 
-    def _polished(self, problem, scaling, scaled, sides, point, wanted):
+    def _polished(self, problem, scaling, scaled, sides, point, wanted, turns):
         """The best of `point` and the polished ones, with its error.
 
         The loop takes no turn unless `wanted`: under `vmap` it is skipped if nobody does.
@@ -308,7 +308,7 @@ class OSQP(AbstractSplittingSolver):
             error = _error(problem, found)
             best = tree.where(error < best[1], (found, error), best)  # False for NaN
             others = _sides(scaled, scaled.A @ at.primal + at.dual)
-            more = (number + 1 < _POLISH_TURNS) & jnp.any(others != sides) & jnp.isfinite(error)
+            more = (number + 1 < turns) & jnp.any(others != sides) & jnp.isfinite(error)
             return number + 1, others, best, more
 
         best = point, _error(problem, point)
@@ -379,11 +379,10 @@ class OSQP(AbstractSplittingSolver):
         scaled = self._scaled(problem, state)
         sides = _sides(scaled, state.v)
         wanted = state.error > 100 * jnp.finfo(state.error.dtype).eps
-        x, error = self._polished(problem, state.scaling, scaled, sides, x, wanted)
+        x, error = self._polished(problem, state.scaling, scaled, sides, x, wanted, 3)
         return x, eqx.tree_at(lambda s: s.error, state, error)
 
 
-_POLISH_TURNS = 3
 _UNTRIED = 9
 
 

@@ -192,13 +192,15 @@ def judged(draws, data, truth, found, tol):
             z, sizes = np.clip(Ax + y, l, u), np.abs(A) @ np.abs(x)
             primal = np.abs(Ax - z) / (1 + sizes + np.abs(z)) - unit
             allowed = 0 if best is None else 100 * tol * (1 + abs(scale[2][0] * best[0]))
-            bought = (
-                tol * np.abs(y) @ (1 + np.abs(A) @ np.abs(x))
-            )  # by stepping over rows within tolerance
             if best is None:
                 why = "no solution exists"
-            elif not -allowed - bought <= value - scale[2][0] * best[0] <= allowed:
-                why = f"{value} instead of {scale[2][0] * best[0]}"
+            elif abs(value - scale[2][0] * best[0]) > allowed:
+                # Unless it is below by what a step over rows within tolerance is worth.
+                cost, (base_P, base_q, base_A, low, high) = scale[2][0], program
+                step = (tol * (1 + np.abs(A) @ np.abs(x)))[: len(low)] / scale[1]
+                least = optimum((base_P, base_q, base_A, low - step, high + step))
+                if least is None or not cost * least[0] - allowed <= value <= cost * best[0]:
+                    why = f"{value} instead of {cost * best[0]}"
             elif outside > 10 * tol:
                 why = f"outside by {outside}"
             elif max(dual.max(), primal.max()) > 1.01 * error:

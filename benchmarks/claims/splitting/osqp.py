@@ -24,9 +24,9 @@ def run() -> Outcome:
         table,
         holds,
         "iterations, at most 50,000; columns scaled by 10^U(-1.5, 1.5). From this tolerance the "
-        "authors' package (osqp 1.1.3) polishes seeds 1, 3 and 4 and gives up on 0 and 2. Where seed "
-        "0 meets 1e-4 its iterate holds rows other than the solution's, and eight Newton turns do "
-        "not lead from there to those; with a tolerance of 1e-5, met after 250, it is polished",
+        "authors' package (osqp 1.1.3) polishes seeds 1, 3 and 4 and gives up on 0 and 2. Where "
+        "seed 0 meets 1e-4 the rows it holds are not those of the solution, and eight Newton turns "
+        "do not lead there; with a tolerance of 1e-5, met after 250, it is polished",
     )
 
 
