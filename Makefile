@@ -6,7 +6,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # libtpu, which is here to compile ahead of time, would look for a chip.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test claims peers lint docs wheel clean
+.PHONY: demo test test-all claims peers lint docs wheel clean
 
 define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -30,6 +30,10 @@ demo: .venv/.demo
 	$(BIN)/python -m jaxopt_ext demo
 
 test: .venv/.test
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests
+
+# What is thorough and slow too.
+test-all: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
 claims: .venv/.test

@@ -86,6 +86,17 @@ def run(tx, row, loss, params, num_steps):
     return scan(params)
 
 
+def path(tx, row, loss, params, num_steps):
+    """Parameters and states after each step of a scan; to be compiled by the caller."""
+    step = one_step(tx, row, loss)
+
+    def body(carry, number):
+        carry = step(*carry, number)
+        return carry, carry
+
+    return jax.lax.scan(body, (params, tx.init(params)), jnp.arange(num_steps))[1]
+
+
 def transformer(width=64, layers=2, vocabulary=96, context=64):
     """The shapes of a small character transformer's parameters."""
     block = {

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizer_task import Parabola, one_step, run, transformer, tree
+from optimizer_task import Parabola, one_step, path, run, transformer, tree
 
 from jaxopt_ext import catalog
 from jaxopt_ext.core import checkpoint
@@ -44,30 +44,79 @@ def _skip(row, check):
         pytest.skip(row.opt_outs[check])
 
 
+def _on_host(tree):
+    """Arrays of numpy, which take no compilation to cut; keys as their numbers."""
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.tree.map(lambda x: np.asarray(jax.random.key_data(x) if is_key(x) else x), tree)
+
+
 def _assert_close(found, wanted, **tolerance):
     assert jax.tree.structure(found) == jax.tree.structure(wanted)
+    found, wanted = _on_host(found), _on_host(wanted)
     for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
-        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
-            a, b = jax.random.key_data(a), jax.random.key_data(b)
         np.testing.assert_allclose(a, b, **tolerance)
+
+
+# Compilation is what this suite costs, so each row has few programs and the checks share them.
 
 
 @functools.cache
 def _stepper(row):
-    """One compiled step on the small tree, shared by the checks."""
+    """One compiled update on the small tree."""
     tx = row.transformation(tree(0))
-    return tx, jax.jit(one_step(tx, row, TARGET))
+    update = lambda params, state, number: _update(tx, row, params, state, step=number)
+    return tx, jax.jit(update)
 
 
 @functools.cache
 def _walk(row, num_steps=4):
-    """Parameters and states along the first steps, from a loop over compiled steps."""
-    tx, step = _stepper(row)
+    """Parameters and states along the first steps, from a loop over compiled updates."""
+    tx, update = _stepper(row)
     params = tree(0)
-    path = [(params, tx.init(params))]
+    path = [(params, jax.jit(tx.init)(params))]
     for number in range(num_steps):
-        path.append(step(*path[-1], jnp.asarray(number)))
+        updates, state = update(*path[-1], jnp.asarray(number))
+        path.append((optax.apply_updates(path[-1][0], updates), state))
     return path
+
+
+@functools.cache
+def _scan(row):
+    """Parameters and state after 4 and 1500 steps of a scan, from the bend of the loss."""
+    params = tree(0)
+    tx = row.transformation(params)
+
+    @jax.jit
+    def scan(bend):
+        walked = path(tx, row, Parabola(TARGET.target, bend), params, 1500)
+        at = lambda index: jax.tree.map(lambda leaf: leaf[index], walked)
+        return at(3), at(-1)
+
+    return functools.cache(scan)
+
+
+@functools.cache
+def _first_updates(row):
+    """First updates of the row in different company, by the name of the check."""
+    tx, _ = _stepper(row)
+
+    def chain(params):
+        chained = optax.chain(optax.clip_by_global_norm(1e6), tx, optax.scale(0.5))
+        return _update(chained, row, params, chained.init(params))[0]
+
+    def multi_steps(params):
+        two = optax.MultiSteps(tx, 2)
+        first, state = _update(two, row, params, two.init(params))
+        return first, _update(two, row, params, state)[0]
+
+    def extras(params):
+        grads = TARGET.gradient(params)
+        known = TARGET.extras(row.extras, params, grads, 0)
+        return tx.update(grads, tx.init(params), params, **known, of_no_use=object())[0]
+
+    checks = {"chain": chain, "multi_steps": multi_steps, "extras": extras}
+    checks = {name: check for name, check in checks.items() if name not in row.opt_outs}
+    return jax.jit(lambda params: {name: check(params) for name, check in checks.items()})(tree(0))
 
 
 def _update(tx, row, params, state, loss=TARGET, step=0):
@@ -87,7 +136,7 @@ def test_there_are_optimizers_and_known_opt_outs():
 @pytest.mark.parametrize("bend", [0.0, 1.0])
 def test_goes_to_the_optimum(row, bend):
     loss, params = Parabola(tree(1), bend), tree(0)
-    reached = loss(run(row.transformation(params), row, loss, params, 1500)[0])
+    reached = loss(_scan(row)(bend)[1][0])
     assert reached < 0.3 * loss(params)
     _skip(row, "optimum")
     assert reached < 1e-2 * loss(params)
@@ -109,10 +158,8 @@ def test_complex_parameters_go_to_the_optimum_or_are_refused(row):
 @EACH
 def test_scan_equals_a_loop_and_types_are_stable(row):
     _skip(row, "scan")
-    tx, _ = _stepper(row)
     params, state = _walk(row)[-1]
-    found = run(tx, row, TARGET, tree(0), 4)
-    _assert_close(found, (params, state), rtol=1e-4, atol=1e-5)
+    _assert_close(_scan(row)(0.0)[0], (params, state), rtol=1e-4, atol=1e-5)
     types = lambda tree: jax.tree.map(lambda x: x.aval, tree)
     assert types(state) == types(_walk(row)[0][1])
 
@@ -120,11 +167,8 @@ def test_scan_equals_a_loop_and_types_are_stable(row):
 @EACH
 def test_chain(row):
     _skip(row, "chain")
-    tx, _ = _stepper(row)
-    params = tree(0)
-    chained = optax.chain(optax.clip_by_global_norm(1e6), tx, optax.scale(0.5))
-    updates, _ = jax.jit(lambda p: _update(chained, row, p, chained.init(p)))(params)
-    moved = jax.tree.map(lambda p, u: p + 2 * u, params, updates)
+    updates = _on_host(_first_updates(row)["chain"])
+    moved = jax.tree.map(lambda p, u: np.asarray(p) + 2 * u, tree(0), updates)
     _assert_close(moved, _walk(row)[1][0], rtol=1e-4, atol=1e-5)
 
 
@@ -133,27 +177,41 @@ def _without_scalar(tree):
     return {**tree, "scalar": optax.MaskedNode()}
 
 
-def _masked_update(tx, row):
-    """Functions among the extra arguments take the parameters that the transformation sees."""
+@functools.cache
+def _partial_updates(row):
+    """First updates of a row that sees all but the scalar, by the name of the check.
+
+    Functions among the extra arguments take the parameters that the transformation sees.
+    """
+    kept = row.transformation(_without_scalar(tree(0)))
     seen = Parabola(_without_scalar(TARGET.target))
+    labels = {"matrix": "mine", "vector": "mine", "scalar": "none"}
+    masks = {
+        "masked": optax.masked(kept, {"matrix": True, "vector": True, "scalar": False}),
+        "multi_transform": optax.multi_transform(
+            {"mine": kept, "none": optax.set_to_zero()}, labels
+        ),
+    }
 
     @jax.jit
-    def update(params):
+    def updates(params):
         grads = TARGET.gradient(params)
         functions = seen.extras(row.extras, _without_scalar(params), _without_scalar(grads), 0)
         extras = TARGET.extras(row.extras, params, grads, 0)
         extras |= {k: v for k, v in functions.items() if callable(v) or k == "batch"}
-        return tx.update(grads, tx.init(params), params, **extras)[0]
+        return {
+            name: tx.update(grads, tx.init(params), params, **extras)[0]
+            for name, tx in masks.items()
+            if name not in row.opt_outs
+        }
 
-    return update(tree(0))
+    return _on_host(updates(tree(0)))
 
 
 @EACH
 def test_masked_leaves_are_left_alone(row):
     _skip(row, "masked")
-    kept = row.transformation(_without_scalar(tree(0)))
-    tx = optax.masked(kept, {"matrix": True, "vector": True, "scalar": False})
-    updates, grads = _masked_update(tx, row), TARGET.gradient(tree(0))
+    updates, grads = _partial_updates(row)["masked"], TARGET.gradient(tree(0))
     np.testing.assert_array_equal(updates["scalar"], grads["scalar"])
     assert any(not np.array_equal(updates[k], grads[k]) for k in ("matrix", "vector"))
 
@@ -161,12 +219,9 @@ def test_masked_leaves_are_left_alone(row):
 @EACH
 def test_multi_transform(row):
     _skip(row, "multi_transform")
-    kept = row.transformation(_without_scalar(tree(0)))
-    labels = {"matrix": "mine", "vector": "mine", "scalar": "none"}
-    tx = optax.multi_transform({"mine": kept, "none": optax.set_to_zero()}, labels)
-    updates = _masked_update(tx, row)
+    updates = _partial_updates(row)["multi_transform"]
     assert updates["scalar"] == 0
-    assert any(np.any(np.asarray(updates[k]) != 0) for k in ("matrix", "vector"))
+    assert any(np.any(updates[k] != 0) for k in ("matrix", "vector"))
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
 
 
@@ -182,10 +237,7 @@ def test_hyperparameters_can_be_injected(row):
     static = set(bound.arguments) - traced
     inject = optax.inject_hyperparams(row.object, static_args=tuple(static))
     tx = inject(**row.example(params))
-    step = jax.jit(one_step(tx, row, TARGET))
-    found = params, tx.init(params)
-    for number in range(3):
-        found = step(*found, jnp.asarray(number))
+    found = run(tx, row, TARGET, params, 3)
     _assert_close(found[0], _walk(row)[3][0], rtol=1e-3, atol=1e-4)
     assert set(found[1].hyperparams) == traced
 
@@ -193,19 +245,10 @@ def test_hyperparameters_can_be_injected(row):
 @EACH
 def test_multi_steps_accumulates(row):
     _skip(row, "multi_steps")
-    params = tree(0)
-    tx = optax.MultiSteps(_stepper(row)[0], 2)
-
-    @jax.jit
-    def two(params):
-        state = tx.init(params)
-        first, state = _update(tx, row, params, state)
-        second, _ = _update(tx, row, params, state)
-        return first, second
-
-    first, second = two(params)
+    first, second = _on_host(_first_updates(row)["multi_steps"])
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(first))
-    _assert_close(optax.apply_updates(params, second), _walk(row)[1][0], rtol=1e-4, atol=1e-5)
+    moved = jax.tree.map(lambda p, u: np.asarray(p) + u, tree(0), second)
+    _assert_close(moved, _walk(row)[1][0], rtol=1e-4, atol=1e-5)
 
 
 @EACH
@@ -214,15 +257,18 @@ def test_types_are_kept_and_states_are_wide(row, dtype):
     _skip(row, "dtypes")
     params, loss = tree(0, dtype), Parabola(tree(1, dtype))
     tx = row.transformation(params)
-    states, updates = [], None
-    for _ in range(2):
-        shapes = jax.eval_shape(lambda p: _update(tx, row, p, tx.init(p), loss), params)
-        updates, state = shapes
-        states += [jax.eval_shape(tx.init, params), state]
+
+    def first(params):
+        state = tx.init(params)
+        return state, *_update(tx, row, params, state, loss)
+
+    before, updates, after = jax.eval_shape(first, params)
     assert {leaf.dtype for leaf in jax.tree.leaves(updates)} == {jnp.dtype(dtype)}
     wanted = {jnp.dtype(jnp.promote_types(dtype, jnp.float32))}
-    kinds = {x.dtype for s in states for x in jax.tree.leaves(s) if _is_wide(x)}
+    kinds = {x.dtype for x in jax.tree.leaves((before, after)) if _is_wide(x)}
     assert kinds <= wanted, kinds
+    if dtype == jnp.float32:  # the type of the other leaves: nothing is mixed
+        return
     mixed = {**tree(0), "vector": params["vector"]}
     loss = Parabola({**tree(1), "vector": loss.target["vector"]})
     tx = row.transformation(mixed)
@@ -239,16 +285,18 @@ def _is_wide(leaf):
 def test_sharded_parameters_stay_sharded(row):
     _skip(row, "sharding")
     shapes = {"matrix": (16, 8), "vector": (8,)}
-    params, loss = tree(0, shapes=shapes), Parabola(tree(1, shapes=shapes))
+    params, target = tree(0, shapes=shapes), tree(1, shapes=shapes)
     tx = row.transformation(params)
-    step = jax.jit(one_step(tx, row, loss))
+    # The target is an argument, so that both runs share one trace.
+    step = jax.jit(lambda target, *args: one_step(tx, row, Parabola(target))(*args))
     mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
-    spread, target = jax.device_put((params, loss.target), spec)
-    sharded = jax.jit(one_step(tx, row, Parabola(target)))
-    one, many = (params, tx.init(params)), (spread, tx.init(spread))
+    spread, spread_target = jax.device_put((params, target), spec)
+    many = spread, tx.init(spread)
+    one = params, jax.device_put(many[1], jax.devices()[0])
     for number in range(2):
-        one, many = step(*one, jnp.asarray(number)), sharded(*many, jnp.asarray(number))
+        number = jnp.asarray(number)
+        one, many = step(target, *one, number), step(spread_target, *many, number)
     for leaf in jax.tree.leaves(many[0]):
         assert leaf.sharding.is_equivalent_to(spec, leaf.ndim), leaf.sharding
     for leaf in jax.tree.leaves(many[1]):
@@ -264,25 +312,37 @@ ODD = {
 }
 
 
+@functools.cache
+def _odd_updates(row):
+    """First updates of the row on each odd tree, from one program."""
+
+    def first(params):
+        loss, tx = Parabola(jax.tree.map(jnp.zeros_like, params)), row.transformation(params)
+        return lambda params: _update(tx, row, params, tx.init(params), loss)[0]
+
+    kinds = {kind: params for kind, params in ODD.items() if kind not in row.opt_outs}
+    firsts = {kind: first(params) for kind, params in kinds.items()}
+    return jax.jit(lambda trees: {kind: firsts[kind](trees[kind]) for kind in kinds})(kinds)
+
+
 @EACH
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_leaves(row, kind):
     _skip(row, kind)
-    params = ODD[kind]
-    loss, tx = Parabola(jax.tree.map(jnp.zeros_like, params)), row.transformation(params)
-    updates, _ = jax.jit(lambda p: _update(tx, row, p, tx.init(p), loss))(params)
-    assert jax.tree.structure(updates) == jax.tree.structure(params)
+    updates = _odd_updates(row)[kind]
+    assert jax.tree.structure(updates) == jax.tree.structure(ODD[kind])
     assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(updates))
 
 
 @EACH
 def test_state_survives_a_file(row, tmp_path):
     _skip(row, "serialisation")
-    tx, step = _stepper(row)
+    _, update = _stepper(row)
     params, state = _walk(row)[2]
     checkpoint.save(tmp_path / "state", state)
-    back = checkpoint.load(tmp_path / "state", tx.init(tree(0)))
-    _assert_close(step(params, back, jnp.asarray(2)), _walk(row)[3], rtol=0)
+    back = checkpoint.load(tmp_path / "state", _walk(row)[0][1])
+    updates, state = update(params, back, jnp.asarray(2))
+    _assert_close((optax.apply_updates(params, updates), state), _walk(row)[3], rtol=0)
 
 
 @EACH
@@ -309,26 +369,24 @@ def test_a_missing_extra_is_named_and_shown(row):
     _skip(row, "extras")
     tx, _ = _stepper(row)
     params = tree(0)
-    grads, state = TARGET.gradient(params), tx.init(params)
+    grads, state = TARGET.gradient(params), _walk(row)[0][1]
     extras = TARGET.extras(row.extras, params, grads, 0)
     for name in row.extras:
         rest = {k: v for k, v in extras.items() if k != name}
         with pytest.raises(ValueError, match=name) as error:
-            tx.update(grads, state, params, **rest)
+            jax.eval_shape(lambda rest=rest: tx.update(grads, state, params, **rest))
         assert "update(" in str(error.value), error.value
-    updates, _ = tx.update(grads, state, params, **extras, of_no_use=object())
+    updates = _first_updates(row)["extras"]
     _assert_close(optax.apply_updates(params, updates), _walk(row)[1][0], rtol=1e-4, atol=1e-5)
 
 
 @EACH
 def test_nan_is_not_hidden(row):
     _skip(row, "nonfinite")
-    tx, _ = _stepper(row)
+    _, update = _stepper(row)
     params, state = _walk(row)[1]
-    params = {**params, "matrix": params["matrix"].at[:].set(jnp.nan)}
-    grads = TARGET.gradient(params)
-    extras = TARGET.extras(row.extras, params, grads, 1)
-    updates, _ = tx.update(grads, state, params, **extras)
+    params = {**params, "matrix": jnp.full_like(params["matrix"], jnp.nan)}
+    updates, _ = update(params, state, jnp.asarray(1))
     after = optax.apply_updates(tree(0), updates)
     assert np.any(~np.isfinite(after["matrix"]))
 

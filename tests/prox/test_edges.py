@@ -13,14 +13,28 @@ RNG = np.random.default_rng(0)
 SINGLE = jnp.float32
 
 
+# Compilation is what these tests cost: each function has one program for each type and shape.
+PROGRAMS = {}
+
+
+def _program(kind, function, make):
+    key = kind, id(function)
+    if key not in PROGRAMS:
+        PROGRAMS[key] = (
+            function,
+            jax.jit(make()),
+        )  # holds the function, so that its id stays its own
+    return PROGRAMS[key][1]
+
+
 def proximal(function, x, step=1.0):
-    """Compiled as a whole, which takes less time than operation by operation."""
-    return jax.jit(lambda x: function.prox(x, step))(x)
+    return _program("prox", function, lambda: lambda x, step: function.prox(x, step))(x, step)
 
 
 def jacobian(function, x, step=0.5):
-    prox_at = lambda x: function.prox(x, step)
-    rows, columns = jax.jit(lambda x: (jax.jacrev(prox_at)(x), jax.jacfwd(prox_at)(x)))(x)
+    prox_at = lambda step: lambda x: function.prox(x, step)
+    both = lambda x, step: (jax.jacrev(prox_at(step))(x), jax.jacfwd(prox_at(step))(x))
+    rows, columns = _program("jacobian", function, lambda: both)(x, step)
     np.testing.assert_allclose(rows, columns, atol=1e-12)
     return np.asarray(rows).reshape(x.size, x.size)
 
@@ -55,28 +69,42 @@ def test_one_coefficient_without_penalty_among_others():
 
 def test_a_bound_that_is_touched_holds_its_entry():
     value = jnp.array([1.0, 2.0])
+    point = prox.Box(value, value)
+    fixed = lambda t, x: jnp.sum(prox.Box(t * value, t * value).project(x))
+    slope = jax.jit(jax.grad(fixed))
     for x in (value, value + 1, value - 1):
-        fixed = lambda t, x=x: jnp.sum(prox.Box(t * value, t * value).project(x))
-        assert np.all(jacobian(prox.Box(value, value), x) == 0)
-        np.testing.assert_allclose(jax.grad(fixed)(1.0), 3.0)
+        assert np.all(jacobian(point, x) == 0)
+        np.testing.assert_allclose(slope(1.0, x), 3.0)
+
+
+SIMPLEX = prox.Simplex(1.0)
 
 
 @pytest.mark.parametrize("x", [[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [2.0, 2.0, 1.5], [0.0, 0.0, 0.0]])
 def test_the_derivative_on_a_face_of_the_simplex_projects_on_it(x):
     x = jnp.array(x)
-    found = jacobian(prox.Simplex(1.0), x)
-    inside = np.asarray(prox.Simplex(1.0).project(x) > 0)
+    found = jacobian(SIMPLEX, x)
+    inside = np.asarray(proximal(SIMPLEX, x)) > 0
     wanted = np.diag(inside.astype(float)) - np.outer(inside, inside) / inside.sum()
     np.testing.assert_allclose(found, wanted, atol=1e-12)
 
 
+BALLS = (prox.L1Ball(9.0), prox.L2Ball(9.0), prox.LinfBall(9.0), prox.NuclearBall(9.0))
+
+
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_inside_of_a_ball_nothing_moves(scale):
-    balls = (prox.L1Ball(9.0), prox.L2Ball(9.0), prox.LinfBall(9.0), prox.NuclearBall(9.0))
     x = scale * jnp.outer(jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0, 1.0]))  # of rank one
-    for ball in balls:
+    for ball in BALLS:
         np.testing.assert_array_equal(proximal(ball, x), x)
         np.testing.assert_allclose(jacobian(ball, x), np.eye(6), atol=1e-12)
+
+
+def _slope(function):
+    return jax.jit(lambda x, d: jax.jvp(lambda x: function.prox(x, 1.0), (x,), (d,))[1])
+
+
+SLOPES = {"psd": _slope(prox.PSDCone()), "nuclear": _slope(prox.NuclearNorm(1.0))}
 
 
 @pytest.mark.parametrize("kind", ["nuclear", "psd"])
@@ -89,15 +117,14 @@ def test_nearly_equal_spectra_in_single_precision(kind, gap):
     direction = direction + direction.T  # then the singular values' derivative is the eigenvalues'
     low, high = values[:, None], values[None, :]
     if kind == "psd":
-        function, table = prox.PSDCone(), np.ones((3, 3))
+        table = np.ones((3, 3))
     else:
-        function = prox.NuclearNorm(1.0)
         above = (low > 1) & (high > 1)
         soft = lambda v: np.maximum(v - 1, 0)
         table = np.where(above, 1, (soft(low) - soft(high)) / np.where(low == high, 1, low - high))
     wanted = q @ (table * (q.T @ direction @ q)) @ q.T
     single = [jnp.asarray(v, SINGLE) for v in (x, direction)]
-    found = jax.jit(lambda x, d: jax.jvp(lambda x: function.prox(x, 1.0), (x,), (d,)))(*single)[1]
+    found = SLOPES[kind](*single)
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
@@ -145,6 +172,7 @@ HOMOGENEOUS = {
     "TotalVariation1D": lambda s: prox.TotalVariation1D(s),
 }
 COMPLEX = ("L1", "L2", "GroupLasso", "L1Ball", "L2Ball", "LinfBall")
+PAIR = jax.jit(lambda f, x, d: jax.jvp(lambda x: f.prox(x, 1.0), (x,), (d,)))
 
 
 @pytest.mark.parametrize("exponent", [-25, 25])
@@ -172,10 +200,9 @@ def test_scales_whose_squares_do_not_fit_in_single_precision(name, exponent):
             wanted = 0 * point if exponent > 0 else scale * point
             np.testing.assert_allclose(found / scale, wanted / scale, rtol=1e-5)
             continue
-        plain, units = HOMOGENEOUS[name](0.6), HOMOGENEOUS[name](jnp.float32(0.6) * scale)
-        pair = jax.jit(lambda f, x, d: jax.jvp(lambda x: f.prox(x, 1.0), (x,), (d,)))
-        value, slope = pair(plain, point, direction)
-        found, moved = pair(units, scale * point, direction)
+        plain, units = (HOMOGENEOUS[name](jnp.float32(0.6) * s) for s in (np.float32(1), scale))
+        value, slope = PAIR(plain, point, direction)
+        found, moved = PAIR(units, scale * point, direction)
         np.testing.assert_allclose(found / scale, value, rtol=2e-5, atol=2e-6)
         np.testing.assert_allclose(moved, slope, rtol=2e-4, atol=2e-5)
 
@@ -201,42 +228,50 @@ def test_small_entries_beside_large_ones_have_finite_derivatives(dtype):
             assert np.all(np.isfinite(slopes)), function
 
 
+FUSED, UNIFORM = (
+    prox.TotalVariation1D(3.0),
+    prox.TransportPolytope(jnp.ones(3) / 3, jnp.ones(4) / 4),
+)
+ISOTONIC = prox.Isotonic()
+
+
 @pytest.mark.parametrize("offset", [1e4, 1e6, -1e6])
 def test_an_offset_costs_no_digits(offset):
     """Single against double precision, on the same rounded input."""
     x = jnp.asarray(RNG.normal(size=2000) + offset, SINGLE)
     precise = jnp.asarray(x, float)
-    total = proximal(prox.Simplex(1.0), x)
-    np.testing.assert_allclose(total, proximal(prox.Simplex(1.0), precise), atol=1e-6)
-    np.testing.assert_allclose(jnp.sum(total), 1, atol=1e-5)
-    for function in (prox.Isotonic(), prox.TotalVariation1D(3.0)):
+    total = proximal(SIMPLEX, x)
+    np.testing.assert_allclose(total, proximal(SIMPLEX, precise), atol=1e-6)
+    np.testing.assert_allclose(np.sum(total, dtype=float), 1, atol=1e-5)
+    for function in (ISOTONIC, FUSED):
         single, double = proximal(function, x), proximal(function, precise)
         gap = np.abs(np.asarray(single, float) - np.asarray(double))
         assert np.max(gap) <= np.spacing(np.float32(abs(offset))), function
     image = jnp.asarray(RNG.normal(size=(3, 4)) + offset, SINGLE)
-    plan = prox.TransportPolytope(jnp.ones(3) / 3, jnp.ones(4) / 4)
-    single, double = proximal(plan, image), proximal(plan, image.astype(float))
+    single, double = proximal(UNIFORM, image), proximal(UNIFORM, image.astype(float))
     np.testing.assert_allclose(single, double, atol=1e-6)
+
+
+P, Q = jnp.array([0.5, 1.0, 0.7]), jnp.array([0.6, 0.9, 0.4, 0.3])
+PLAN = prox.TransportPolytope(P, Q)
 
 
 @pytest.mark.parametrize("dtype", [SINGLE, float])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e2, 1e5])
 def test_transport_keeps_its_sums_at_all_scales(scale, dtype):
     """Optimal if it has the sums and `x - y` separates: it is `u + v` on the support, less off."""
-    p, q = jnp.array([0.5, 1.0, 0.7]), jnp.array([0.6, 0.9, 0.4, 0.3])
-    plan = prox.TransportPolytope(p, q)
-    eps, project = float(jnp.finfo(dtype).eps), jax.jit(lambda x: plan.project(x))
+    eps = float(jnp.finfo(dtype).eps)
     for seed in range(4):
         x = jnp.asarray(scale * np.random.default_rng(seed).normal(size=(3, 4)), dtype)
-        y = np.asarray(project(x), float)
+        y = np.asarray(proximal(PLAN, x), float)
         assert y.min() >= 0
-        np.testing.assert_allclose(y.sum(axis=1), p, atol=20 * eps)
-        np.testing.assert_allclose(y.sum(axis=0), q, atol=20 * eps)
+        np.testing.assert_allclose(y.sum(axis=1), P, atol=20 * eps)
+        np.testing.assert_allclose(y.sum(axis=0), Q, atol=20 * eps)
         # The variational inequality, by linear programming over the polytope.
         slope = (y - np.asarray(x, float)).ravel()
         rows = np.kron(np.eye(3), np.ones(4)), np.kron(np.ones(3), np.eye(4))
         best = scipy.optimize.linprog(
-            slope, A_eq=np.vstack(rows), b_eq=np.concatenate([p, q]), method="highs"
+            slope, A_eq=np.vstack(rows), b_eq=np.concatenate([P, Q]), method="highs"
         ).fun
         assert slope @ y.ravel() - best <= 100 * eps * max(1, scale)
 
@@ -250,7 +285,7 @@ def test_large_transport_problems_of_large_numbers(dtype):
     plan, eps = prox.TransportPolytope(p, q), float(jnp.finfo(dtype).eps)
     for scale in (1e2, 1e6):
         x = scale * rng.normal(size=(30, 20))
-        y = np.asarray(jax.jit(lambda x: plan.project(x))(jnp.asarray(x, dtype)), float)
+        y = np.asarray(proximal(plan, jnp.asarray(x, dtype)), float)
         np.testing.assert_allclose(y.sum(axis=1), p, atol=1e3 * eps)
         np.testing.assert_allclose(y.sum(axis=0), q, atol=1e3 * eps)
         rows = np.kron(np.eye(30), np.ones(20)), np.kron(np.ones(30), np.eye(20))
@@ -309,7 +344,7 @@ def test_a_nan_never_vanishes(name):
         if jnp.issubdtype(x.dtype, jnp.floating) and name in COMPLEX:
             assert np.any(np.isnan(proximal(ALL[name], broken + 0j, step)))
     if name != "Conjugate":
-        assert ALL[name](broken) != 0
+        assert jax.jit(lambda x: ALL[name](x))(broken) != 0
     leaves = jax.tree.leaves(ALL[name])
     if leaves and name not in ("TotalVariation2D", "TransportPolytope", "AffineSet"):
         times = lambda a, t: t * a if jnp.issubdtype(a.dtype, jnp.inexact) else a

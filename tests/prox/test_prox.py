@@ -338,7 +338,7 @@ def test_nonconvex_proxes_beat_a_grid(function, bound):
 
 
 def test_degenerate_points_have_finite_derivatives():
-    for function in (
+    vectors = (
         prox.L2(1.0),
         prox.L2Ball(1.0),
         prox.L1(1.0),
@@ -348,17 +348,22 @@ def test_degenerate_points_have_finite_derivatives():
         prox.LinfBall(1.0),
         prox.Isotonic(),
         prox.TotalVariation1D(1.0),
-    ):
-        jacobian = jax.jit(jax.jacrev(lambda x, f=function: f.prox(x, 0.5)))(jnp.zeros(4))
-        assert np.all(np.isfinite(jacobian)), function
-    for function, x in (
+    )
+    matrices = (
         (prox.GroupLasso(1.0), jnp.zeros((3, 2))),
         (prox.PSDCone(), jnp.eye(3)),
         (prox.PSDCone(), -jnp.eye(3)),
         (prox.NuclearNorm(0.5), jnp.eye(3)),
         (prox.NuclearNorm(0.5), jnp.zeros((3, 2))),
-    ):
-        jacobian = jax.jit(jax.jacrev(lambda x, f=function: f.prox(x, 0.5)))(x)
+    )
+    functions, points = zip(*((f, jnp.zeros(4)) for f in vectors), *matrices, strict=True)
+
+    @jax.jit
+    def jacobians(points):
+        at = lambda f, x: jax.jacrev(lambda x: f.prox(x, 0.5))(x)
+        return [at(f, x) for f, x in zip(functions, points, strict=True)]
+
+    for function, jacobian in zip(functions, jacobians(points), strict=True):
         assert np.all(np.isfinite(jacobian)), function
     # At the identity every eigenvalue coincides and the projection is the identity.
     direction = jnp.asarray(_point("PSDCone"))
