@@ -1,10 +1,23 @@
-"""Compile-only TPU topologies."""
+"""Programs compiled for other machines, or as users' programs are."""
 
 import functools
 import importlib.util
 import os
 
+import jax
 import pytest
+
+_USUAL = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
+
+
+def usual_program(fun, *args):
+    """`fun` compiled by the compiler's own defaults, for tests that read the program: the suite's
+    are lighter."""
+    return jax.jit(fun).lower(*args).compile(compiler_options=_USUAL)
 
 
 @functools.cache

@@ -54,8 +54,8 @@ class UnrolledAdjoint(AbstractAdjoint):
     Memory grows with the square root of the solver's `max_steps`. The derivative is that of the
     iterate reached, which is what bilevel methods with few inner steps ask for: set `max_steps` to
     that few, because under `vmap` all of them are run. Forward mode and higher derivatives work.
-    Solvers whose step is itself a search of unknown length (`GradientDescent`, penalties that
-    adapt) cannot be unrolled in reverse mode; those with `Backtracking` can.
+    Solvers whose step is itself a search of unknown length (`GradientDescent`, `OSQP`'s adaptive
+    penalty) cannot be unrolled in reverse mode; those with `Backtracking`, and `ADMM`, can.
 
     **Arguments:**
 

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aot import usual_program
 
 import jaxopt_ext as jxt
 from jaxopt_ext import prox
@@ -164,8 +165,8 @@ def test_memory_does_not_grow_with_the_steps():
             problem = jxt.Smooth(lambda w: jnp.sum(theta * jnp.cosh(w - 1)))
             return jnp.sum(jxt.solve(problem, solver, jnp.zeros(1000), adjoint=adjoint).value)
 
-        compiled = jax.jit(jax.grad(score)).lower(jnp.ones(1000)).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        program = usual_program(jax.grad(score), jnp.ones(1000))
+        return program.memory_analysis().temp_size_in_bytes
 
     implicit = jxt.ImplicitAdjoint()
     assert temporaries(10_000, implicit) == temporaries(10, implicit)
