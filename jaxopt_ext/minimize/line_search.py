@@ -1,6 +1,6 @@
 """Line searches as gradient transformations."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import optax
@@ -56,7 +56,7 @@ def wolfe_line_search(
     def init(params):
         return WolfeState(jnp.asarray(1.0, tree.real_dtype(params)))
 
-    def update(updates, state, params, *, value, grad, value_fn, **extra):
+    def update(updates, state, params=None, *, value, grad, value_fn, **extra):
         del extra
         slope = tree.vdot(grad, updates)
         rounding = 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
@@ -90,4 +90,4 @@ def wolfe_line_search(
         step = jnp.where(last.trials == 0, 0, jnp.where(last.done, last.step, last.low))
         return tree.scale(updates, step), WolfeState(step)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -239,11 +239,12 @@ class ADMM(AbstractSplittingSolver):
         dynamic, static = eqx.partition(seen, eqx.is_inexact_array)
         seen = eqx.combine(jax.lax.stop_gradient(dynamic), static)
         frozen, at, dual_of_x, primal, dual, penalty, memory = seen
+        rule: Any = self.balance
 
         def ask(carry):
             mapped = as_map(frozen.A)(at.x), as_map(frozen.B)(at.z)
             now = Iteration(*mapped, at.dual, dual_of_x, primal, dual)
-            factor, fresh = self.balance.update(now, carry[1], penalty)
+            factor, fresh = rule.update(now, carry[1], penalty)
             factor = jnp.where(due, factor, 1).astype(penalty.dtype)
             return factor, fresh, jnp.zeros_like(carry[2])
 
