@@ -8,8 +8,8 @@ import jaxopt_ext as jxt
 from benchmarks.timing import race
 
 TITLE = (
-    "medians in float32, twenty active coordinates, one penalty; ratio of a gradient, which holds a "
-    "solve, to a solve"
+    "medians in float32, twenty active coordinates, one penalty; ratio of a gradient, which holds "
+    "a solve, to a solve"
 )
 
 

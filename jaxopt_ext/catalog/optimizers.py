@@ -123,6 +123,7 @@ def _factored_numbers(leaf: Any) -> int:
     return leaf.size // sides[0] + leaf.size // sides[1]
 
 
+_LINEAX = "the linear solves of lineax do not trace there with the check on"
 _REAL = "its curvature, or its statistics, are defined for real parameters; it says so"
 
 
@@ -432,7 +433,7 @@ OPTIMIZERS: tuple[Row, ...] = (
         system="S129",
         extras=("value", "hvp_fn"),
         state_bytes=lambda params: 0,
-        opt_outs={"complex": _REAL},
+        opt_outs={"complex": _REAL, "shard_map": _LINEAX},
     ),
     Row(
         "SANIA Newton-CG",
@@ -460,6 +461,7 @@ OPTIMIZERS: tuple[Row, ...] = (
         opt_outs={
             "complex": _REAL,
             "empty_tree": "the example predicts an entry of the parameters",
+            "shard_map": _LINEAX,
         },
     ),
     Row(

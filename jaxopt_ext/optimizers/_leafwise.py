@@ -11,6 +11,8 @@ import optax
 from jaxtyping import Array, Float, Int, PyTree
 from optax._src.base import NO_PARAMS_MSG
 
+from ._devices import on_each_device
+
 
 def wide(dtype) -> jnp.dtype:
     """The type that a state is kept in: at least single precision."""
@@ -125,4 +127,4 @@ def leafwise_transformation(
         )
         return steps, state._replace(count=next_count(state.count), leaves=leaves)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return on_each_device(optax.GradientTransformationExtraArgs(init, update))

@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, PyTree
 
+from ._devices import on_each_device
+
 
 def widen(tree: PyTree[Array]) -> PyTree[Array]:
     """Floating-point leaves narrower than float32 in float32."""
@@ -38,4 +40,4 @@ def keep_wide(tx: optax.GradientTransformation) -> optax.GradientTransformationE
         updates, state = tx.update(widen(updates), state, widen(params), **extra_args)
         return updates if like is None else narrow(updates, like), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return on_each_device(optax.GradientTransformationExtraArgs(init, update))

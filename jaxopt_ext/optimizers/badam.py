@@ -11,6 +11,7 @@ from jax.tree_util import SequenceKey
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from ..core import checks, loops
+from ._devices import on_each_device
 from ._leafwise import is_zero, next_count, rate_at, require_params, wide
 
 Blocks = Sequence[Callable[[str], bool]] | PyTree[int]
@@ -188,7 +189,7 @@ def badam(
             ),
         )
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return on_each_device(optax.GradientTransformationExtraArgs(init, update))
 
 
 def blocks_by_layer(params: optax.Params, depth: int | None = None) -> PyTree[int]:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core import checks
+from ._devices import on_each_device
 from ._leafwise import next_count, require_params
 from ._precision import widen
 
@@ -241,7 +242,7 @@ def weight_switch(
         average = jax.tree.map(lambda a, p: p if a is None else a, average, seen, is_leaf=_is_none)
         return updates, WeightSwitchState(count, average, aggregated, inner_state)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return on_each_device(optax.GradientTransformationExtraArgs(init, update))
 
 
 def averaged_params(state: PyTree) -> PyTree[Array]:

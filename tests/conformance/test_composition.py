@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optimistix as optx
+import optimizer_task as task
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from problems import CASES
@@ -474,3 +475,53 @@ def test_single_precision_where_double_is_enabled():
     for found in run(thetas, shift):
         assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype(jnp.float32)}
         agree(found, (np.sum(values), (slopes, np.sum(along))), rtol=1e-2, atol=1e-2)
+
+
+def test_estimators_fit_on_each_device():
+    X, y = RNG.normal(size=(4, 10, 3)), (RNG.normal(size=(4, 10)) > 0) * 1.0
+    model = jxt.estimators.GeneralizedLinearModel(
+        jxt.estimators.Binary(), prox.L2Squared(jnp.asarray(0.05))
+    )
+    fit = lambda X, y: model.fit(X, y).coef
+    specs = {"mesh": mesh(), "in_specs": (P("i"), P("i")), "out_specs": P("i")}
+    spread = jax.jit(jax.shard_map(lambda X, y: fit(X[0], y[0])[None], **specs))
+    agree(spread(X, y), np.stack([jax.jit(fit)(*part) for part in zip(X, y, strict=True)]))
+
+
+@pytest.mark.parametrize("row", [pytest.param(r, id=r.name) for r in catalog.rows("sampler")])
+def test_samplers_run_on_each_device(row):
+    diffusion = jxt.diffusion
+    schedule = diffusion.VarianceExploding()
+    times = np.geomspace(schedule.start, schedule.end, 7)
+    noise, means = jnp.asarray(RNG.normal(size=(4, 3))), jnp.asarray(RNG.normal(size=(4, 3)))
+
+    def one(noise, mean):
+        model = diffusion.Denoiser(lambda x, node: 0.1 * (x - mean))
+        key = jax.random.key(1)
+        return diffusion.sample(model, row.example(), schedule, times, noise, key=key).value
+
+    specs = {"mesh": mesh(), "in_specs": (P("i"), P("i")), "out_specs": P("i")}
+    spread = jax.shard_map(lambda n, m: one(n[0], m[0])[None], **specs)
+    agree(jax.jit(spread)(noise, means), jax.jit(jax.vmap(one))(noise, means))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", [pytest.param(r, id=r.name) for r in catalog.rows("optimizer")])
+def test_optimizers_step_on_each_device(row):
+    if "shard_map" in row.opt_outs:
+        pytest.skip(row.opt_outs["shard_map"])
+    params = task.tree(0, jnp.float64)
+    tx = row.transformation(params)
+    targets = jax.tree.map(lambda *a: jnp.stack(a), *(task.tree(i, jnp.float64) for i in range(4)))
+
+    def one(target):
+        start = jax.tree.map(lambda p, t: p + 0 * t, params, target)  # the device's own
+        return task.run(tx, row, task.Parabola(target, 0.1), start, 3)[0]
+
+    specs = {"mesh": mesh(), "in_specs": P("i"), "out_specs": P("i")}
+    alone = lambda target: jax.tree.map(
+        lambda a: a[None], one(jax.tree.map(lambda a: a[0], target))
+    )
+    found = jax.jit(jax.shard_map(alone, **specs))(targets)
+    each = [jax.jit(one)(jax.tree.map(lambda a: a[i], targets)) for i in range(4)]  # noqa: B023
+    agree(found, jax.tree.map(lambda *a: np.stack(a), *each))

@@ -35,6 +35,7 @@ CHECKS = (
     "extras",
     "nonfinite",
     "construction",
+    "shard_map",
 )
 TARGET = Parabola(tree(1))
 
