@@ -111,7 +111,7 @@ def test_rmpe_is_an_affine_combination(dtype):
     shift = jnp.array([1.0, -2.0, 3.0], dtype)
     moved = rmpe(points + shift)
     np.testing.assert_allclose(
-        moved, rmpe(points) + shift, atol=1e-3 if dtype == jnp.float32 else 1e-9
+        moved, rmpe(points) + shift, atol=1e-2 if dtype == jnp.float32 else 1e-9
     )
     assert moved.dtype == dtype
 
