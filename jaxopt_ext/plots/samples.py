@@ -25,7 +25,8 @@ def samples(
 
     **Arguments:**
 
-    - `x`: an array of one of these shapes: the `value` of `diffusion.sample`, its `path`.
+    - `x`: an array of one of these shapes: the `value` of `diffusion.sample`, or,
+      of points of the plane, its `path`.
     - `columns`: of the grid of images; if `None`, as many as make it about square.
     - `limits`: numbers that are black and white (for colours: none and all of it); those beyond
       are clipped. If `None`, the smallest and the largest finite number of all images together.
