@@ -10,6 +10,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `optimizers`: gradient transformations for `optax`.
 - `distributed`: graphs, networks and decentralized algorithms.
 - `diffusion`: samplers. `estimators`: models with `fit`.
+- `plots`: pictures of what these return.
 """
 
 import importlib
@@ -28,6 +29,7 @@ _FAMILIES = (
     "fixed_point",
     "minimize",
     "optimizers",
+    "plots",
     "prox",
     "splitting",
 )
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         fixed_point as fixed_point,
         minimize as minimize,
         optimizers as optimizers,
+        plots as plots,
         prox as prox,
         splitting as splitting,
     )

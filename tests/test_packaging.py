@@ -14,6 +14,7 @@ import pytest
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 PACKAGES = {"jaxopt_ext": ROOT / "jaxopt_ext", "jaxopt_ext_kernels": ROOT / "kernels"}
 DEMO_ONLY = {"sklearn", "matplotlib"}
+PLOTS_ONLY = {"matplotlib"}
 
 
 def third_party(path):
@@ -32,6 +33,7 @@ def test_imports_are_declared():
         for path in folder.rglob("*.py"):
             needed = set(third_party(path)) - set(sys.stdlib_module_names) - set(PACKAGES)
             extra = DEMO_ONLY if path.name == "_demo.py" else set()
+            extra = PLOTS_ONLY if path.parent.name == "plots" else extra
             assert needed <= declared | extra, (path, needed - declared)
 
 
