@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 @pytest.mark.parametrize("row", [pytest.param(r, id=f"{r.shape}-{r.name}") for r in catalog.ROWS])
 def test_row(row):
-    assert row.object.__doc__, row.public
+    assert "Reference" in row.object.__doc__, row.public
     assert row.paper
     if row.claim is not None:
         assert (ROOT / "benchmarks" / "claims" / f"{row.claim}.py").exists(), row.claim
