@@ -31,7 +31,8 @@ def test_names_are_unique():
     [
         pytest.param(["fista"], id="name"),
         pytest.param(["minimize.FISTA"], id="public"),
-        pytest.param(["teboulle", "Shrinkage"], id="author-and-title"),
+        pytest.param(["teboulle"], id="author"),
+        pytest.param(["shrinkage-THRESHOLDING"], id="title"),
     ],
 )
 def test_find_by_each_kind_of_word(words):
