@@ -61,6 +61,8 @@ class Optax(AbstractSolver):
 
     - `transformation`: any `optax.GradientTransformation`.
     - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** DeepMind et al., The DeepMind JAX Ecosystem, 2020.
     """
 
     transformation: optax.GradientTransformation
@@ -128,6 +130,9 @@ class Optimistix(AbstractSolver):
 
     **Raises:** `TypeError` if the solver cannot take the problem; `ValueError` if a bracket is
     missing, its ends cross, or it is given for more than one unknown.
+
+    **Reference:** Rader, Lyons, Kidger, Optimistix: Modular Optimisation in JAX and Equinox, 2024,
+    arXiv:2402.09983.
     """
 
     solver: optx.AbstractIterativeSolver

@@ -5,13 +5,15 @@ import pathlib
 import pytest
 
 from jaxopt_ext import catalog
+from jaxopt_ext.__main__ import main
+from jaxopt_ext.catalog.find import describe, verdicts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("row", [pytest.param(r, id=f"{r.shape}-{r.name}") for r in catalog.ROWS])
 def test_row(row):
-    assert row.object.__doc__, row.public
+    assert "Reference" in row.object.__doc__, row.public
     assert row.paper
     if row.claim is not None:
         assert (ROOT / "benchmarks" / "claims" / f"{row.claim}.py").exists(), row.claim
@@ -22,3 +24,68 @@ def test_names_are_unique():
     names = [(row.shape, row.name) for row in catalog.ROWS]
     assert len(set(names)) == len(names)
     assert all(row in catalog.rows(row.shape) for row in catalog.ROWS)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["fista"], id="name"),
+        pytest.param(["minimize.FISTA"], id="public"),
+        pytest.param(["teboulle"], id="author"),
+        pytest.param(["shrinkage-THRESHOLDING"], id="title"),
+    ],
+)
+def test_find_by_each_kind_of_word(words):
+    found = catalog.find(*words)
+    assert "minimize.FISTA" in [row.public for row in found]
+    assert len(found) < len(catalog.ROWS) // 4
+
+
+def test_find_by_identifier():
+    wanted = [row for row in catalog.ROWS if row.system == "S101"]
+    assert wanted
+    assert catalog.find("s101") == wanted
+
+
+def test_find_wants_every_word():
+    assert catalog.find() == list(catalog.ROWS)
+    assert catalog.find("teboulle")
+    assert catalog.find("teboulle", "no such word") == []
+    assert set(catalog.find("teboulle", "mirror")) < set(catalog.find("teboulle"))
+    with pytest.raises(TypeError, match="strings"):
+        catalog.find(3)  # pyright: ignore[reportArgumentType]
+
+
+def test_systems_are_printed(capsys):
+    assert main(["systems", "minimize.fista"]) == 0
+    (row,) = catalog.find("minimize.fista")
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[:2] == ["FISTA", "  jaxopt_ext.minimize.FISTA"]
+    assert lines[2].strip() == row.object.__doc__.splitlines()[0].strip()
+    assert lines[3].strip() == row.paper
+    assert main(["systems"]) == 0
+    printed = capsys.readouterr().out.split("\n\n")
+    assert [text.splitlines()[0] for text in printed] == [row.name for row in catalog.ROWS]
+
+
+def test_systems_with_unknown_words(capsys):
+    assert main(["systems", "fista", "no-such-word"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "no-such-word" in captured.err
+
+
+def test_verdicts(tmp_path):
+    page = tmp_path / "claims.md"
+    assert verdicts(page) == {}
+    page.write_text("# Claims\n\n## minimize.fista: does not hold\n\n## a line\n## b.c: holds\n")
+    known = verdicts(page)
+    assert known == {"minimize/fista": "does not hold", "b/c": "holds"}
+    (row,) = catalog.find("minimize.fista")
+    assert describe(row, known).endswith("\n  claim: does not hold")
+    assert "claim" not in describe(row, {})
+
+
+def test_verdicts_of_this_checkout():
+    claims = {row.claim for row in catalog.ROWS}
+    assert set(verdicts()) <= claims

@@ -1,18 +1,17 @@
 """The table of systems: what each is, where it lives, which paper it follows, what it claims.
 
 The conformance suite runs over these rows and nothing else: a new member is a file in its family
-and a row in the file of its shape here.
+and a row in the file of its shape here. `find` looks rows up by words.
 """
 
 from .estimators import ESTIMATORS
+from .find import ROWS, find
 from .kernels import KERNELS
 from .network import NETWORK
 from .optimizers import OPTIMIZERS
 from .row import Row, Shape
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
-
-ROWS: tuple[Row, ...] = SOLVERS + OPTIMIZERS + NETWORK + SAMPLERS + ESTIMATORS + KERNELS
 
 
 def rows(shape: Shape | None = None) -> tuple[Row, ...]:
@@ -30,5 +29,6 @@ __all__ = [
     "SOLVERS",
     "Row",
     "Shape",
+    "find",
     "rows",
 ]

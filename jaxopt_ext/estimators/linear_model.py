@@ -31,6 +31,9 @@ class GeneralizedLinearModel(eqx.Module):
     - `solver`: any solver of `Composite` problems.
 
     **Raises:** `TypeError` if the parts are of the wrong kind.
+
+    **Reference:** Nelder, Wedderburn, Generalized Linear Models, 1972; for `Robust`, Huber, Robust
+    Estimation of a Location Parameter, 1964.
     """
 
     response: AbstractResponse = eqx.field(default_factory=Continuous)

@@ -55,6 +55,10 @@ class Picard(AbstractMappedSolver):
     **Arguments:**
 
     - `tol`, `max_steps`: see `AbstractSolver`.
+
+    **Reference:** Picard, Mémoire sur la théorie des équations aux dérivées partielles et la
+    méthode des approximations successives, 1890; Banach, Sur les opérations dans les ensembles
+    abstraits et leur application aux équations intégrales, 1922.
     """
 
     tol: Scalar = scalar_field(1e-6)

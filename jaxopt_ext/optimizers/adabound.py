@@ -141,7 +141,9 @@ def amsbound(
 ) -> optax.GradientTransformationExtraArgs:
     r"""AMSBound: AdaBound that divides by the largest second moment so far.
 
-    **Arguments**, **raises**, **reference:** as `adabound`.
+    **Arguments**, **raises:** as `adabound`.
+
+    **Reference:** as for `adabound`.
     """
     return adabound(
         learning_rate,

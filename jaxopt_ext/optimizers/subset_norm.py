@@ -112,6 +112,8 @@ def adam_sn(
 
     The state is one number per coordinate and one per subset. See `subset_norm` for the arguments;
     `b1` is the decay of the momentum, and its bias correction divides by 1 - b1ᵗ.
+
+    **Reference:** as for `subset_norm`.
     """
     return _build(
         learning_rate, b1=b1, b2=b2, subset_size=subset_size, eps=eps, weight_decay=weight_decay,

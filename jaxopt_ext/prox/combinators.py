@@ -9,8 +9,17 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from ..core import checks, tree
-from .coordinatewise import parameter_field
-from .function import AbstractFunction, align, magnitude, number, part, spread
+from .function import (
+    AbstractFunction,
+    AbstractMade,
+    Scaled as Scaled,
+    align,
+    magnitude,
+    number,
+    parameter_field,
+    part,
+    spread,
+)
 
 
 def _is_function(x: Any) -> bool:
@@ -29,47 +38,7 @@ def _linear_minimizer(function, g):
     return function.linear_minimizer(g)
 
 
-class _Made(AbstractFunction):
-    """A function made of one other, convex if that is."""
-
-    function: eqx.AbstractVar[AbstractFunction]
-
-    @property
-    def convex(self) -> bool:
-        return self.function.convex
-
-
-class Scaled(_Made):
-    """$c\\, g(x)$.
-
-    **Arguments:**
-
-    - `function`: $g$.
-    - `factor`: $c > 0$.
-    """
-
-    function: AbstractFunction
-    factor: Any = parameter_field()
-
-    def __check_init__(self):
-        checks.positive("factor", self.factor)
-
-    def __call__(self, x):
-        value = self.function(x)
-        return number("factor", self.factor, value.dtype) * value
-
-    def prox(self, x, step=1.0):
-        checks.positive("step", step)
-        return self.function.prox(x, step * self.factor)
-
-    def aligned(self, x):
-        return Scaled(self.function.aligned(x), self.factor)
-
-    def block(self, index):
-        return Scaled(self.function.block(index), self.factor)
-
-
-class Shifted(_Made):
+class Shifted(AbstractMade):
     """$g(x - b)$; of a set, the moved set.
 
     **Arguments:**
@@ -106,7 +75,7 @@ class Shifted(_Made):
         return Shifted(self.function.block(index), part(self.offset, index))
 
 
-class Precomposed(_Made):
+class Precomposed(AbstractMade):
     """$g(a x + b)$ for a number $a \\ne 0$.
 
     **Arguments:**

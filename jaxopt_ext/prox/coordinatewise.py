@@ -15,6 +15,7 @@ from .function import (
     AbstractSet,
     align,
     magnitude,
+    parameter_field,
     part,
     require_real,
     shrink,
@@ -23,11 +24,6 @@ from .function import (
 
 Parameter = Any
 """A number, an array broadcast against `x`, or a pytree of arrays like `x`."""
-
-
-def parameter_field(**options) -> Any:
-    """A parameter kept as array leaves."""
-    return eqx.field(converter=lambda p: jax.tree.map(checks.scalar, p), **options)
 
 
 def _check(check, name, value, *bounds):

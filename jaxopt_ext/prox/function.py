@@ -40,8 +40,6 @@ class AbstractFunction(eqx.Module):
         raise TypeError(f"{type(self).__name__} is not separable over the leading axis")
 
     def __rmul__(self, factor: Any) -> "AbstractFunction":
-        from .combinators import Scaled
-
         return Scaled(self, factor)
 
 
@@ -76,6 +74,51 @@ class AbstractSet(AbstractFunction):
     def linear_minimizer(self, g: PyTree[Array]) -> PyTree[Array]:
         """$\\arg\\min_{s \\in C} \\langle g, s\\rangle$, where there is one."""
         raise TypeError(f"{type(self).__name__} has no linear minimization oracle")
+
+
+def parameter_field(**options) -> Any:
+    """A parameter kept as array leaves."""
+    return eqx.field(converter=lambda p: jax.tree.map(checks.scalar, p), **options)
+
+
+class AbstractMade(AbstractFunction):
+    """A function made of one other, convex if that is."""
+
+    function: eqx.AbstractVar[AbstractFunction]
+
+    @property
+    def convex(self) -> bool:
+        return self.function.convex
+
+
+class Scaled(AbstractMade):
+    """$c\\, g(x)$.
+
+    **Arguments:**
+
+    - `function`: $g$.
+    - `factor`: $c > 0$.
+    """
+
+    function: AbstractFunction
+    factor: Any = parameter_field()
+
+    def __check_init__(self):
+        checks.positive("factor", self.factor)
+
+    def __call__(self, x):
+        value = self.function(x)
+        return number("factor", self.factor, value.dtype) * value
+
+    def prox(self, x, step=1.0):
+        checks.positive("step", step)
+        return self.function.prox(x, step * self.factor)
+
+    def aligned(self, x):
+        return Scaled(self.function.aligned(x), self.factor)
+
+    def block(self, index):
+        return Scaled(self.function.block(index), self.factor)
 
 
 def spread(parameter: Any, x: PyTree[Array], real: bool = True) -> PyTree[Array]:

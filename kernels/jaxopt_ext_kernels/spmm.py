@@ -39,6 +39,9 @@ def bcsr_matmul(
     **Returns:** $C$, in the wider type of the two.
 
     **Raises:** `ValueError` if shapes do not fit or the implementation is unknown.
+
+    **Reference:** Im, Yelick, Vuduc, Sparsity: Optimization Framework for Sparse Matrix Kernels,
+    2004.
     """
     if dense.ndim != 2 or dense.shape[0] != matrix.shape[1]:
         raise ValueError(f"shapes do not fit: {matrix.shape} times {dense.shape}")
