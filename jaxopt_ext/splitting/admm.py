@@ -136,9 +136,10 @@ class ADMM(AbstractSplittingSolver):
 
     The penalty follows the units of the problem by itself, by factors of at most $1 + 10^5 / k^2$
     at step $k$. After `balance_until` steps it stays, so that what is known of a fixed penalty
-    holds: ADMM converges for convex functions wherever a solution exists. `UnrolledAdjoint` differentiates through all of it, in forward and reverse
-    mode: penalties change by powers of two and so are constants of the problem almost everywhere,
-    and what is computed anew for them is differentiated.
+    holds: ADMM converges for convex functions wherever a solution exists. `UnrolledAdjoint`
+    differentiates through all of it, in forward and reverse mode: penalties change by powers of two
+    and so are constants of the problem almost everywhere, and what is computed anew for them is
+    differentiated.
 
     **Arguments:**
 
