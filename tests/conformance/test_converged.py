@@ -48,7 +48,9 @@ def _draw(seed, size):
 def _smooth(d):
     """Without lower bound in half of the cases: a slope where nothing curves, or an exponential."""
     A, b, c, bad = d["A"], d["b"], d["shift"], d["bad"]
-    fun = lambda x: 0.5 * jnp.sum((A @ x - b) ** 2) + bad * (jnp.vdot(c, x) - x[0] + jnp.exp(-x[1]))
+    fun = lambda x: (
+        0.5 * jnp.sum((A @ x - b) ** 2) + bad * (jnp.vdot(c, x) - x[0] + jnp.exp(-bad * x[1]))
+    )
     return jxt.Smooth(fun)
 
 
