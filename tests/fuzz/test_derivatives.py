@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from pairs import Pairs
 
 import jaxopt_ext as jxt
 from jaxopt_ext import minimize, objectives, prox
@@ -13,23 +14,10 @@ M, N = 10, 6
 QUICK = {"xla_backend_optimization_level": 0}
 
 
-class _Pairs(prox.AbstractFunction):
-    """A group lasso of neighbours."""
-
-    weight: jax.Array
-    convex = True
-
-    def __call__(self, w):
-        return prox.GroupLasso(self.weight)(w.reshape(-1, 2))
-
-    def prox(self, w, step=1.0):
-        return prox.GroupLasso(self.weight).prox(w.reshape(-1, 2), step).reshape(-1)
-
-
 KINDS = {
     "lasso": lambda f, lam: jxt.Composite(f, prox.L1(lam)),
     "elastic net": lambda f, lam: jxt.Composite(f, prox.ElasticNet(lam, 0.5 * lam)),
-    "group lasso": lambda f, lam: jxt.Composite(f, _Pairs(lam)),
+    "group lasso": lambda f, lam: jxt.Composite(f, Pairs(lam)),
     "box": lambda f, lam: jxt.Constrained(f, prox.Box(-lam, lam)),
     "simplex": lambda f, lam: jxt.Constrained(f, prox.Simplex(lam)),
 }

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optimistix as optx
 import pytest
+from pairs import Pairs
 
 import jaxopt_ext as jxt
 from jaxopt_ext import fixed_point, minimize, objectives, prox, splitting
@@ -90,25 +91,12 @@ def residual(kind, d, w):
     return np.linalg.norm(w - moved, axis=1)
 
 
-class _Pairs(prox.AbstractFunction):
-    """A group lasso of neighbours."""
-
-    weight: jax.Array
-    convex = True
-
-    def __call__(self, w):
-        return prox.GroupLasso(self.weight)(w.reshape(-1, 2))
-
-    def prox(self, w, step=1.0):
-        return prox.GroupLasso(self.weight).prox(w.reshape(-1, 2), step).reshape(-1)
-
-
 def problem(kind, d):
     loss, lam = objectives.SquaredLoss(d["A"], d["b"]), d["lam"]
     return {
         "lasso": lambda: jxt.Composite(loss, prox.L1(lam)),
         "elastic net": lambda: jxt.Composite(loss, prox.ElasticNet(lam, 0.5 * lam)),
-        "group lasso": lambda: jxt.Composite(loss, _Pairs(lam)),
+        "group lasso": lambda: jxt.Composite(loss, Pairs(lam)),
         "box": lambda: jxt.Constrained(loss, prox.Box(-1.0, 1.0)),
         "simplex": lambda: jxt.Constrained(loss, prox.Simplex(1.0)),
         "deviations": lambda: jxt.Saddle(
