@@ -134,7 +134,7 @@ def race(problem: Problem) -> dict[str, np.ndarray]:
     """The best curve of every optimizer: that with the lowest mean of its last three points."""
     best = {}
     entries = [("Adam", optax.adam, {"learning_rate": 1e-2}, ())]
-    for row in catalog.rows("optimizer"):
+    for row in catalog.rows(catalog.OptimizerRow):
         arguments = row.example(problem.start)
         if "batch" in row.extras or arguments.get("preconditioner") == "newton":
             continue  # need the network's outputs, or a matrix as large as the Hessian

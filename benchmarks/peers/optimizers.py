@@ -102,7 +102,7 @@ def stepper(tx, extras=()):
 
 def run(filters=()) -> list[dict]:
     table = []
-    for row in catalog.rows("optimizer"):
+    for row in catalog.rows(catalog.OptimizerRow):
         if filters and not any(f in row.public for f in filters):
             continue
         try:

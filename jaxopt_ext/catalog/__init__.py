@@ -1,22 +1,34 @@
 """The table of systems: what each is, where it lives, which paper it follows, what it claims.
 
 The conformance suite runs over these rows and nothing else: a new member is a file in its family
-and a row in the file of its shape here. `find` looks rows up by words.
+and a row in the file of its shape here. `rows` has the row classes; `find` looks rows up by words.
 """
+
+from typing import TypeVar
 
 from .estimators import ESTIMATORS
 from .find import ROWS, find
 from .kernels import KERNELS
 from .network import NETWORK
 from .optimizers import OPTIMIZERS
-from .row import Row, Shape
+from .rows import (
+    EstimatorRow,
+    KernelRow,
+    NetworkRow,
+    OptimizerRow,
+    Row,
+    SamplerRow,
+    SolverRow,
+)
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
 
+AnyRow = TypeVar("AnyRow", bound=Row)
 
-def rows(shape: Shape | None = None) -> tuple[Row, ...]:
-    """All rows, or those of one shape."""
-    return tuple(row for row in ROWS if shape in (None, row.shape))
+
+def rows(kind: type[AnyRow]) -> tuple[AnyRow, ...]:
+    """The rows of one shape, `rows(SolverRow)` say; of all, `rows(Row)`."""
+    return tuple(row for row in ROWS if isinstance(row, kind))
 
 
 __all__ = [
@@ -27,8 +39,13 @@ __all__ = [
     "ROWS",
     "SAMPLERS",
     "SOLVERS",
+    "EstimatorRow",
+    "KernelRow",
+    "NetworkRow",
+    "OptimizerRow",
     "Row",
-    "Shape",
+    "SamplerRow",
+    "SolverRow",
     "find",
     "rows",
 ]

@@ -5,7 +5,7 @@ from typing import Any
 
 import jaxopt_ext as jxt
 
-from .row import Row
+from .rows import EstimatorRow
 
 _GLM = "Nelder, Wedderburn, Generalized Linear Models, 1972"
 
@@ -18,7 +18,6 @@ def _model(response: Callable[[], Any], paper: str = _GLM, **options: Any) -> di
 
     return {
         "public": "estimators.GeneralizedLinearModel",
-        "shape": "estimator",
         "paper": paper,
         "example": example,
         "claim": "estimators/linear_model",
@@ -26,9 +25,9 @@ def _model(response: Callable[[], Any], paper: str = _GLM, **options: Any) -> di
     }
 
 
-ESTIMATORS: tuple[Row, ...] = (
-    Row("Linear regression", **_model(lambda: jxt.estimators.Continuous(), task="real")),
-    Row(
+ESTIMATORS: tuple[EstimatorRow, ...] = (
+    EstimatorRow("Linear regression", **_model(lambda: jxt.estimators.Continuous(), task="real")),
+    EstimatorRow(
         "Robust linear regression",
         **_model(
             lambda: jxt.estimators.Robust(0.5),
@@ -36,7 +35,9 @@ ESTIMATORS: tuple[Row, ...] = (
             task="real",
         ),
     ),
-    Row("Logistic regression", **_model(lambda: jxt.estimators.Binary(), task="binary")),
-    Row("Multinomial regression", **_model(lambda: jxt.estimators.Categorical(3), task="classes")),
-    Row("Poisson regression", **_model(lambda: jxt.estimators.Count(), task="counts")),
+    EstimatorRow("Logistic regression", **_model(lambda: jxt.estimators.Binary(), task="binary")),
+    EstimatorRow(
+        "Multinomial regression", **_model(lambda: jxt.estimators.Categorical(3), task="classes")
+    ),
+    EstimatorRow("Poisson regression", **_model(lambda: jxt.estimators.Count(), task="counts")),
 )

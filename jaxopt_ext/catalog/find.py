@@ -8,7 +8,7 @@ from .estimators import ESTIMATORS
 from .kernels import KERNELS
 from .network import NETWORK
 from .optimizers import OPTIMIZERS
-from .row import Row
+from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
 
@@ -37,7 +37,7 @@ def find(*words: str) -> list[Row]:
 
 
 def _text(row: Row) -> str:
-    return "\n".join((row.name, row.public, row.paper, row.system or "")).casefold()
+    return "\n".join((row.name, row.public, row.paper, *row.system)).casefold()
 
 
 def verdicts(page: pathlib.Path = _PAGE) -> dict[str, str]:

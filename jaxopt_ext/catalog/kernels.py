@@ -2,13 +2,12 @@
 
 import importlib
 
-from .row import Row
+from .rows import KernelRow
 
-KERNELS: tuple[Row, ...] = (
-    Row(
+KERNELS: tuple[KernelRow, ...] = (
+    KernelRow(
         "Block-sparse times dense",
         "kernels.bcsr_matmul",
-        "kernel",
         "Blocked compressed sparse rows; Im, Yelick, Vuduc, Sparsity, 2004",
         lambda: importlib.import_module("jaxopt_ext_kernels.testing").BCSRMatmulCase(),
         claim="kernels/spmm",

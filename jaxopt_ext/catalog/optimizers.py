@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxopt_ext as jxt
 
-from .row import Row
+from .rows import OptimizerRow
 
 
 def _state_bytes(numbers: Callable[[Any], int]) -> Callable[[Any], int]:
@@ -132,11 +132,10 @@ def _entry(params: Any, index: Any) -> Any:
     return ravel_pytree(params)[0][index]
 
 
-OPTIMIZERS: tuple[Row, ...] = (
-    Row(
+OPTIMIZERS: tuple[OptimizerRow, ...] = (
+    OptimizerRow(
         "BAdam",
         "optimizers.badam",
-        "optimizer",
         "Luo, Yu, Li, BAdam: A Memory Efficient Full Parameter Training Method for Large Language "
         "Models, 2024, arXiv:2404.02827",
         lambda params: {
@@ -145,20 +144,19 @@ OPTIMIZERS: tuple[Row, ...] = (
             "strict": False,
         },
         claim="optimizers/badam",
-        system="S176",
+        system=("S176",),
         state_bytes=_badam_bytes,
         opt_outs={"empty_tree": "without parameters there is no block to train; it says so"},
     ),
-    Row(
+    OptimizerRow(
         "MicroAdam",
         "optimizers.microadam",
-        "optimizer",
         "Modoranu et al., MicroAdam: Accurate Adaptive Optimization with Low Space Overhead and "
         "Provable Convergence, 2024, arXiv:2405.15593",
         lambda params: {"learning_rate": 5e-4},
         static=("k",),
         claim="optimizers/microadam",
-        system="S027",
+        system=("S027",),
         state_bytes=_microadam_bytes,
         opt_outs={
             "complex": _REAL,
@@ -166,296 +164,270 @@ OPTIMIZERS: tuple[Row, ...] = (
             "dtypes": "its window holds bfloat16 values, as the paper's does",
         },
     ),
-    Row(
+    OptimizerRow(
         "Online Subspace Descent",
         "optimizers.online_subspace_descent",
-        "optimizer",
         "Liang, Liu, Chen, Liu, Memory-Efficient LLM Training with Online Subspace Descent, 2024, "
         "arXiv:2408.12857",
         lambda params: {"learning_rate": 1e-2, "rank": 0.25},
         static=("rank",),
         claim="optimizers/online_subspace",
-        system="S037",
+        system=("S037",),
         state_bytes=_state_bytes(_online_subspace_numbers),
     ),
-    Row(
+    OptimizerRow(
         "AdamSNSM",
         "optimizers.adam_snsm",
-        "optimizer",
         _SN_SM,
         lambda params: {"learning_rate": 1e-2, "rank": 0.25},
         static=("rank",),
         claim="optimizers/subset_norm",
-        system="S063",
+        system=("S063",),
         state_bytes=_state_bytes(
             lambda leaf: _subset_numbers(leaf) + _subspace_numbers(leaf, 1, 1, 1)
         ),
     ),
-    Row(
+    OptimizerRow(
         "Adam with Subset-Norm",
         "optimizers.adam_sn",
-        "optimizer",
         _SN_SM,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/subset_norm",
-        system="S063",
+        system=("S063",),
         state_bytes=_state_bytes(lambda leaf: leaf.size + _subset_numbers(leaf)),
     ),
-    Row(
+    OptimizerRow(
         "Subset-Norm",
         "optimizers.subset_norm",
-        "optimizer",
         _SN_SM,
         lambda params: {"learning_rate": 0.5},
         claim="optimizers/subset_norm",
-        system="S063",
+        system=("S063",),
         state_bytes=_state_bytes(_subset_numbers),
     ),
-    Row(
+    OptimizerRow(
         "Subspace-Momentum",
         "optimizers.subspace_momentum",
-        "optimizer",
         _SN_SM,
         lambda params: {"learning_rate": 1e-2, "rank": 0.25},
         static=("rank",),
         claim="optimizers/subset_norm",
-        system="S063",
+        system=("S063",),
         state_bytes=_state_bytes(lambda leaf: _subspace_numbers(leaf, 1, 1, 1)),
     ),
-    Row(
+    OptimizerRow(
         "EXAdam",
         "optimizers.exadam",
-        "optimizer",
         "Adly, EXAdam: The Power of Adaptive Cross-Moments, 2024, arXiv:2412.20302",
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/exadam",
-        system="S094",
+        system=("S094",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "Adan",
         "optimizers.adan",
-        "optimizer",
         "Xie et al., Adan: Adaptive Nesterov Momentum Algorithm for Faster Optimizing Deep Models, "
         "2024, arXiv:2208.06677",
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/adan",
-        system="S102",
+        system=("S102",),
         state_bytes=_state_bytes(lambda leaf: 4 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AdamP",
         "optimizers.adamp",
-        "optimizer",
         _ADAMP,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/adamp",
-        system="S034",
+        system=("S034",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "SGDP",
         "optimizers.sgdp",
-        "optimizer",
         _ADAMP,
         lambda params: {"learning_rate": 1e-2, "momentum": 0.9},
         claim="optimizers/adamp",
-        system="S034",
+        system=("S034",),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "MultiAdam",
         "optimizers.multiadam",
-        "optimizer",
         "Yao et al., MultiAdam: Parameter-wise Scale-invariant Optimizer for Multiscale Training "
         "of Physics-informed Neural Networks, 2023, arXiv:2306.02816",
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/multiadam",
-        system="S066",
+        system=("S066",),
         extras=("loss_grads",),
         state_bytes=_state_bytes(lambda leaf: 2 * 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "RMSProp under generalized smoothness",
         "optimizers.rmsprop_gs",
-        "optimizer",
         _GENERALIZED_SMOOTH,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/adam",
-        system="S046",
+        system=("S046",),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "Adam under generalized smoothness",
         "optimizers.adam_gs",
-        "optimizer",
         _GENERALIZED_SMOOTH,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/adam",
-        system="S046",
+        system=("S046",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "Aggressive stochastic weight averaging (ASWA)",
         "optimizers.aswa",
-        "optimizer",
         _ASWA,
         lambda params: {"inner": optax.sgd(0.3), "steps_per_epoch": 10},
         claim="optimizers/aswa",
-        system="S104",
+        system=("S104",),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "Norm-filtered aggressive stochastic weight averaging (NASWA)",
         "optimizers.aswa",
-        "optimizer",
         _ASWA,
         lambda params: {"inner": optax.sgd(0.3), "steps_per_epoch": 10, "norm_filter": True},
         claim="optimizers/aswa",
-        system="S104",
+        system=("S104",),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "Switch EMA",
         "optimizers.switch_ema",
-        "optimizer",
         "Li et al., Switch EMA: A Free Lunch for Better Flatness and Sharpness, 2024, "
         "arXiv:2402.09240",
         lambda params: {"inner": optax.sgd(1e-2), "decay": 0.9, "steps_per_epoch": 10},
         claim="optimizers/switch_ema",
-        system="S127",
+        system=("S127",),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "Multi-momentum variance reduction (Discover)",
         "optimizers.multi_momentum",
-        "optimizer",
         "Tondji, Kashubin, Cisse, Variance Reduction in Deep Learning: More Momentum is All You "
         "Need, 2021, arXiv:2111.11828",
         lambda params: {"inner": optax.sgd(1e-2), "num_clusters": 2},
         claim="optimizers/multimomentum",
-        system="S122",
+        system=("S122",),
         extras=("cluster_id",),
         state_bytes=_state_bytes(lambda leaf: (2 + 1) * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AdaHessian",
         "optimizers.adahessian",
-        "optimizer",
         "Yao et al., ADAHESSIAN: An Adaptive Second Order Optimizer for Machine Learning, 2021, "
         "arXiv:2006.00719",
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/adahessian",
-        system="S141",
+        system=("S141",),
         extras=("hvp_fn",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
         opt_outs={"complex": _REAL},
     ),
-    Row(
+    OptimizerRow(
         "OASIS",
         "optimizers.oasis",
-        "optimizer",
         _OASIS,
         lambda params: {"n_warmup": 10},
         claim="optimizers/oasis",
-        system="S100",
+        system=("S100",),
         extras=("grad_fn", "hvp_fn"),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
         opt_outs={"complex": _REAL},
     ),
-    Row(
+    OptimizerRow(
         "OASIS with momentum at a fixed rate",
         "optimizers.oasis",
-        "optimizer",
         _OASIS,
         lambda params: {"n_warmup": 10, "adaptive": False, "b1": 0.9, "learning_rate": 1e-2},
         claim="optimizers/oasis",
-        system="S100",
+        system=("S100",),
         extras=("hvp_fn",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
         opt_outs={"complex": _REAL},
     ),
-    Row(
+    OptimizerRow(
         "SANIA AdaGrad-SQR",
         "optimizers.sania",
-        "optimizer",
         _SANIA,
         lambda params: {"preconditioner": "adagrad_sqr", "eps": 1.0},
         claim="optimizers/sania",
-        system="S129",
+        system=("S129",),
         extras=("value",),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
         opt_outs={
             "optimum": "its sum only grows, so large first gradients slow it for good",
         },
     ),
-    Row(
+    OptimizerRow(
         "SANIA Adam-SQR",
         "optimizers.sania",
-        "optimizer",
         _SANIA,
         lambda params: {"preconditioner": "adam_sqr", "eps": 1.0},
         claim="optimizers/sania",
-        system="S129",
+        system=("S129",),
         extras=("value",),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "SANIA identity (stochastic Polyak)",
         "optimizers.sania",
-        "optimizer",
         _SANIA,
         lambda params: {"preconditioner": "identity"},
         claim="optimizers/sania",
-        system="S129",
+        system=("S129",),
         extras=("value",),
         state_bytes=lambda params: 0,
     ),
-    Row(
+    OptimizerRow(
         "SANIA Hutchinson",
         "optimizers.sania",
-        "optimizer",
         _SANIA,
         lambda params: {"preconditioner": "hutchinson"},
         claim="optimizers/sania",
-        system="S129",
+        system=("S129",),
         extras=("value", "hvp_fn"),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
         opt_outs={"complex": _REAL},
     ),
-    Row(
+    OptimizerRow(
         "SANIA Newton",
         "optimizers.sania",
-        "optimizer",
         _SANIA,
         lambda params: {"preconditioner": "newton"},
         claim="optimizers/sania",
-        system="S129",
+        system=("S129",),
         extras=("value", "hvp_fn"),
         state_bytes=lambda params: 0,
         opt_outs={"complex": _REAL, "shard_map": _LINEAX},
     ),
-    Row(
+    OptimizerRow(
         "SANIA Newton-CG",
         "optimizers.sania",
-        "optimizer",
         _SANIA,
         lambda params: {"preconditioner": "cg"},
         claim="optimizers/sania",
-        system="S129",
+        system=("S129",),
         extras=("value", "hvp_fn"),
         state_bytes=lambda params: 0,
         opt_outs={"complex": _REAL},
     ),
-    Row(
+    OptimizerRow(
         "Exact Gauss-Newton (EGN)",
         "optimizers.egn",
-        "optimizer",
         "Korbit, Adeoye, Bemporad, Zanon, Exact Gauss-Newton Optimization for Training Deep Neural "
         "Networks, 2024, arXiv:2405.14402",
         lambda params: {"predict_fn": _entry},
         claim="optimizers/egn",
-        system="S148",
+        system=("S148",),
         extras=("batch",),
         state_bytes=lambda params: 0,
         opt_outs={
@@ -464,139 +436,126 @@ OPTIMIZERS: tuple[Row, ...] = (
             "shard_map": _LINEAX,
         },
     ),
-    Row(
+    OptimizerRow(
         "AdAdaGrad",
         "optimizers.adadagrad",
-        "optimizer",
         _ADADAGRAD,
         lambda params: {"learning_rate": 0.5},
         claim="optimizers/adadagrad",
-        system="S035",
+        system=("S035",),
         extras=("per_sample_grads",),
         state_bytes=_state_bytes(lambda leaf: leaf.size),
         opt_outs={"complex": _REAL},
     ),
-    Row(
+    OptimizerRow(
         "AdAdaGradNorm",
         "optimizers.adadagrad_norm",
-        "optimizer",
         _ADADAGRAD,
         lambda params: {"learning_rate": 0.5},
         claim="optimizers/adadagrad",
-        system="S035",
+        system=("S035",),
         extras=("per_sample_grads",),
         state_bytes=lambda params: 0,
         opt_outs={"complex": _REAL},
     ),
-    Row(
+    OptimizerRow(
         "AdaBelief",
         "optimizers.adabelief",
-        "optimizer",
         _ADABELIEF,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/adabelief",
-        system="S041",
+        system=("S041",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AdaBelief, rectified",
         "optimizers.adabelief",
-        "optimizer",
         _ADABELIEF,
         lambda params: {"learning_rate": 1e-2, "rectify": True},
         claim="optimizers/adabelief",
-        system="S041",
+        system=("S041",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AdaBelief with AMSGrad's maximum",
         "optimizers.adabelief",
-        "optimizer",
         _ADABELIEF,
         lambda params: {"learning_rate": 1e-2, "amsgrad": True},
         claim="optimizers/adabelief",
-        system="S041",
+        system=("S041",),
         state_bytes=_state_bytes(lambda leaf: 3 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "Adafactor",
         "optimizers.adafactor",
-        "optimizer",
         "Shazeer, Stern, Adafactor: Adaptive Learning Rates with Sublinear Memory Cost, 2018, "
         "arXiv:1804.04235",
         lambda params: {"learning_rate": 1e-1},
         claim="optimizers/adafactor",
-        system="S057",
+        system=("S057",),
         state_bytes=_state_bytes(_factored_numbers),
     ),
-    Row(
+    OptimizerRow(
         "AdEMAMix",
         "optimizers.ademamix",
-        "optimizer",
         _ADEMAMIX,
         lambda params: {"learning_rate": 1e-2, "b3": 0.99},
         claim="optimizers/ademamix",
-        system="S060",
+        system=("S060",),
         state_bytes=_state_bytes(lambda leaf: 3 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AdEMAMix without the fast mean",
         "optimizers.ademamix",
-        "optimizer",
         _ADEMAMIX,
         lambda params: {"learning_rate": 1e-2, "b1": 0.0, "b3": 0.99},
         claim="optimizers/ademamix",
-        system="S060",
+        system=("S060",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AMSGrad",
         "optimizers.amsgrad",
-        "optimizer",
         _AMSGRAD,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/amsgrad",
-        system="S072",
+        system=("S072",),
         state_bytes=_state_bytes(lambda leaf: 3 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AdamNC",
         "optimizers.adamnc",
-        "optimizer",
         _AMSGRAD,
         lambda params: {"learning_rate": 1e-1},
         claim="optimizers/amsgrad",
-        system="S072",
+        system=("S072",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AdaBound",
         "optimizers.adabound",
-        "optimizer",
         _ADABOUND,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/adabound",
-        system="S084",
+        system=("S084",),
         state_bytes=_state_bytes(lambda leaf: 2 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "AMSBound",
         "optimizers.amsbound",
-        "optimizer",
         _ADABOUND,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/adabound",
-        system="S084",
+        system=("S084",),
         state_bytes=_state_bytes(lambda leaf: 3 * leaf.size),
     ),
-    Row(
+    OptimizerRow(
         "Optimistic AMSGrad",
         "optimizers.opt_amsgrad",
-        "optimizer",
         _OPT_AMSGRAD,
         lambda params: {"learning_rate": 1e-2},
         claim="optimizers/optimistic_amsgrad",
-        system="S101",
+        system=("S101",),
         state_bytes=_opt_amsgrad_bytes,
     ),
 )

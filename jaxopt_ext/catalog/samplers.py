@@ -2,30 +2,27 @@
 
 import jaxopt_ext as jxt
 
-from .row import Row
+from .rows import SamplerRow
 
-SAMPLERS: tuple[Row, ...] = (
-    Row(
+SAMPLERS: tuple[SamplerRow, ...] = (
+    SamplerRow(
         "DDIM",
         "diffusion.DDIM",
-        "sampler",
         "Song, Meng, Ermon, Denoising Diffusion Implicit Models, 2021, arXiv:2010.02502",
         lambda: jxt.diffusion.DDIM(),
         claim="diffusion/ddim",
         order=1,
     ),
-    Row(
+    SamplerRow(
         "Ancestral sampling (DDPM)",
         "diffusion.DDIM",
-        "sampler",
         "Ho, Jain, Abbeel, Denoising Diffusion Probabilistic Models, 2020, arXiv:2006.11239",
         lambda: jxt.diffusion.DDIM(eta=1.0),
         claim="diffusion/ddim",
     ),
-    Row(
+    SamplerRow(
         "Heun",
         "diffusion.Heun",
-        "sampler",
         "Karras, Aittala, Aila, Laine, Elucidating the Design Space of Diffusion-Based Generative "
         "Models, 2022, arXiv:2206.00364",
         lambda: jxt.diffusion.Heun(),

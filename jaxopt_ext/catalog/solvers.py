@@ -5,65 +5,58 @@ import optimistix as optx
 
 import jaxopt_ext as jxt
 
-from .row import Row
+from .rows import SolverRow
 
-SOLVERS: tuple[Row, ...] = (
-    Row(
+SOLVERS: tuple[SolverRow, ...] = (
+    SolverRow(
         "Gradient descent",
         "minimize.GradientDescent",
-        "solver",
         "Nocedal, Wright, Numerical Optimization, 2006",
         lambda: jxt.minimize.GradientDescent(),
         claim="minimize/gradient_descent",
     ),
-    Row(
+    SolverRow(
         "Proximal gradient",
         "minimize.ProximalGradient",
-        "solver",
         "Combettes, Wajs, Signal Recovery by Proximal Forward-Backward Splitting, 2005",
         lambda: jxt.minimize.ProximalGradient(),
         claim="minimize/proximal_gradient",
     ),
-    Row(
+    SolverRow(
         "FISTA",
         "minimize.FISTA",
-        "solver",
         "Beck, Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm, 2009",
         lambda: jxt.minimize.FISTA(),
         claim="minimize/fista",
     ),
-    Row(
+    SolverRow(
         "Block coordinate descent",
         "minimize.BlockCoordinateDescent",
-        "solver",
         "Tseng, Yun, A Coordinate Gradient Descent Method for Nonsmooth Separable Minimization, "
         "2009",
         lambda: jxt.minimize.BlockCoordinateDescent(selection=jxt.minimize.Shuffled()),
         claim="minimize/block_coordinate",
         opt_outs={"pytree": "blocks are the entries of the leading axis of one array"},
     ),
-    Row(
+    SolverRow(
         "Greedy coordinate descent",
         "minimize.GreedyCoordinateDescent",
-        "solver",
         "Nutini et al., Coordinate Descent Converges Faster with the Gauss-Southwell Rule, 2015, "
         "arXiv:1506.00552",
         lambda: jxt.minimize.GreedyCoordinateDescent(),
         claim="minimize/block_coordinate",
         opt_outs={"pytree": "blocks are the entries of the leading axis of one array"},
     ),
-    Row(
+    SolverRow(
         "Mirror descent",
         "minimize.MirrorDescent",
-        "solver",
         "Beck, Teboulle, Mirror Descent and Nonlinear Projected Subgradient Methods, 2003",
         lambda: jxt.minimize.MirrorDescent(),
         claim="minimize/mirror_descent",
     ),
-    Row(
+    SolverRow(
         "Frank-Wolfe",
         "minimize.FrankWolfe",
-        "solver",
         "Jaggi, Revisiting Frank-Wolfe, 2013",
         lambda: jxt.minimize.FrankWolfe(),
         claim="minimize/frank_wolfe",
@@ -72,44 +65,39 @@ SOLVERS: tuple[Row, ...] = (
             for name in ("oracle", "pytree", "gradient", "vmap")
         },
     ),
-    Row(
+    SolverRow(
         "Away-step Frank-Wolfe",
         "minimize.AwayFrankWolfe",
-        "solver",
         "Lacoste-Julien, Jaggi, On the Global Linear Convergence of Frank-Wolfe Variants, 2015, "
         "arXiv:1511.05932",
         lambda: jxt.minimize.AwayFrankWolfe(),
         claim="minimize/frank_wolfe",
     ),
-    Row(
+    SolverRow(
         "Pairwise Frank-Wolfe",
         "minimize.PairwiseFrankWolfe",
-        "solver",
         "Lacoste-Julien, Jaggi, On the Global Linear Convergence of Frank-Wolfe Variants, 2015, "
         "arXiv:1511.05932",
         lambda: jxt.minimize.PairwiseFrankWolfe(),
         claim="minimize/frank_wolfe",
     ),
-    Row(
+    SolverRow(
         "Picard iteration",
         "fixed_point.Picard",
-        "solver",
         "Picard 1890; Banach 1922",
         lambda: jxt.fixed_point.Picard(),
         claim="fixed_point/picard",
     ),
-    Row(
+    SolverRow(
         "Krasnosel'skii-Mann iteration",
         "fixed_point.KrasnoselskiiMann",
-        "solver",
         "Mann, Mean Value Methods in Iteration, 1953",
         lambda: jxt.fixed_point.KrasnoselskiiMann(),
         claim="fixed_point/picard",
     ),
-    Row(
+    SolverRow(
         "Halpern iteration",
         "fixed_point.Halpern",
-        "solver",
         "Lieder, On the Convergence Rate of the Halpern-Iteration, 2021",
         lambda: jxt.fixed_point.Halpern(),
         claim="fixed_point/halpern",
@@ -118,28 +106,25 @@ SOLVERS: tuple[Row, ...] = (
             for name in ("oracle", "pytree", "gradient", "vmap", "float32")
         },
     ),
-    Row(
+    SolverRow(
         "Anderson acceleration",
         "fixed_point.Anderson",
-        "solver",
         "Zhang, O'Donoghue, Boyd, Globally Convergent Type-I Anderson Acceleration, 2020, "
         "arXiv:1808.03971",
         lambda: jxt.fixed_point.Anderson(),
         claim="fixed_point/anderson",
     ),
-    Row(
+    SolverRow(
         "ADMM",
         "splitting.ADMM",
-        "solver",
         "Boyd et al., Distributed Optimization and Statistical Learning via ADMM, 2011",
         lambda: jxt.splitting.ADMM(),
         claim="splitting/admm",
         opt_outs={"pytree": "a split point is a tuple already"},
     ),
-    Row(
+    SolverRow(
         "Douglas-Rachford splitting",
         "splitting.DouglasRachford",
-        "solver",
         "Lions, Mercier, Splitting Algorithms for the Sum of Two Nonlinear Operators, 1979",
         lambda: jxt.splitting.DouglasRachford(step_size=5.0),
         claim="splitting/douglas_rachford",
@@ -148,39 +133,35 @@ SOLVERS: tuple[Row, ...] = (
             "problems": "Constrained: the suite's objective there has no prox",
         },
     ),
-    Row(
+    SolverRow(
         "Primal-dual hybrid gradient",
         "splitting.PrimalDualHybridGradient",
-        "solver",
         "Chambolle, Pock, A First-Order Primal-Dual Algorithm for Convex Problems, 2011; "
         "Applegate et al., 2023, arXiv:2105.12715",
         lambda: jxt.splitting.PrimalDualHybridGradient(),
         claim="splitting/primal_dual",
         opt_outs={"pytree": "a primal-dual pair is a tuple already"},
     ),
-    Row(
+    SolverRow(
         "OSQP",
         "splitting.OSQP",
-        "solver",
         "Stellato et al., OSQP: An Operator Splitting Solver for Quadratic Programs, 2020, "
         "arXiv:1711.08013",
         lambda: jxt.splitting.OSQP(),
         claim="splitting/osqp",
         opt_outs={"pytree": "a quadratic program is over one vector"},
     ),
-    Row(
+    SolverRow(
         "optax transformations",
         "adapters.Optax",
-        "solver",
         "DeepMind et al., The DeepMind JAX Ecosystem, 2020",
         lambda: jxt.adapters.Optax(optax.lbfgs()),
         claim="adapters/libraries",
         opt_outs={"shard_map": "the line search of the example, optax's own, does not trace there"},
     ),
-    Row(
+    SolverRow(
         "optimistix solvers",
         "adapters.Optimistix",
-        "solver",
         "Rader, Lyons, Kidger, Optimistix: Modular Optimisation in JAX and Equinox, 2024, "
         "arXiv:2402.09983",
         lambda: jxt.adapters.Optimistix(optx.LevenbergMarquardt(rtol=1e-10, atol=1e-10)),

@@ -122,8 +122,9 @@ def cond(pred, true_fun, false_fun, *operands):
 def checkpointed_loop(cond_fun, body_fun, init_val, *, max_steps: int, checkpoints: int | None):
     """A `while_loop` of at most `max_steps` steps that can be differentiated, in every mode.
 
-    It is two nested scans, the inner one checkpointed, that skip what comes after the end; under
-    `vmap` nothing is skipped.
+    It is two nested scans of checkpointed conditionals that skip what comes after the end; under
+    `vmap` nothing is skipped. The checkpoint is around the conditional, because what its branches
+    close over would count among their results, and be kept at each step.
     """
     segments = min(checkpoints or math.ceil(math.sqrt(max_steps)), max_steps)
     length = math.ceil(max_steps / segments)
@@ -132,7 +133,6 @@ def checkpointed_loop(cond_fun, body_fun, init_val, *, max_steps: int, checkpoin
         def guarded(carry, _):
             return cond(cond_fun(carry), fun, lambda carry: carry, carry), None
 
-        return lambda carry: scan(guarded, carry, length=times)[0]
+        return lambda carry: scan(jax.checkpoint(guarded), carry, length=times)[0]
 
-    segment = jax.checkpoint(repeat(jax.checkpoint(body_fun), length))
-    return repeat(segment, segments)(init_val)
+    return repeat(repeat(body_fun, length), segments)(init_val)

@@ -57,7 +57,7 @@ def process(rank: int, port: str, out: str) -> None:
 
     network = on_mesh(jax.devices())
     results = {}
-    for row in catalog.rows("network"):
+    for row in catalog.rows(catalog.NetworkRow):
         params = run(row, network, 20).params
         gathered = multihost_utils.process_allgather(params, tiled=True)
         results[row.public] = joined(gathered)

@@ -274,15 +274,15 @@ def check_devices(kind, check):
 
 SOLVER_ROWS = [
     pytest.param(row, next(k for k in CASES if k in row.example().problems), id=row.name)
-    for row in catalog.rows("solver")
+    for row in catalog.rows(catalog.SolverRow)
 ]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("row", "kind"), SOLVER_ROWS)
 def test_every_solver_in_shard_map_and_under_the_gradient_of_a_vmap(row, kind):
-    if "shard_map" in row.opt_outs:
-        pytest.skip(row.opt_outs["shard_map"])
+    if row.reason("shard_map"):
+        pytest.skip(row.reason("shard_map"))
     solver = dataclasses.replace(row.example(), tol=1e-5)
     f = Family(kind, solver)
 
@@ -488,7 +488,9 @@ def test_estimators_fit_on_each_device():
     agree(spread(X, y), np.stack([jax.jit(fit)(*part) for part in zip(X, y, strict=True)]))
 
 
-@pytest.mark.parametrize("row", [pytest.param(r, id=r.name) for r in catalog.rows("sampler")])
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, id=r.name) for r in catalog.rows(catalog.SamplerRow)]
+)
 def test_samplers_run_on_each_device(row):
     diffusion = jxt.diffusion
     schedule = diffusion.VarianceExploding()
@@ -506,10 +508,12 @@ def test_samplers_run_on_each_device(row):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", [pytest.param(r, id=r.name) for r in catalog.rows("optimizer")])
+@pytest.mark.parametrize(
+    "row", [pytest.param(r, id=r.name) for r in catalog.rows(catalog.OptimizerRow)]
+)
 def test_optimizers_step_on_each_device(row):
-    if "shard_map" in row.opt_outs:
-        pytest.skip(row.opt_outs["shard_map"])
+    if row.reason("shard_map"):
+        pytest.skip(row.reason("shard_map"))
     params = task.tree(0, jnp.float64)
     tx = row.transformation(params)
     targets = jax.tree.map(lambda *a: jnp.stack(a), *(task.tree(i, jnp.float64) for i in range(4)))

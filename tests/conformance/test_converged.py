@@ -15,7 +15,7 @@ import pytest
 import jaxopt_ext as jxt
 from jaxopt_ext import catalog, prox
 
-ROWS = catalog.rows("solver")
+ROWS = catalog.rows(catalog.SolverRow)
 M, N, SIZE, STEPS = 8, 5, 24, 120
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings, strategies as st
 
 from jaxopt_ext import catalog
 
-ROWS = catalog.rows("kernel")
+ROWS = catalog.rows(catalog.KernelRow)
 EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
 BODIES = pytest.mark.parametrize("implementation", ["xla", "pallas"])
 

@@ -17,14 +17,14 @@ from aot import topology
 from jaxopt_ext import catalog, distributed
 from jaxopt_ext.core import checkpoint
 
-ROWS = catalog.rows("network")
+ROWS = catalog.rows(catalog.NetworkRow)
 EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
 CHECKS = ("exact", "mesh", "processes", "resume", "pod", "dtype")
 
 
 def _skip(row, check):
-    if check in row.opt_outs:
-        pytest.skip(row.opt_outs[check])
+    if row.reason(check):
+        pytest.skip(row.reason(check))
 
 
 def test_there_are_algorithms_and_known_opt_outs():

@@ -11,7 +11,7 @@ from scipy.integrate import solve_ivp
 
 from jaxopt_ext import catalog, diffusion
 
-ROWS = catalog.rows("sampler")
+ROWS = catalog.rows(catalog.SamplerRow)
 CHECKS = ("order", "law", "pytree", "vmap", "dtypes", "retrace", "key", "gradient", "nonfinite")
 EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
 SCHEDULES = {
@@ -29,8 +29,8 @@ def mixture(dtype=jnp.float64, shift=0.0):
 
 
 def _skip(row, check):
-    if check in row.opt_outs:
-        pytest.skip(row.opt_outs[check])
+    if row.reason(check):
+        pytest.skip(row.reason(check))
 
 
 def _sample(row, num_steps=20, *, dtype=jnp.float64, name="VP", x=None, model=None, **options):

@@ -12,7 +12,7 @@ from problems import CASES
 import jaxopt_ext as jxt
 from jaxopt_ext import catalog
 
-ROWS = catalog.rows("solver")
+ROWS = catalog.rows(catalog.SolverRow)
 CHECKS = (
     "problems",
     "oracle",
@@ -45,8 +45,8 @@ FIRST = [pytest.param(row, _kinds(row)[0], id=row.name) for row in ROWS]
 
 
 def _skip(row, check):
-    if check in row.opt_outs:
-        pytest.skip(row.opt_outs[check])
+    if row.reason(check):
+        pytest.skip(row.reason(check))
 
 
 def _sharp(solver, dtype):

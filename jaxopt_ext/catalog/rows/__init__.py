@@ -1,0 +1,22 @@
+"""A row class for each shape of member.
+
+Each says how the example is built, which suite runs it, and what the suite does not ask.
+"""
+
+from .estimator import EstimatorRow
+from .kernel import KernelRow
+from .network import NetworkRow
+from .optimizer import OptimizerRow
+from .row import Row
+from .sampler import SamplerRow
+from .solver import SolverRow
+
+__all__ = [
+    "EstimatorRow",
+    "KernelRow",
+    "NetworkRow",
+    "OptimizerRow",
+    "Row",
+    "SamplerRow",
+    "SolverRow",
+]

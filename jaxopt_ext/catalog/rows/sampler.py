@@ -1,0 +1,27 @@
+"""Rows of diffusion samplers."""
+
+import dataclasses
+from typing import ClassVar
+
+from .row import Row
+
+
+@dataclasses.dataclass(frozen=True, eq=False, kw_only=True)
+class SamplerRow(Row):
+    """A diffusion sampler: `plan`, `start` and `step`, driven by `diffusion.sample`.
+
+    `example` takes nothing.
+
+    Not asked: quality of samples of a trained network, which belongs to its claim; the suite's
+    denoisers are exact.
+
+    **Arguments:**
+
+    - `order`: order of convergence to the probability-flow solution; `None` for samplers that draw
+      noise.
+    """
+
+    order: int | None = None
+
+    shape: ClassVar[str] = "sampler"
+    suite: ClassVar[str] = "test_samplers.py"
