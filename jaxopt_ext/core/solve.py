@@ -80,7 +80,7 @@ def solve(
     floating-point array; `ValueError` if shapes do not fit.
     """
     if not isinstance(solver, AbstractSolver):
-        from ..adapters import as_solver  # adapters import their libraries only when used
+        from .adapters import as_solver  # it imports libraries that are large
 
         solver = as_solver(solver)
     if not isinstance(problem, solver.problems):
