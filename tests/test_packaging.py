@@ -44,7 +44,7 @@ def test_kernels_know_nothing_of_solvers():
 
 
 def _modules():
-    """Each module by its dotted name, with the modules of ours that it imports, also when called."""
+    """Each module by its dotted name, with the modules of ours that it imports anywhere."""
     folder = PACKAGES["jaxopt_ext"]
     dotted = {}
     for path in folder.rglob("*.py"):
@@ -74,7 +74,7 @@ def test_imports_make_no_circle():
 
 
 def test_families_import_downwards():
-    family = lambda name: (name.split(".") + [""])[1]
+    family = lambda name: [*name.split("."), ""][1]
     edges = {
         (family(a), family(b)) for a, others in _modules() for b in others if a != "jaxopt_ext"
     }
