@@ -21,6 +21,9 @@ Weights = tuple[Float[Array, " n"], Float[Array, "n k"]]
 """A mixing matrix on the edges of a network: the diagonal, and a weight for each entry of its
 table of neighbours."""
 
+Channel = Callable[[PRNGKeyArray, PyTree[Array]], PyTree[Array]]
+"""What a link makes of one node's message: `channel(key, message) -> received`."""
+
 Index = int | Int[Array, ""]
 
 
@@ -266,7 +269,14 @@ class Network(eqx.Module):
         upwards = self.neighbor_table()[0] > self.index()[:, None]
         return jax.vmap(jax.vmap(jax.random.fold_in))(keys, upwards.astype(jnp.int32))
 
-    def mix(self, x: PyTree[Array], weights: Weights | None = None) -> PyTree[Array]:
+    def mix(
+        self,
+        x: PyTree[Array],
+        weights: Weights | None = None,
+        *,
+        channel: Channel | None = None,
+        key: PRNGKeyArray | None = None,
+    ) -> PyTree[Array]:
         """$\\sum_j w_{ij} x_j$ at each local node.
 
         **Arguments:**
@@ -274,6 +284,9 @@ class Network(eqx.Module):
         - `weights`: this round's matrix on the edges of the network, `(own, table)` of shapes
           `(n,)` and `(n, k)` for *all* nodes, as `weights` makes it; may be traced. The network's
           own if `None`. A neighbour of weight zero travels on a mesh too, and is not looked at.
+        - `channel`: what becomes of a message on its way, `channel(key, x_j) -> received` of one
+          node's value; each direction of each edge draws from a key of its own.
+        - `key`: for the channel; its draws are new for each key.
         """
         own, table = (self._graph().own, self._graph().weights) if weights is None else weights
         excess = self.local(_excess(own, table))
@@ -282,14 +295,19 @@ class Network(eqx.Module):
         # as here, it does so alike in both kinds of network, and nodes that agree stay as they are.
         base = jax.tree.map(lambda a: jnp.where(_column(own == 0, a), 0, a), x)
 
-        def add(total, values, mask, weight):
+        tables = [table] if channel is None else [table, self.edge_keys(key, directed=True)]
+
+        def add(total, values, mask, weight, keys=None):
+            if channel is not None:
+                values = jax.vmap(channel)(keys, values)
+
             def leaf(t, v, b):
                 new = t + _column(weight.astype(v.real.dtype), v) * (v - b)
                 return jnp.where(_column(weight == 0, v), t, new)
 
             return jax.tree.map(leaf, total, values, base)
 
-        total = self.fold(add, base, x, table)
+        total = self.fold(add, base, x, *tables)
         return jax.tree.map(
             lambda t, b: t + _column(excess.astype(b.real.dtype), b) * b, total, base
         )
