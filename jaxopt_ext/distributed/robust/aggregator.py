@@ -44,6 +44,7 @@ class AbstractAggregator(eqx.Module):
         floating-point.
         """
         matrix, unravel = ravel_rows(rows)
+        checks.count("the number of rows", matrix.shape[0])
         self.check(matrix.shape[0])
         if mask is None:
             mask = jnp.ones(matrix.shape[0], bool)
@@ -77,7 +78,6 @@ class AbstractAggregator(eqx.Module):
 
     def check(self, m: int) -> None:
         """Raise `ValueError` if `m` rows are too few."""
-        checks.count("the number of rows", m)
 
 
 def require(ok: bool, rule: AbstractAggregator, what: str, m: int) -> None:

@@ -89,14 +89,15 @@ class Flag(AbstractAggregator):
         there = finite_rows(x)
         clean = jnp.where(there[:, None], x, 0)
         columns = _unit(clean)
-        prior = np.ones(m)
+        prior = jnp.ones(m, x.dtype)
         if self.lam > 0 and m > 1:
             i, j = np.triu_indices(m, 1)
             both = (there[i] & there[j])[:, None]
             columns = jnp.concatenate([columns, _unit(jnp.where(both, clean[i] - clean[j], 0))])
             # An unordered pair stands for two.
-            prior = np.concatenate([prior, np.full(len(i), 2 * self.lam / (m * (m - 1)))])
-        prior = jnp.asarray(prior, x.dtype)
+            n = jnp.sum(there).astype(x.dtype)
+            pair = 2 * self.lam / jnp.maximum(n * (n - 1), 1)
+            prior = jnp.concatenate([prior, jnp.broadcast_to(pair, len(i))])
         gram = _dot(columns, columns.T)
         q = min(self._size(m), len(columns))
         # A column that takes no part is zero.

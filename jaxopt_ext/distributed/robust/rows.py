@@ -1,5 +1,6 @@
 """Stacked pytrees as the rows of a matrix, and distances between rows."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -27,8 +28,11 @@ def ravel_rows(
             raise TypeError(f"rows must be real floating-point, got {dtype}")
     wide = jnp.result_type(*types)
     m = shapes[0][0]
-    matrix = jnp.concatenate([jnp.reshape(a, (m, -1)).astype(wide) for a in leaves], axis=1)
-    ends = np.cumsum([int(np.prod(shape[1:])) for shape in shapes])[:-1]
+    sizes = [math.prod(shape[1:]) for shape in shapes]
+    matrix = jnp.concatenate(
+        [jnp.reshape(a, (m, n)).astype(wide) for a, n in zip(leaves, sizes, strict=True)], axis=1
+    )
+    ends = np.cumsum(sizes)[:-1]
 
     def unravel(x):
         parts = jnp.split(x, ends, axis=-1)
