@@ -11,16 +11,33 @@ CLAIM = (
     "On ill-conditioned decentralized least squares, ADMM converges linearly and needs at most "
     "half the rounds of EXTRA to an error of 1e-6, each at its best of one grid, on 3 seeds."
 )
+SETTINGS = (
+    "Penalties and step sizes from one grid, 0.01 * 4^k, k = 0..5. ADMM takes the value whose "
+    "largest number of rounds is least on seeds 0 to 2, EXTRA the best on each problem itself, "
+    "which favours it; seeds 10 to 12 are reported."
+)
+
+TUNING, REPORTED = range(3), range(10, 13)
+GRID = 0.01 * 4.0 ** np.arange(6)
+NAMES = ("ADMM rounds", "EXTRA rounds")
 
 
 def run() -> Outcome:
     with jax.enable_x64(True):
-        table = [_row(seed) for seed in range(3)]
+        counts = {seed: _counts(seed) for seed in (*TUNING, *REPORTED)}
+    mine, other = NAMES
+    best = int(np.argmin(np.max([counts[seed][mine] for seed in TUNING], 0)))
+    table = [
+        {"seed": seed, mine: counts[seed][mine][best], other: min(counts[seed][other])}
+        for seed in REPORTED
+    ]
     holds = all(2 * row["ADMM rounds"] <= row["EXTRA rounds"] for row in table)
-    return Outcome(table, holds, "penalties and step sizes 0.01 * 4^k, k = 0..5; one value an edge")
+    note = f"Penalty chosen: {GRID[best]:g}; one value an edge. 1000000000: not in 1000 rounds."
+    return Outcome(table, holds, note)
 
 
-def _row(seed):
+def _counts(seed):
+    """Rounds to the tolerance of each method, over the grid."""
     rng = np.random.default_rng(seed)
     A = rng.normal(size=(10, 12, 5)) * np.array([1, 0.5, 0.3, 0.2, 0.1])
     b = rng.normal(size=(10, 12))
@@ -33,10 +50,10 @@ def _row(seed):
         "ADMM rounds": lambda c: jxt.distributed.DecentralizedADMM(loss, c, inner),
         "EXTRA rounds": lambda c: jxt.distributed.EXTRA(loss, c),
     }
-    row = {"seed": seed}
+    found = {}
     for name, make in makers.items():
         counts = []
-        for parameter in 0.01 * 4.0 ** np.arange(6):
+        for parameter in GRID:
             result = jxt.distributed.run(
                 make(parameter),
                 network,
@@ -49,5 +66,5 @@ def _row(seed):
             )
             good = np.asarray(result.history) < 1e-6
             counts.append(10 * (int(np.argmax(good)) + 1) if good.any() else 10**9)
-        row[name] = min(counts)
-    return row
+        found[name] = counts
+    return found
