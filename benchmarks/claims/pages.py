@@ -73,8 +73,8 @@ def index_page(rows: dict[str, tuple[str, str]]) -> str:
         "What the papers claim, run at small scale beside their own baselines: `make claims` "
         f"writes these pages. {held} of {ran} hold as worded; the others are here with what was "
         f"found instead.{missing} Where one does not hold, a word says why: *scale*, the effect is "
-        "not there at the size that runs here; *paper*, the paper promises less, or shows less, than "
-        "its claim; *ours*, our code or our choice of problem falls short.",
+        "not there at the size that runs here; *paper*, the paper promises less, or shows less, "
+        "than its claim; *ours*, our code or our choice of problem falls short.",
         "",
         "| claim | verdict | seconds |",
         "|---|---|---|",

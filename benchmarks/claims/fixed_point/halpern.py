@@ -12,10 +12,7 @@ CLAIM = (
     "for 300 steps, and on slow rotations ends below that of Krasnosel'skii-Mann, on "
     "each of 5 seeds."
 )
-SETTINGS = (
-    "Nothing is chosen: neither method has a setting here. Seeds 10 to 14; the problem was "
-    "written with 0 to 4 in view."
-)
+SETTINGS = "No method has a setting here. Seeds 10 to 14; the first run was on 0 to 4."
 
 
 def run() -> Outcome:

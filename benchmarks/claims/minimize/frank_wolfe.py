@@ -13,8 +13,7 @@ CLAIM = (
     "of 5 seeds."
 )
 SETTINGS = (
-    "Nothing is chosen: no method has a setting here. Seeds 10 to 14; the problem was written "
-    "with 0 to 4 in view."
+    "Nothing is chosen: no method has a setting here. Seeds 10 to 14; the first run was on 0 to 4."
 )
 
 
