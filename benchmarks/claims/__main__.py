@@ -127,7 +127,6 @@ def main(arguments: list[str]) -> int:
     hint = f", {len(older)} of them of older library sources (--stale runs them)" if older else ""
     print(f"{len(chosen)} claims: {len(waiting)} to run, {len(kept)} kept{hint}", flush=True)
     interrupted = False
-    signal.signal(signal.SIGTERM, _interrupt)
     runs = _Pool(options.jobs, options.timeout).run(waiting)
     try:
         with contextlib.closing(runs):
@@ -158,4 +157,5 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _interrupt)
     sys.exit(main(sys.argv[1:]))

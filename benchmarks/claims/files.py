@@ -81,7 +81,7 @@ def library() -> str:
         path
         for root in ("jaxopt_ext", "kernels")
         for path in sorted((ROOT / root).rglob("*.py"))
-        if not {"catalog", "plots", "_demo.py", "__main__.py"} & set(path.parts)
+        if not {"catalog", "plots", "_demo.py", "__main__.py"} & set(path.relative_to(ROOT).parts)
     )
 
 
