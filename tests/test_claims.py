@@ -46,6 +46,25 @@ def test_a_stamp_covers_the_helpers():
     assert len({files.stamp(name) for name in NAMES}) == len(NAMES)
 
 
+def test_a_stamp_changes_with_what_is_imported(tmp_path, monkeypatch):
+    family = tmp_path / "benchmarks" / "claims" / "a"
+    family.mkdir(parents=True)
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    monkeypatch.setattr(files, "HERE", family.parent)
+    (family / "one.py").write_text("from . import _two as two\n")
+    (family / "_two.py").write_text("from ._three import x\nfrom benchmarks.claims.a import one\n")
+    for name in ("_three.py", "_four.py"):
+        (family / name).write_text("x = 1\n")
+    first = files.stamp("a.one")
+    (family / "_four.py").write_text("x = 2\n")
+    assert files.stamp("a.one") == first
+    for name in ("one.py", "_two.py", "_three.py"):
+        with (family / name).open("a") as file:
+            file.write("y = 1\n")
+        assert files.stamp("a.one") != first, name
+        first = files.stamp("a.one")
+
+
 RESULT = {
     "claim": "It is fast.",
     "settings": "None.",
@@ -70,7 +89,9 @@ def test_pages_keep_what_has_no_result(tmp_path):
         names[1]: ("not run", ""),
         names[2]: ("does not hold; ours: |x| is 1", "3"),
     }
-    assert "1 of 2 hold" in (tmp_path / "index.md").read_text()
+    index = (tmp_path / "index.md").read_text()
+    assert "1 of 2 hold" in index
+    assert "ours: \\|x\\| is 1" in index  # a bar would end the cell
     sections = pages.sections_of(tmp_path / "minimize.md")
     assert list(sections) == ["fista", "frank_wolfe"]  # the names alone: verdicts move no anchor
     assert "**Holds.**" in sections["fista"]
