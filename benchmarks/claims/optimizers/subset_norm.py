@@ -22,8 +22,9 @@ CLAIM = (
     "less than 0.4 of Adam's numbers in the state."
 )
 SETTINGS = (
-    "Rates from the grids of the claim, chosen by training loss on 3 keys; five others are "
-    "reported. Adam's best test accuracy is that of the reported keys, which favours it."
+    "Rates from the grids of the claim, chosen by training loss on 3 keys (ours at the longer of "
+    "its two, Adam's inside of its four); five others are reported. Adam's best test accuracy is "
+    "that of the reported keys, which favours it."
 )
 
 SEEDS = 5
