@@ -15,7 +15,7 @@ def keys(count: int) -> jax.Array:
     return jnp.concatenate([jax.random.split(jax.random.key(0), TUNING), fresh])
 
 
-def chosen(values: jax.Array, best: Callable = np.argmin) -> tuple[int, np.ndarray]:
+def chosen(values: jax.Array, best: Callable = np.nanargmin) -> tuple[int, np.ndarray]:
     """From values `(settings, keys)`: the setting that is best on the keys to choose on.
 
     **Returns:** its index, and each setting's mean over the keys to report.

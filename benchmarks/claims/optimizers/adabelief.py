@@ -41,7 +41,7 @@ def race(method):
         )[0]
 
     curves = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(RATES), keys(SEEDS))
-    best, accuracy = chosen(curves.test_accuracy[..., -1], np.argmax)
+    best, accuracy = chosen(curves.test_accuracy[..., -1], np.nanargmax)
     return chosen(curves.train_loss[..., -1])[1], accuracy, best
 
 

@@ -114,6 +114,6 @@ def run() -> Outcome:
         bool(holds),
         f"On scaled columns the best Adam reaches {adam:.4f}, Adam-SQR {mine['scaled']:.4f} and "
         f"AdaGrad-SQR {other['scaled']:.4f}.",
-        why="paper: without a rate Adam-SQR ends slightly above Adam at its best rate; AdaGrad- "
-        "SQR is below, and invariance holds",
+        why="paper: without a rate Adam-SQR ends slightly above Adam at its best rate; "
+        "AdaGrad-SQR is below, and invariance holds",
     )
