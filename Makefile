@@ -36,14 +36,15 @@ test: .venv/.test
 test-all: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
+write_systems = mkdir -p .cache && $(BIN)/python -m jaxopt_ext systems --markdown \
+	> .cache/systems.md && mv .cache/systems.md docs/systems.md
+
 # What is kept is not run again; CLAIMS="minimize --stale", say, is passed on.
 claims: .venv/.test
-	$(BIN)/python -m benchmarks.claims $(CLAIMS); code=$$?; $(MAKE) systems && exit $$code
+	$(BIN)/python -m benchmarks.claims $(CLAIMS); code=$$?; $(write_systems); exit $$code
 
 systems: .venv/.test
-	@mkdir -p .cache
-	$(BIN)/python -m jaxopt_ext systems --markdown > .cache/systems.md
-	mv .cache/systems.md docs/systems.md
+	$(write_systems)
 
 peers: .venv/.test .venv/.peers
 	$(BIN)/python -m benchmarks.peers
