@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxopt_ext.optimizers import adabelief
@@ -19,9 +18,10 @@ CLAIM = (
     "at its best rate in {3e-4, 1e-3, 3e-3, 1e-2, 3e-2}."
 )
 SETTINGS = (
-    "Rates from one grid for both, chosen by test accuracy on 3 keys; ten others are reported. "
-    "The grid was widened on the keys that choose, until Adam's best rate was inside. The valley "
-    "is deterministic, at the rate of the claim."
+    "Rates from one grid for both, chosen by training loss on 3 keys, after their test accuracies "
+    "had taken 3e-2 for Adam, which is not its best on the others; ten others are reported. The "
+    "grid was widened on the keys that choose, until Adam's best rate was inside. The valley is "
+    "deterministic, at the rate of the claim."
 )
 
 SEEDS, BATCH, RATES = 10, 64, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -32,7 +32,7 @@ def valley(x):
 
 
 def race(method):
-    """Final train loss and test accuracy by rate, and the rate that is chosen by the latter."""
+    """Final train loss and test accuracy by rate, and the rate that is chosen by the former."""
     num_steps = 10 * (digits.NUM_TRAIN // BATCH)
 
     def one(rate, key):
@@ -41,8 +41,8 @@ def race(method):
         )[0]
 
     curves = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(RATES), keys(SEEDS))
-    best, accuracy = chosen(curves.test_accuracy[..., -1], np.nanargmax)
-    return chosen(curves.train_loss[..., -1])[1], accuracy, best
+    best, loss = chosen(curves.train_loss[..., -1])
+    return loss, chosen(curves.test_accuracy[..., -1])[1], best
 
 
 def run() -> Outcome:

@@ -196,5 +196,8 @@ def run() -> Outcome:
         f"Least squares: loss from {float(jnp.median(start)):.3g} to {float(jnp.median(end)):.2g} "
         f"(largest {float(end.max()):.2g}); Adam with as many coordinate updates "
         f"{float(jnp.median(adam_end)):.2g} (largest {float(adam_end.max()):.2g}). Test accuracy "
-        f"before fine-tuning {before:.3f}.",
+        f"before fine-tuning {before:.3f}. On the first run's networks BAdam was ahead of LoRA, by "
+        "0.0016.",
+        why="scale: on so small a network rank 4 binds little; BAdam and LoRA end within 0.004 of "
+        "each other, and which is ahead changes with the seeds",
     )
