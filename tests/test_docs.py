@@ -32,9 +32,11 @@ def public_modules():
 def listed():
     """The objects on pages by identity, and the identifiers of the pages."""
     identifiers = {i for page in plan.reference_pages() for i in page.identifiers}
-    return identifiers | {family.module for family in plan.families()} | {
-        section.file for family in plan.families() for section in family.sections
-    }
+    return (
+        identifiers
+        | {family.module for family in plan.families()}
+        | {section.file for family in plan.families() for section in family.sections}
+    )
 
 
 def test_every_public_name_is_on_a_page():
@@ -59,7 +61,7 @@ def test_every_name_on_a_page_exists():
     for page in plan.reference_pages():
         for identifier in page.identifiers:
             assert _object(identifier) is not None, identifier
-            assert f"::: {identifier}\n" in page.text + "\n"
+            assert re.search(rf"(::: |#){re.escape(identifier)}(\n| )", page.text + "\n")
 
 
 def test_a_new_file_is_on_its_family_page(tmp_path):
@@ -98,7 +100,9 @@ def test_every_shape_of_member_is_in_the_table():
 def run(shape):
     """What the programs of a page leave behind."""
     names = {"__name__": "example"}
-    programs = re.findall(r"^```python\n(.*?)^```$", (ADDING / f"{shape}.md").read_text(), re.M | re.S)
+    programs = re.findall(
+        r"^```python\n(.*?)^```$", (ADDING / f"{shape}.md").read_text(), re.M | re.S
+    )
     for program in programs:
         exec(program, names)
     return names
@@ -111,7 +115,9 @@ def check_solver(names):
 
 def check_optimizer(names):
     assert np.max(np.abs(names["params"]["w"])) < 0.3
-    assert names["row"].state_bytes(names["params"]) == sum(x.nbytes for x in jax.tree.leaves(names["state"]) if x.ndim)
+    assert names["row"].state_bytes(names["params"]) == sum(
+        x.nbytes for x in jax.tree.leaves(names["state"]) if x.ndim
+    )
 
 
 def check_network(names):

@@ -32,14 +32,15 @@ def _written(folder: str) -> list[pathlib.Path]:
 
 
 def _entries(*names: str) -> list:
-    """Navigation entries of those pages that are there."""
+    """Navigation entries of those pages, and folders of pages, that are there."""
     entries = []
     for name in names:
         if (DOCS / f"{name}.md").exists():
             entries.append({_title(DOCS / f"{name}.md"): f"{name}.md"})
-        for path in _written(name):
-            file = path.relative_to(DOCS).as_posix()
-            entries.append(file if path.name == "index.md" else {_title(path): file})
+        pages = [path.relative_to(DOCS).as_posix() for path in _written(name)]
+        if pages:
+            inner = [p if p.endswith("/index.md") else {pathlib.Path(p).stem: p} for p in pages]
+            entries.append({name.capitalize(): inner})
     return entries
 
 
@@ -111,7 +112,7 @@ def _overview() -> str:
         "`jxt` is `jaxopt_ext`. The names of `core` are names of `jxt` itself: `jxt.solve`,"
         " `jxt.Composite`. The others are in their families, which are loaded when first used.",
         "",
-        "| | |",
+        "| family | what it holds |",
         "|---|---|",
     ]
     for family in plan.families():
@@ -122,21 +123,20 @@ def _overview() -> str:
 
 def _adding(shape: str) -> str:
     """The page of a shape that nobody has written one for: what its row says."""
-    (row,) = (
-        identifier
-        for family in plan.families()
-        for section in family.sections
-        for identifier in section.identifiers
-        if identifier.lower().endswith(f".{shape.replace(' ', '')}row")
+    name = shape.title().replace(" ", "") + "Row"
+    row = plan.link(f"`catalog.{name}`", "jaxopt_ext.catalog")
+    return (
+        f"# {shape.capitalize()}\n\nA file in its family, a test against an oracle, a row {row} in "
+        "the catalogue, and a claim; see [the steps](index.md)."
     )
-    head = f"# {shape.capitalize()}\n\nA file in its family, a test against an oracle, a row"
-    head += f" [`{row.rpartition('.')[2]}`][{row}] in the catalogue, and a claim; see"
-    return head + " [the steps](index.md)."
 
 
 def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) -> str:
     if page.file.src_uri == "from_jaxopt.md":
         markdown = _with_table(markdown)
+        page.meta["hide"] = ["navigation"]
+    if page.file.src_uri == "systems.md":
+        page.meta["hide"] = ["toc"]  # its tables are wide
     return re.sub(
         r"(?<!!)\[([^\]\n]+)\]\((\.\./[^)\s]+)\)",
         lambda match: _inside(match, page.file.src_uri),
@@ -145,7 +145,8 @@ def on_page_markdown(markdown: str, page, config: MkDocsConfig, files: Files) ->
 
 
 def _inside(match: re.Match, source: str) -> str:
-    """Links to files of the checkout lead to their page; those without one are only words."""
+    """Links to files of the checkout lead to their page or, if their words name a public object, to
+    that; the others are only words."""
     target, _, _ = match[2].partition("#")
     path = posixpath.normpath(posixpath.join("docs", posixpath.dirname(source), target))
     if path.startswith("docs/"):
@@ -153,8 +154,17 @@ def _inside(match: re.Match, source: str) -> str:
     known = {f"notebooks/{p.stem}.ipynb": f"notebooks/{p.stem}.md" for p in _notebooks()}
     known["README.md"] = "index.md"
     if path not in known:
-        return match[1]
+        return plan.link(match[1].replace("`jaxopt_ext.", "`"), "jaxopt_ext.core")
     return f"[{match[1]}]({posixpath.relpath(known[path], posixpath.dirname(source) or '.')})"
+
+
+def _link_anything(text: str) -> str:
+    """Links of names without a prefix, whatever family they are of."""
+    text = plan.link(text, "jaxopt_ext.core")
+    for family in ("prox", "minimize", "objectives"):
+        module = "jaxopt_ext.core.objectives" if family == "objectives" else f"jaxopt_ext.{family}"
+        text = plan.link(text, module)
+    return text
 
 
 def _with_table(markdown: str) -> str:
@@ -163,11 +173,13 @@ def _with_table(markdown: str) -> str:
     head = "| JAXopt | here |\n|---|---|\n"
     rows = readme.split(head)[1].split("\n\n")[0].splitlines()
     table = [head.rstrip()]
-    markdown = markdown.replace("[the README's table](../README.md#from-jaxopt-to-here)", "the table")
+    markdown = markdown.replace(
+        "[the README's table](../README.md#from-jaxopt-to-here)", "the table"
+    )
     for i, row in enumerate(rows):
         left = row.strip("| ").split(" | ")[0]
         table.append(row.rstrip("| ") + f" [→](#row-{i}) |")
         markdown = markdown.replace(f"\n## {left}\n", f"\n## {left} {{ #row-{i} }}\n")
     first, rest = markdown.split("\n\n", 1)
     intro, rest = rest.split("\n\n", 1)
-    return "\n\n".join([first, intro, "\n".join(plan.link(r, "jaxopt_ext.core") for r in table), rest])
+    return "\n\n".join([first, intro, "\n".join(map(_link_anything, table)), rest])

@@ -209,11 +209,11 @@ def link(text: str, module: str, everything: bool = False) -> str:
       `core`.
     - `everything`: link lower-case names without a prefix too, which may be names of arguments.
     """
-    parts = module.split(".")
     own = {}
     for family in families():
-        if family.module in (module, ".".join(parts[:2])):
-            own = {i.rpartition(".")[2]: i for i in family.identifiers}
+        for section in family.sections:
+            if module == family.module or module == section.file:
+                own |= {i.rpartition(".")[2]: i for i in section.identifiers}
 
     def reference(match: re.Match) -> str:
         name = match[1]
@@ -231,15 +231,48 @@ def link(text: str, module: str, everything: bool = False) -> str:
     return "".join(p if i % 2 else pattern.sub(reference, p) for i, p in enumerate(pieces))
 
 
-def _objects(section: Section) -> str:
-    return "\n\n".join(f"::: {identifier}" for identifier in section.identifiers)
+def _object(identifier: str, file: str) -> str:
+    """What puts an object on a page.
+
+    One that is named as the file it comes from is shadowed by the file where sources are read
+    without being run; it is asked for by the file's name then, and shown under its own.
+    """
+    source = _path(identifier)
+    if not source.exists():
+        return f"::: {identifier}"
+    if file == _family_of(identifier):  # defined in the `__init__` beside the file
+        return _by_hand(identifier, _path(file) / "__init__.py")
+    name = identifier.rpartition(".")[2]
+    options = f"    options:\n      heading: {identifier}\n      toc_label: {name}"
+    return f"[](){{ #{identifier} }}\n\n::: {file}.{name}\n{options}"
+
+
+def _family_of(identifier: str) -> str:
+    return identifier.rpartition(".")[0]
+
+
+def _path(module: str) -> pathlib.Path:
+    """Where a module is: its folder or its file, which may not exist."""
+    package, *rest = module.split(".")
+    folder = ROOT if package == "jaxopt_ext" else PACKAGES[package]
+    path = folder.joinpath(package, *rest)
+    return path if path.is_dir() else path.with_suffix(".py")
+
+
+def _by_hand(identifier: str, source: pathlib.Path) -> str:
+    """The heading, signature and docstring of a function."""
+    name = identifier.rpartition(".")[2]
+    (node,) = (n for n in _tree(source).body if getattr(n, "name", None) == name)
+    signature = f"{name}({ast.unparse(node.args)}) -> {ast.unparse(node.returns)}"
+    heading = f"### {identifier} {{ #{identifier} data-toc-label={name} }}"
+    return f"{heading}\n\n```python\n{signature}\n```\n\n{ast.get_docstring(node)}"
 
 
 def _section_text(section: Section, module: str, level: str) -> str:
     parts = [f"{level} {section.title}"] if section.title else []
     if section.text:
         parts.append(link(section.text, module))
-    return "\n\n".join([*parts, _objects(section)])
+    return "\n\n".join([*parts, *(_object(i, section.file) for i in section.identifiers)])
 
 
 def reference_pages() -> list[Page]:
