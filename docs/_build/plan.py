@@ -188,6 +188,7 @@ def _known() -> dict[str, str]:
     known = {}
     for family in families():
         known.setdefault(family.name, family.module)
+        known[family.module] = family.module
         for identifier in family.identifiers:
             short = identifier.removeprefix("jaxopt_ext.")
             known[identifier] = identifier
