@@ -52,8 +52,9 @@ peers: .venv/.test .venv/.peers
 lint: .venv/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
+# The site, in site/index.html: the reference off the docstrings, the notebooks run.
 docs: .venv/.docs
-	PYTHONPATH=$(CURDIR) $(BIN)/python -m nbconvert --to html --execute --output-dir site notebooks/*.ipynb
+	PYTHONPATH=$(CURDIR) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 wheel: .venv/.test
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 
 from benchmarks.claims.optimizers import _characters as characters, _digits as digits
-from jaxopt_ext import catalog
+from jaxopt_ext import catalog, plots
 from jaxopt_ext.optimizers import hessian_vector_product, per_sample_grads
 
 FACTORS = (0.3, 1.0, 3.0)
@@ -156,16 +156,22 @@ def plot(results: dict[str, dict[str, np.ndarray]], highlight: int = 5) -> Any:
     for axis, (name, found) in zip(axes, results.items(), strict=True):
         others = [method for method in found if method != "Adam"]
         order = sorted(others, key=lambda k: np.nan_to_num(found[k][-3:].mean(), nan=np.inf))
-        steps = 10 * np.arange(1, len(next(iter(found.values()))) + 1)
-        for method in order[highlight:]:
-            axis.semilogy(steps, found[method], color="0.85", lw=1)
-        for i, method in enumerate(order[:highlight]):
-            axis.semilogy(steps, found[method], color=f"C{i}", lw=1.8, label=method[:34])
+
+        def draw(methods, axis=axis, found=found):
+            before = len(axis.lines)
+            plots.convergence({m[:34]: found[m] for m in methods}, every=10, ax=axis)
+            return axis.lines[before:]
+
+        for line in draw(order[highlight:]):
+            line.set(color="0.85", linewidth=1, label="_")
+        axis.set_prop_cycle(None)
+        for line in draw(order[:highlight]):
+            line.set_linewidth(1.8)
         if "Adam" in found:
-            axis.semilogy(steps, found["Adam"], color="black", lw=1.8, ls="--", label="Adam")
+            draw(["Adam"])[0].set(color="black", linewidth=1.8, linestyle="--")
         finite = np.concatenate([c[np.isfinite(c)] for c in found.values()])
         top = found["Adam"][0] * 2 if "Adam" in found else finite.max()
-        axis.set(title=name, xlabel="steps", ylim=(max(finite.min(), 1e-8), top))
+        axis.set(title=name, xlabel="steps", ylabel="", ylim=(max(finite.min(), 1e-8), top))
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8, loc="best")
     return figure

@@ -122,7 +122,7 @@ def plot(path: str, tuned: dict[str, Any], ring: dict[str, Any], w: Any) -> None
     """Three panels: the path of the penalty, the coefficients, the distance of the nodes."""
     mpl.use("Agg")
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import NullFormatter
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     figure, axes = plt.subplots(1, 3, figsize=(13, 3.6), layout="constrained")
     lams, losses = zip(*tuned["path"], strict=True)
@@ -133,6 +133,8 @@ def plot(path: str, tuned: dict[str, Any], ring: dict[str, Any], w: Any) -> None
         ylabel="validation loss",
         title="gradient descent through the solver",
     )
+    axes[0].xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].xaxis.set_major_formatter("{x:g}")
     axes[0].xaxis.set_minor_formatter(NullFormatter())
     coefficients = np.asarray(w)[:-1]
     colours = np.where(coefficients == 0, "lightgray", "C0")
@@ -144,13 +146,10 @@ def plot(path: str, tuned: dict[str, Any], ring: dict[str, Any], w: Any) -> None
         ylabel="coefficient",
         title=f"{count} of {len(coefficients)} features used",
     )
-    distance = ring["distance"]
-    axes[2].semilogy(10 * np.arange(1, len(distance) + 1), distance)
-    axes[2].set(
-        xlabel="round",
-        ylabel="largest error of a coefficient",
-        title=f"decentralized ADMM, {NODES} nodes on a ring",
+    jxt.plots.convergence(
+        ring["distance"], every=10, ylabel="largest error of a coefficient", ax=axes[2]
     )
+    axes[2].set(xlabel="round", title=f"decentralized ADMM, {NODES} nodes on a ring")
     pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
