@@ -25,11 +25,13 @@ def run() -> Outcome:
     with jax.enable_x64(True):
         table = [_row(seed) for seed in range(5)]
     holds = all(3 * row["line search"] <= row["best fixed"] for row in table)
+    ratios = [row["best fixed"] / row["line search"] for row in table]
     return Outcome(
         table,
         holds,
-        "The search takes fewer steps on every seed, but between 2.3 and 3.2 times only; its steps "
-        "evaluate the function more than once, which is not counted. Tried afterwards: curvature "
+        f"The best fixed step takes {min(ratios):.2f} to {max(ratios):.2f} times the steps of the "
+        "search, whose steps evaluate the function more than once, which is not counted. Tried "
+        "afterwards: the zoom search of optax, once the default (2.3 to 3.2 times), with curvature "
         "conditions of 0.1 and 0.5 (1.1 to 2.5 times), and Armijo's rule with growing steps (0.95 "
         "to 1.2 times).",
         why="ours: the search takes fewer steps on every seed, but our threshold of a third is "
