@@ -325,8 +325,7 @@ def with_delays(key: PRNGKeyArray, events: Events, delay: Any) -> tuple[Events, 
     return _events(*(np.concatenate(pair) for pair in zip(*columns, strict=True))), slots
 
 
-Pair = tuple[PyTree[Array], PyTree[Array]]
-Rule = Callable[..., tuple[Pair, PyTree[Array]]]
+Rule = Callable[..., tuple[tuple[PyTree[Array], ...], PyTree[Array]]]
 
 
 def run_events(
@@ -337,8 +336,9 @@ def run_events(
     *,
     data: PyTree[Array] = None,
     common: PyTree[Array] = None,
+    buffer: PyTree[Array] = None,
     key: PRNGKeyArray | None = None,
-) -> tuple[PyTree[Array], PyTree[Array]]:
+) -> tuple[PyTree[Array], PyTree[Array], PyTree[Array]]:
     """Run a rule over events, one after the other.
 
     An event costs two rows of the state, not the state. On a mesh the rows of both nodes go to all
@@ -353,27 +353,37 @@ def run_events(
     - `state`: stacked over the local nodes.
     - `events`: of one length; those of a `Events.blocks` row by row.
     - `data`: stacked too; read only.
-    - `common`: what all nodes know, such as the values of tokens or messages under way.
+    - `common`: small things that all nodes know, such as counters; copied for each event.
+    - `buffer`: values by `tag`, with as many rows as there are tags: of messages under way, tokens
+      or edges. If given, the rows that the rule gets and returns are three, the third that of the
+      event's tag; `NODE` events have tag 0 and should return it as it is.
     - `key`: each event gets a key of its own, by its number in the schedule; `jax.random.key(0)`
       if `None`.
 
-    **Returns:** the state and what is common.
+    **Returns:** the state, what is common, and the buffer.
     """
     key = jax.random.key(0) if key is None else key
 
     def one(carry, event):
-        state, common = carry
+        state, common, buffer = carry
+        read = lambda row: jax.tree.map(
+            lambda a: jax.lax.dynamic_index_in_dim(a, row, keepdims=False), buffer
+        )
         rows = network.pick(state, event.i), network.pick(state, event.j)
+        rows = rows if buffer is None else (*rows, read(event.tag))
         known = network.pick(data, event.i), network.pick(data, event.j)
         own = jax.random.fold_in(key, event.number)
-        # A conditional, since what it takes and gives are arrays of their own: fused with the writes
+        # A conditional, whose operands and results are arrays of their own: fused with the writes
         # below, the reads above would make a compiler copy the state to be safe.
-        (x_i, x_j), common = loops.cond(
+        new, common = loops.cond(
             event.kind == Kind.NOTHING,
             lambda: (rows, common),
             lambda: tree.cast_like(rule(event, rows, known, common, own), (rows, common)),
         )
-        state = network.put(network.put(state, event.j, x_j), event.i, x_i)
-        return (state, common), None
+        state = network.put(network.put(state, event.j, new[1]), event.i, new[0])
+        if buffer is not None:
+            write = lambda a, v: jax.lax.dynamic_update_index_in_dim(a, v, event.tag, 0)
+            buffer = jax.tree.map(write, buffer, new[2])
+        return (state, common, buffer), None
 
-    return loops.scan(one, (state, common), events)[0]
+    return loops.scan(one, (state, common, buffer), events)[0]
