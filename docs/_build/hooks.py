@@ -10,8 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import notebook
 import plan
+import tutorials
 
 DOCS = plan.ROOT / "docs"
 
@@ -63,7 +63,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav = [
         {"Home": "index.md"},
         {"From JAXopt": "from_jaxopt.md"},
-        {"Tutorials": [{notebook.title(p): f"notebooks/{p.stem}.md"} for p in _notebooks()]},
+        {"Tutorials": [{tutorials.title(p): f"notebooks/{p.stem}.md"} for p in _notebooks()]},
         {"Reference": _reference()},
         {"Systems": _entries("systems", "claims", "peers")},
         {"Adding a system": ["adding/index.md", *adding]},
@@ -93,7 +93,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if files.get_file_from_path(path) is None:
             add(path, _adding(shape))
     for path in _notebooks():
-        text, pictures = notebook.convert(path)
+        text, pictures = tutorials.convert(path)
         add(f"notebooks/{path.stem}.md", text)
         for name, content in pictures.items():
             add(f"notebooks/{name}", content)
