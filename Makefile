@@ -6,7 +6,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # libtpu, which is here to compile ahead of time, would look for a chip.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all claims peers lint docs wheel clean
+.PHONY: demo test test-all claims systems peers lint docs wheel clean
 
 define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -36,8 +36,15 @@ test: .venv/.test
 test-all: .venv/.test
 	$(BIN)/python -m pytest -n 2 --dist loadfile tests
 
+write_systems = mkdir -p .cache && $(BIN)/python -m jaxopt_ext systems --markdown \
+	> .cache/systems.md && mv .cache/systems.md docs/systems.md
+
+# What is kept is not run again; CLAIMS="minimize --stale", say, is passed on.
 claims: .venv/.test
-	$(BIN)/python -m benchmarks.claims
+	$(BIN)/python -m benchmarks.claims $(CLAIMS); code=$$?; $(write_systems); exit $$code
+
+systems: .venv/.test
+	$(write_systems)
 
 peers: .venv/.test .venv/.peers
 	$(BIN)/python -m benchmarks.peers

@@ -11,9 +11,10 @@ def main(arguments: list[str]) -> int:
     demo.add_argument("--figure", default="out/demo.png", help="where the figure goes")
     systems = commands.add_parser("systems", help="what is here, by name, paper or identifier")
     systems.add_argument("words", nargs="*", help="all must match; everything without one")
+    systems.add_argument("--markdown", action="store_true", help="as the page docs/systems.md")
     options = parser.parse_args(arguments)
     if options.command == "systems":
-        return _systems(options.words)
+        return _systems(options.words, options.markdown)
     return _demo(options.figure)
 
 
@@ -26,14 +27,17 @@ def _demo(figure: str) -> int:
     return run(figure)
 
 
-def _systems(words: list[str]) -> int:
-    from .catalog.find import describe, find, verdicts  # the table imports every family
+def _systems(words: list[str], as_page: bool) -> int:
+    from .catalog.find import describe, find, markdown, verdicts  # the table imports every family
 
     found = find(*words)
     if not found:
         print(f"no system matches {' '.join(words)}", file=sys.stderr)
         return 1
     known = verdicts()
+    if as_page:
+        print(markdown(found, known), end="")
+        return 0
     print("\n\n".join(describe(row, known) for row in found))
     return 0
 

@@ -1,12 +1,15 @@
 """The catalogue and the files it names."""
 
 import pathlib
+import re
+from types import SimpleNamespace
 
 import pytest
 
+from benchmarks.claims.pages import index_page
 from jaxopt_ext import catalog
 from jaxopt_ext.__main__ import main
-from jaxopt_ext.catalog.find import describe, verdicts
+from jaxopt_ext.catalog.find import describe, identifiers, markdown, verdicts
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -88,16 +91,39 @@ def test_systems_with_unknown_words(capsys):
 
 
 def test_verdicts(tmp_path):
-    page = tmp_path / "claims.md"
+    page = tmp_path / "index.md"
     assert verdicts(page) == {}
-    page.write_text("# Claims\n\n## minimize.fista: does not hold\n\n## a line\n## b.c: holds\n")
+    rows = {"minimize.fista": ("does not hold; ours: |x| is 1", "3"), "b.c": ("not run", "")}
+    page.write_text(index_page(rows))
     known = verdicts(page)
-    assert known == {"minimize/fista": "does not hold", "b/c": "holds"}
+    assert known == {"minimize/fista": "does not hold; ours: |x| is 1", "b/c": "not run"}
     (row,) = catalog.find("minimize.fista")
-    assert describe(row, known).endswith("\n  claim: does not hold")
+    assert describe(row, known).endswith("\n  claim: does not hold; ours: |x| is 1")
     assert "claim" not in describe(row, {})
 
 
 def test_verdicts_of_this_checkout():
     claims = {row.claim for row in catalog.ROWS}
     assert set(verdicts()) <= claims
+
+
+def test_identifiers_of_each_way_to_name_them():
+    named = lambda system: SimpleNamespace(system=system)
+    assert identifiers(named(None)) == identifiers(named(())) == ()
+    assert identifiers(named("S001")) == ("S001",)
+    assert identifiers(named(("S001", "S002"))) == ("S001", "S002")
+
+
+def test_the_page_of_systems():
+    """Up to date but for the verdicts, which a run of the claims may change at any time."""
+    page = (ROOT / "docs" / "systems.md").read_text()
+    plain = lambda text: re.sub(r"\[[^]]*\]\((claims/\w+\.md#\w+)\)( \(\w+\))?", r"\1", text)
+    current = markdown(catalog.ROWS, {})
+    assert plain(page) == plain(current), "run `make systems`"
+    for link in re.findall(r"\]\(\.\./(\S+?)\)", page):
+        assert (ROOT / link).is_file(), link
+    shown = markdown(catalog.find("minimize.fista"), {"minimize/fista": "does not hold; ours: so"})
+    assert "[does not hold](claims/minimize.md#fista) (ours)" in shown
+    assert "https://arxiv.org/abs/1711.08013" in current
+    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in page.splitlines() if line[:1] == "|"]
+    assert set(cells) == {7}

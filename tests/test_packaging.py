@@ -9,6 +9,7 @@ import sys
 import tomllib
 import zipfile
 
+import networkx as nx
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -40,6 +41,47 @@ def test_imports_are_declared():
 def test_kernels_know_nothing_of_solvers():
     for path in PACKAGES["jaxopt_ext_kernels"].rglob("*.py"):
         assert "jaxopt_ext" not in set(third_party(path)), path
+
+
+def _modules():
+    """Each module by its dotted name, with the modules of ours that it imports anywhere."""
+    folder = PACKAGES["jaxopt_ext"]
+    dotted = {}
+    for path in folder.rglob("*.py"):
+        parts = ("jaxopt_ext", *path.relative_to(folder).with_suffix("").parts)
+        dotted[".".join(parts).removesuffix(".__init__")] = path
+    for name, path in dotted.items():
+        package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                above = package.split(".")[: len(package.split(".")) - node.level + 1]
+                origin = ".".join([*above, *filter(None, [node.module])])
+                for alias in node.names:
+                    inner = f"{origin}.{alias.name}"
+                    found.add(inner if inner in dotted else origin)
+        yield name, found - {name}
+
+
+def test_imports_make_no_circle():
+    # The root loads families on first use, and a package stands for what it shows of its modules.
+    edges = [
+        (name, other) for name, others in _modules() if name != "jaxopt_ext" for other in others
+    ]
+    inside = [(a, b) for a, b in edges if not (a == b.rpartition(".")[0] and a.count(".") <= 2)]
+    circles = list(nx.simple_cycles(nx.DiGraph(inside)))
+    assert not circles
+
+
+def test_families_import_downwards():
+    family = lambda name: [*name.split("."), ""][1]
+    edges = {
+        (family(a), family(b)) for a, others in _modules() for b in others if a != "jaxopt_ext"
+    }
+    edges = {(a, b) for a, b in edges if a != b and a not in ("", "__main__")}
+    assert ("minimize", "core") in edges
+    assert not [b for a, b in edges if a == "core"]
+    assert nx.is_directed_acyclic_graph(nx.DiGraph(edges)), edges
 
 
 def test_no_import_starts_a_backend():

@@ -1,6 +1,7 @@
 """What the site's pages list, read off the sources without importing them.
 
-A family is a public package or module right below `jaxopt_ext`, and the kernels' package. Its page
+A family is a public package or module right below `jaxopt_ext`, a package in one of those, and the
+kernels' package. Its page
 shows the docstring of its `__init__` and, file by file, the names that the `__init__` exports; of a
 module that it exports as a module, the public definitions. So a new file is on its family's page
 without being told, and no page has to be edited. Families of more than `LARGE` names have a page
@@ -174,12 +175,19 @@ def families() -> tuple[Family, ...]:
         if not path.name.startswith("_")
         and (path.suffix == ".py" or (path.is_dir() and (path / "__init__.py").exists()))
     ]
-    found = [_family(f"jaxopt_ext.{path.name}", path) for path in paths]
+    paths += [
+        inner.parent
+        for path in paths
+        for inner in sorted(path.glob("*/__init__.py"))
+        if not inner.parent.name.startswith("_")
+    ]
+    found = [_family(".".join(path.relative_to(folder.parent).parts), path) for path in paths]
     found.append(
         _family("jaxopt_ext_kernels", PACKAGES["jaxopt_ext_kernels"] / "jaxopt_ext_kernels")
     )
     rank = {name: i for i, name in enumerate(FIRST)}
-    return tuple(sorted(found, key=lambda family: rank.get(family.name, len(rank))))
+    place = lambda family: rank.get(family.name, len(rank))
+    return tuple(sorted(found, key=lambda family: (place(family), family.name)))
 
 
 @functools.cache

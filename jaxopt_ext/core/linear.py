@@ -1,5 +1,6 @@
 """The linear solver behind implicit derivatives."""
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -57,19 +58,29 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             real = lambda x: tree.real_view(product(tree.complex_view(x, vector)))
             x, solved = self.solve(real, tree.real_view(vector))
             return tree.complex_view(x, vector), solved
+        spread = any(map(tree.is_spread, jax.tree.leaves(vector)))
+        if tree.size(vector) <= self.dense_size and not spread:
+            flat, unravel = ravel_pytree(vector)
+            x, solved = self._solve(_matrix(product, vector, flat, unravel), flat)
+            return unravel(x), solved
+        return self._solve(product, vector)
+
+    def _solve(self, product, vector):
+        """`product` is a function, or a matrix if the vector is a flat one."""
         dtype = tree.real_dtype(vector)
         tolerance = jnp.asarray(self.rtol or (1e-9 if dtype == jnp.float64 else 1e-5), dtype)
         norm = tree.norm(vector)
         scale = jnp.where(norm > 0, norm, 1)
         unit = tree.scale(vector, 1 / scale)
-        spread = any(map(tree.is_spread, jax.tree.leaves(vector)))
-        if tree.size(vector) <= self.dense_size and not spread:
-            first = _factorized(product, unit, tolerance)
-        else:
+        if callable(product):
             limit = self.max_steps or 2 * tree.size(vector)
             first = _gmres(product, unit, tolerance, limit)
+            function = product
+        else:
+            first = _factorized(product, unit, tolerance)
+            function = functools.partial(jnp.matmul, product)
         limit = self.max_steps or 10 * tree.size(vector)
-        x, solved = _unless(first, lambda b: _lsqr(product, b, tolerance, limit), unit)
+        x, solved = _unless(first, lambda b: _lsqr(function, b, tolerance, limit), unit)
         finite = tree.all_finite(x)
         return tree.scale(x, scale), solved & finite if self.strict else finite
 
@@ -120,18 +131,20 @@ def _gap(product, x, b):
     return jax.tree.map(jnp.subtract, b, tree.cast_like(product(x), b))
 
 
-def _factorized(product, b, tolerance) -> _Answer:
-    flat, unravel = ravel_pytree(b)
+def _matrix(product, b, flat, unravel) -> Float[Array, "n n"]:
     column = lambda e: ravel_pytree(tree.cast_like(product(unravel(e)), b))[0]
     basis = loops.vary(jnp.eye(flat.size, dtype=flat.dtype), loops.varying_axes(flat))
-    matrix = jax.vmap(column, out_axes=1)(basis)
+    return jax.vmap(column, out_axes=1)(basis)
+
+
+def _factorized(matrix, b, tolerance) -> _Answer:
     factors = jax.scipy.linalg.lu_factor(matrix)
     pivots = jnp.abs(jnp.diagonal(factors[0]))
-    rounding = flat.size * jnp.finfo(flat.dtype).eps
+    rounding = b.size * jnp.finfo(b.dtype).eps
     regular = jnp.min(pivots, initial=jnp.inf) > rounding * jnp.max(pivots, initial=0)
-    x = jax.scipy.linalg.lu_solve(factors, flat)
-    gap = jnp.linalg.norm(matrix @ x - flat)
-    return _Answer(unravel(x), regular & (gap <= tolerance))  # False for NaN
+    x = jax.scipy.linalg.lu_solve(factors, b)
+    gap = jnp.linalg.norm(matrix @ x - b)
+    return _Answer(x, regular & (gap <= tolerance))  # False for NaN
 
 
 _WINDOW = 40
@@ -150,6 +163,25 @@ class _Search(NamedTuple):
     stretch: Float[Array, ""]  # the largest |A p| / |p| seen
     steps: Array
     active: Bool[Array, ""]
+
+
+def _orthogonalized(image, along, s: _Search, size):
+    """`image` less its part in the span of the images, the coefficients, and what is left."""
+
+    def reduced(image, along):
+        image = ring.minus(image, along, s.images)
+        return image, tree.norm(image)
+
+    def again(image, along, left):
+        del left
+        more = jnp.where(s.filled, ring.products(s.images, image), 0)
+        return *reduced(image, more), along + more
+
+    image, left = reduced(image, along)
+    keep = lambda image, along, left: (image, left, along)
+    # Where little has cancelled, a second pass would change nothing (Kahan, Parlett).
+    image, left, along = loops.cond(left < 0.5 * size, again, keep, image, along, left)
+    return image, along, left
 
 
 def _gmres(product, b, tolerance, limit) -> _Answer:
@@ -184,11 +216,9 @@ def _gmres(product, b, tolerance, limit) -> _Answer:
         p = tree.scale(s.direction, 1 / tree.norm(s.direction))
         image = tree.cast_like(product(p), b)
         size = tree.norm(image)
-        for _ in range(2):  # twice is enough
-            along = jnp.where(s.filled, ring.products(s.images, image), 0)
-            image = ring.minus(image, along, s.images)
-            p = ring.minus(p, along, s.directions)
-        left = tree.norm(image)
+        along = jnp.where(s.filled, ring.products(s.images, image), 0)
+        image, along, left = _orthogonalized(image, along, s, size)
+        p = ring.minus(p, along, s.directions)
         # The Krylov space is exhausted: what is left is rounding.
         fresh = left > 10 * jnp.finfo(left.dtype).eps * size
         inverse = jnp.where(fresh, 1 / jnp.where(fresh, left, 1), 0)

@@ -80,7 +80,7 @@ def solve(
     floating-point array; `ValueError` if shapes do not fit.
     """
     if not isinstance(solver, AbstractSolver):
-        from ..adapters import as_solver  # adapters import their libraries only when used
+        from .adapters import as_solver  # it imports libraries that are large
 
         solver = as_solver(solver)
     if not isinstance(problem, solver.problems):
@@ -237,8 +237,13 @@ def _finish(problem, solver, carry: _Carry) -> Solution:
     x, state = solver.finish(problem, carry.x, carry.state)
     x = tree.cast_like(x, carry.x)
     tol = jnp.asarray(solver.tol, carry.residual.dtype)
+    residual, status = carry.residual, carry.status
+    if state is not carry.state:  # a last refinement has its own error
+        residual = jnp.asarray(solver.error(problem, x, state), residual.dtype)
+        reached = (status == Status.step_limit) & (residual <= tol)
+        status = Status.where(reached, Status.converged, status)
     gap = solver.gap(problem, x, state)
-    return Solution(x, carry.steps, carry.residual, carry.status, state, tol, gap)
+    return Solution(x, carry.steps, residual, status, state, tol, gap)
 
 
 def _stop_gradient(x: PyTree) -> PyTree:

@@ -80,7 +80,10 @@ class AbstractSolver(eqx.Module, Generic[Problem, State]):
     def finish(
         self, problem: Problem, x: PyTree[Array], state: State
     ) -> tuple[PyTree[Array], State]:
-        """Run once behind the last step: polishing, averaging."""
+        """Run once behind the last step: polishing, averaging.
+
+        `error` is asked again if it gives another state.
+        """
         return x, state
 
     def last_step(self, problem: Problem, x: PyTree[Array], state: State) -> PyTree[Array]:

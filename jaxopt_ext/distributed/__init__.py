@@ -1,8 +1,16 @@
 """Decentralized optimization: nodes with their own data that talk to neighbours only.
 
-- Graphs: `ring`, `path`, `torus`, `star`, `complete`, `hypercube`, `exponential`, `erdos_renyi`.
-- Mixing matrices: `metropolis`, `max_degree`, `laplacian`, `lazy`; `spectral_gap`.
-- `Network.simulated` on one device, `Network.on_mesh` over many; the numbers are the same.
+- Graphs: `ring`, `path`, `torus`, `star`, `complete`, `hypercube`, `exponential`, `binary_tree`,
+  `barbell`; random ones `erdos_renyi`, `random_regular`, `random_geometric`; `edge_list` numbers
+  the edges.
+- Mixing matrices, sparse: `metropolis`, `max_degree`, `laplacian`, `best_constant`, `lazy`;
+  `closed_neighborhood`, which is stochastic by rows only. Spectra: `spectral_gap`,
+  `weighted_laplacian`, `laplacian_spectrum`, `chi`, `chi_1`, `chi_2`.
+- `Network.simulated` on one device, `Network.on_mesh` over many, `Network.clients` of a server;
+  the numbers are the same.
+- Weights that change: `TimeVarying`, `one_peer_exponential`, `random_matching`, `b_connectivity`.
+- Links: `lose_edges`, `GaussianNoise`, `receive`, `DelayedLinks`.
+- Accelerated gossip: `chebyshev_gossip`, `fast_mix`.
 - `run`: rounds with a progress bar, metrics and resumable checkpoints.
 - `collective_bytes`: what a compiled round sends.
 
@@ -19,21 +27,42 @@ from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm
 from .decentralized_gradient import DecentralizedGradient
 from .exact_diffusion import ExactDiffusion
 from .extra import EXTRA
+from .gossip import chebyshev_gossip, fast_mix
 from .gradient_tracking import AdaptThenCombineTracking, GradientTracking
 from .graphs import (
+    barbell,
+    binary_tree,
     complete,
+    edge_list,
     erdos_renyi,
     exponential,
     hypercube,
     path,
+    random_geometric,
+    random_regular,
     ring,
     star,
     torus,
 )
 from .hlo import collective_bytes
-from .mixing import laplacian, lazy, max_degree, metropolis, spectral_gap
+from .links import DelayedLinks, GaussianNoise, lose_edges, receive
+from .mixing import (
+    best_constant,
+    chi,
+    chi_1,
+    chi_2,
+    closed_neighborhood,
+    laplacian,
+    laplacian_spectrum,
+    lazy,
+    max_degree,
+    metropolis,
+    spectral_gap,
+    weighted_laplacian,
+)
 from .network import Network
 from .run import Run, consensus_distance, run
+from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 
 __all__ = [
     "EXTRA",
@@ -42,24 +71,46 @@ __all__ = [
     "AdaptThenCombineTracking",
     "DecentralizedADMM",
     "DecentralizedGradient",
+    "DelayedLinks",
     "ExactDiffusion",
+    "GaussianNoise",
     "GradientTracking",
     "Network",
     "Run",
+    "TimeVarying",
+    "b_connectivity",
+    "barbell",
+    "best_constant",
+    "binary_tree",
+    "chebyshev_gossip",
+    "chi",
+    "chi_1",
+    "chi_2",
+    "closed_neighborhood",
     "collective_bytes",
     "complete",
     "consensus_distance",
+    "edge_list",
     "erdos_renyi",
     "exponential",
+    "fast_mix",
     "hypercube",
     "laplacian",
+    "laplacian_spectrum",
     "lazy",
+    "lose_edges",
     "max_degree",
     "metropolis",
+    "one_peer_exponential",
     "path",
+    "random_geometric",
+    "random_matching",
+    "random_regular",
+    "receive",
     "ring",
     "run",
     "spectral_gap",
     "star",
     "torus",
+    "weighted_laplacian",
 ]

@@ -19,10 +19,11 @@ def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
     r"""Regularized minimal polynomial extrapolation: the limit of a sequence from its last points.
 
     With the differences $U = [x_1 - x_0, \dots, x_r - x_{r-1}]$ it solves
-    $(U^\top U + \rho \|U^\top U\|_F I) z = 1$ and returns $\sum_{i=1}^r c_i x_i$
-    with
+    $(U^\top U + \rho \|U^\top U\|_F I) z = 1$ and returns $\sum_{i=0}^{r-1} c_i x_i$ with
     $c = z / \sum_i z_i$. It is exact, up to $\rho$, for $x_{k+1} = A x_k + b$ in at most $r - 1$
-    dimensions. Equal points give the mean of the last r.
+    dimensions. Equal points give their mean. The last point counts in the differences only, as
+    where the method comes from; the program of optimistic AMSGrad's authors combines $x_1$ to
+    $x_r$ instead, one application of the map further.
 
     **Arguments:**
 
@@ -45,7 +46,7 @@ def rmpe(history: PyTree[Array], reg: float | None = None) -> PyTree[Array]:
         raise ValueError(f"history must hold at least two points, got {length}")
     differences = jax.tree.map(lambda x: jnp.diff(x, axis=0), history)
     pairs = jax.vmap(jax.vmap(tree.vdot, (None, 0)), (0, None))(differences, differences)
-    weights = jnp.insert(_combination(pairs, reg), 0, 0)
+    weights = jnp.append(_combination(pairs, reg), 0)
     return jax.tree.map(lambda x: sum_rows(x, weights), history)
 
 
@@ -97,7 +98,7 @@ class ExtrapolatedGradient(AbstractPredictor):
     enough.
 
     With the differences $u_j = x_j - x_{j-1}$ kept instead of the points, the limit is
-    $x_r - \\sum_j (c_1 + \\dots + c_{j-1}) u_j$, and a step takes r inner products, not one for
+    $x_r - \\sum_j (c_0 + \\dots + c_{j-1}) u_j$, and a step takes r inner products, not one for
     each pair.
 
     **Arguments:**
@@ -128,7 +129,7 @@ class ExtrapolatedGradient(AbstractPredictor):
         gram = ring.gram_with(memory.gram, memory.differences, new, slot)
         oldest_first = (slot + 1 + jnp.arange(self.span)) % self.span
         weights = _combination(gram, self.reg)[oldest_first]
-        before = jnp.zeros_like(weights).at[oldest_first].set(jnp.cumsum(weights) - weights)
+        before = jnp.zeros_like(weights).at[oldest_first].set(jnp.cumsum(weights))
         moved = ring.weighted_sum(before, memory.differences, new, slot)
         guess = jax.tree.map(lambda g, d: jnp.where(count > self.span, g - d, g), gradient, moved)
         kept = ring.store(memory.differences, new, slot, after=moved)

@@ -283,7 +283,8 @@ class OSQP(AbstractSplittingSolver):
             # Seldom and at the same steps in a batch, where one that polishes makes all wait.
             due = due & ((steps & (steps - 1) == 0) | (steps % 16 == 0)) & jnp.any(sides != tried)
             tried = jnp.where(due, sides, tried)
-            better, least = self._polished(problem, state.scaling, scaled, sides, point, due, 1)
+            best = point, error
+            better, least = self._polished(problem, state.scaling, scaled, sides, best, due, 1)
             done = due & (least <= tol)  # else the iterates go on untouched
             point, error = tree.where(done, (better, least), (point, error))
             at = state.scaling.forward(better)
@@ -295,8 +296,8 @@ class OSQP(AbstractSplittingSolver):
         )
         return point, state
 
-    def _polished(self, problem, scaling, scaled, sides, point, wanted, turns):
-        """The best of `point` and the polished ones, with its error.
+    def _polished(self, problem, scaling, scaled, sides, best, wanted, turns):
+        """The best of a point and the polished ones, with its error.
 
         The loop takes no turn unless `wanted`: under `vmap` it is skipped if nobody does.
         """
@@ -311,7 +312,6 @@ class OSQP(AbstractSplittingSolver):
             more = (number + 1 < turns) & jnp.any(others != sides) & jnp.isfinite(error)
             return number + 1, others, best, more
 
-        best = point, _error(problem, point)
         carry = jnp.asarray(0, jnp.int32), sides, best, wanted
         return loops.while_loop(lambda carry: carry[-1], turn, carry)[2]
 
@@ -379,7 +379,8 @@ class OSQP(AbstractSplittingSolver):
         scaled = self._scaled(problem, state)
         sides = _sides(scaled, state.v)
         wanted = state.error > 100 * jnp.finfo(state.error.dtype).eps
-        x, error = self._polished(problem, state.scaling, scaled, sides, x, wanted, 3)
+        best = x, state.error
+        x, error = self._polished(problem, state.scaling, scaled, sides, best, wanted, 3)
         return x, eqx.tree_at(lambda s: s.error, state, error)
 
 

@@ -54,17 +54,16 @@ class BCSR(eqx.Module):
         if outside.any():
             i = int(np.argmax(outside))
             raise ValueError(f"block {i} at {rows[i], columns[i]} lies outside of {shape}")
-        # Empty block rows, and so empty block columns of the transpose, get a block of zeros.
+        # Empty block rows, and so empty block columns of the transpose, get a block of zeros; one
+        # that lies in both serves both.
         empty_rows = np.setdiff1d(np.arange(block_rows), rows) if block_columns else []
-        more_rows = [np.asarray(empty_rows, np.int32)]
-        more_columns = [np.zeros(len(empty_rows), np.int32)]
-        seen = np.concatenate([columns, *more_columns])
-        empty_columns = np.setdiff1d(np.arange(block_columns), seen) if block_rows else []
-        more_rows.append(np.zeros(len(empty_columns), np.int32))
-        more_columns.append(np.asarray(empty_columns, np.int32))
-        rows = np.concatenate([rows, *more_rows])
-        columns = np.concatenate([columns, *more_columns])
-        extra = len(rows) - len(values)
+        empty_columns = np.setdiff1d(np.arange(block_columns), columns) if block_rows else []
+        extra = max(len(empty_rows), len(empty_columns))
+        more_rows, more_columns = np.zeros((2, extra), np.int32)
+        more_rows[: len(empty_rows)] = empty_rows
+        more_columns[: len(empty_columns)] = empty_columns
+        rows = np.concatenate([rows, more_rows])
+        columns = np.concatenate([columns, more_columns])
         values = jnp.concatenate([values, jnp.zeros((extra, r, c), values.dtype)])
         place = rows.astype(np.int64) * max(block_columns, 1) + columns
         if len(np.unique(place)) != len(place):

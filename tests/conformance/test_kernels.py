@@ -20,10 +20,11 @@ def test_there_are_kernels():
 
 @EACH
 @BODIES
-def test_equals_the_dense_reference(row, implementation):
+@pytest.mark.parametrize("draws", [6, pytest.param(40, marks=pytest.mark.slow)])
+def test_equals_the_dense_reference(row, implementation, draws):
     case = row.example()
 
-    @settings(deadline=None, max_examples=25 if implementation == "xla" else 12)
+    @settings(deadline=None, max_examples=draws)  # each shape is compiled
     @given(st.integers(0, 2**31))
     def check(seed):
         arguments = case.draw(seed, jnp.float64)

@@ -326,7 +326,9 @@ def violations(name, seed, groups):
             worst[f"outside, {bits}"] = np.where(out[4] & clear, np.inf, 0)
             worst[f"inside, {bits}"] = np.where(out[2], 0, np.inf)
             gap = norm(out[1].astype(case.dtype) - p)
-            worst[f"idempotent, {bits}"] = gap / (0.02 * roundings * eps * norm(p) + TINY)
+            # The projection of what was 1e9 times as far has thousands of roundings at a corner.
+            still = 4e3 if "Polyhedron" in name else 22
+            worst[f"idempotent, {bits}"] = gap / (still * eps * norm(p) + TINY)
     return worst
 
 

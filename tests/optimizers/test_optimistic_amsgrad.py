@@ -29,7 +29,7 @@ def extrapolate(points, reg):
     u = np.diff(points, axis=0).T
     gram = u.T @ u
     z = np.linalg.solve(gram + reg * np.linalg.norm(gram) * np.eye(len(gram)), np.ones(len(gram)))
-    return (z / z.sum()) @ points[1:]
+    return (z / z.sum()) @ points[:-1]
 
 
 def reference(w, grads, rate, predict, *, span=1, v_residual=False, previous=True):

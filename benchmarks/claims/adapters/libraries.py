@@ -14,6 +14,10 @@ CLAIM = (
     "rounding; optimistix solvers passed to solve return optimistix's own answer; and the "
     "derivative through each of them equals central differences to 1e-5 relative."
 )
+SETTINGS = (
+    "Nothing is chosen and nothing is drawn but one data set, seed 0; tolerances are those of the "
+    "claim."
+)
 
 
 def run() -> Outcome:

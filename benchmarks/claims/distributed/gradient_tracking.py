@@ -12,6 +12,12 @@ CLAIM = (
     "exact diffusion come within 1e-8 of the optimum of heterogeneous least squares on a ring of "
     "16 in 2000 rounds, where decentralized gradient descent stays above 1e-4, on 3 seeds."
 )
+SETTINGS = (
+    "Step sizes from one grid, 0.003 * 2^k, k = -4..6. The exact methods take the one whose "
+    "largest error is least on seeds 0 and 1, decentralized gradient descent the best on each "
+    "problem itself, which favours it; seeds 10 to 12 are reported. The grid first began at k = 0, "
+    "and there decentralized gradient descent was at its end."
+)
 METHODS = (
     "GradientTracking",
     "AdaptThenCombineTracking",
@@ -20,36 +26,45 @@ METHODS = (
     "DecentralizedGradient",
 )
 
+TUNING, REPORTED = range(2), range(10, 13)
+GRID = 0.003 * 2.0 ** np.arange(-4, 7)
+
 
 def run() -> Outcome:
-    with jax.enable_x64(True):
-        table = [_row(seed) for seed in range(3)]
     *exact, plain = METHODS
+    with jax.enable_x64(True):
+        chosen = {}
+        for name in exact:
+            errors = [[_error(seed, name, step) for step in GRID] for seed in TUNING]
+            chosen[name] = GRID[int(np.argmin(np.max(errors, 0)))]
+        table = []
+        for seed in REPORTED:
+            row = {name: _error(seed, name, chosen[name]) for name in exact}
+            row[plain], step = min((_error(seed, plain, step), step) for step in GRID)
+            table.append({"seed": seed, **row, "its step": float(step)})
     holds = all(max(row[m] for m in exact) < 1e-8 and row[plain] > 1e-4 for row in table)
-    return Outcome(table, holds, "largest distance of a node; step sizes 0.003 * 2^k, k = 0..6")
+    steps = ", ".join(f"{name} {chosen[name]:g}" for name in exact)
+    return Outcome(table, holds, f"Largest distance of a node. Chosen: {steps}.")
 
 
-def _row(seed):
+def _error(seed, name, step):
+    """Largest distance of a node to the optimum at the end; infinite if it diverged."""
     rng = np.random.default_rng(seed)
     A, b = rng.normal(size=(16, 8, 5)), rng.normal(size=(16, 8))
     optimum = np.linalg.lstsq(A.reshape(-1, 5), b.reshape(-1), rcond=None)[0]
     network = jxt.distributed.Network.simulated(jxt.distributed.ring(16))
-    batch = jnp.asarray(A), jnp.asarray(b)
-    loss = lambda w, d: 0.5 * jnp.sum((d[0] @ w - d[1]) ** 2)
-    row = {"seed": seed}
-    for name in METHODS:
-        errors = []
-        for step in 0.003 * 2.0 ** np.arange(7):
-            algorithm = getattr(jxt.distributed, name)(loss, step)
-            result = jxt.distributed.run(
-                algorithm,
-                network,
-                network.replicate(jnp.zeros(5)),
-                batch,
-                2000,
-                record_every=2000,
-                progress=False,
-            )
-            errors.append(float(jnp.max(jnp.abs(result.params - optimum))))
-        row[name] = float(np.nanmin(errors))
-    return row
+    result = jxt.distributed.run(
+        getattr(jxt.distributed, name)(_loss, step),
+        network,
+        network.replicate(jnp.zeros(5)),
+        (jnp.asarray(A), jnp.asarray(b)),
+        2000,
+        record_every=2000,
+        progress=False,
+    )
+    error = float(jnp.max(jnp.abs(result.params - optimum)))
+    return error if np.isfinite(error) else np.inf
+
+
+def _loss(w, data):
+    return 0.5 * jnp.sum((data[0] @ w - data[1]) ** 2)

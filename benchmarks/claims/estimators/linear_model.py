@@ -18,6 +18,10 @@ CLAIM = (
     "scikit-learn's at every penalty; and on breast cancer descent on the cross-validated loss, "
     "through the fits, ends with a loss at most 1 % above the best of a grid of 40 penalties."
 )
+SETTINGS = (
+    "Nothing is chosen: two data sets as they are, five folds of seed 0, and the tuning of the "
+    "penalty is itself what is claimed."
+)
 
 
 def path():

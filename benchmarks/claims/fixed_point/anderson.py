@@ -14,6 +14,11 @@ CLAIM = (
     "of 1e-6, for each of 4 penalties and 3 data sets: breast cancer, digits (3 against 8) and "
     "wine (class 0 against the rest)."
 )
+SETTINGS = (
+    "No seeds: three data sets. The default regularization was chosen among five values on breast "
+    "cancer, whose rows are reported too and prove nothing about that choice; digits and wine "
+    "were not looked at for it. The step is 1/L on both sides."
+)
 
 
 def datasets():

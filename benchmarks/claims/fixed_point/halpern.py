@@ -12,11 +12,12 @@ CLAIM = (
     "for 300 steps, and on slow rotations ends below that of Krasnosel'skii-Mann, on "
     "each of 5 seeds."
 )
+SETTINGS = "No method has a setting here. Seeds 10 to 14; the first run was on 0 to 4."
 
 
 def run() -> Outcome:
     with jax.enable_x64(True):
-        table = [_row(seed) for seed in range(5)]
+        table = [_row(seed) for seed in range(10, 15)]
     holds = all(row["largest / bound"] <= 1 and row["Halpern"] < row["KM"] for row in table)
     return Outcome(table, holds, "block rotations by angles up to 0.05, the last residual of 300")
 

@@ -13,12 +13,15 @@ CLAIM = (
     "stays where it started while Krasnosel'skii-Mann's falls below |x0 - x*| / sqrt(k/4) "
     "at every step and below 1e-6 within 5000 steps, on each of 3 seeds."
 )
+SETTINGS = "No method has a setting here. Seeds 10 to 12; the first run was on 0 to 2."
+
+SEEDS = range(10, 13)
 
 
 def run() -> Outcome:
     with jax.enable_x64(True):
-        table = [_contraction(c, seed) for c in (0.5, 0.9, 0.99) for seed in range(3)]
-        turns = [_rotation(seed) for seed in range(3)]
+        table = [_contraction(c, seed) for c in (0.5, 0.9, 0.99) for seed in SEEDS]
+        turns = [_rotation(seed) for seed in SEEDS]
     holds = all(row["of the bound"] <= 1 + 1e-9 for row in table) and all(
         row["Picard"] > 0.99 and row["of the bound"] <= 1 and row["KM"] < 1e-6 for row in turns
     )

@@ -10,6 +10,7 @@ CLAIM = (
     "On sparse lasso problems coordinate descent needs fewer passes over the data than FISTA, and "
     "the Gauss-Southwell rule fewer coordinate moves than cyclic order, on each of 5 seeds."
 )
+SETTINGS = "All methods have their defaults. Seeds 10 to 14; the first run was on 0 to 4."
 
 
 def _record(problem, x, state):
@@ -18,7 +19,7 @@ def _record(problem, x, state):
 
 def run() -> Outcome:
     table = []
-    for seed in range(5):
+    for seed in range(10, 15):
         rng = np.random.default_rng(seed)
         X = rng.normal(size=(100, 200)) + rng.normal(size=(100, 1))
         w = np.zeros(200)

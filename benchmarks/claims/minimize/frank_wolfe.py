@@ -12,11 +12,14 @@ CLAIM = (
     "a gap of 1e-8 within 2000 steps where plain Frank-Wolfe is still above 1e-5, on each "
     "of 5 seeds."
 )
+SETTINGS = (
+    "Nothing is chosen: no method has a setting here. Seeds 10 to 14; the first run was on 0 to 4."
+)
 
 
 def run() -> Outcome:
     with jax.enable_x64(True):
-        table = [_row(seed) for seed in range(5)]
+        table = [_row(seed) for seed in range(10, 15)]
     holds = all(max(row["away"], row["pairwise"]) <= 1e-8 and row["plain"] > 1e-5 for row in table)
     return Outcome(table, holds, "smallest Frank-Wolfe gap over the run")
 

@@ -14,6 +14,11 @@ CLAIM = (
     "most a third of the steps of the best fixed step of a grid of powers of two from 1/L on, on "
     "each of 5 seeds."
 )
+SETTINGS = (
+    "The line search has its default; the fixed step is the best of the grid on each problem "
+    "itself, which favours the baseline. Seeds 0 to 4. What was tried afterwards is on the same "
+    "seeds."
+)
 
 
 def run() -> Outcome:
@@ -27,6 +32,8 @@ def run() -> Outcome:
         "evaluate the function more than once, which is not counted. Tried afterwards: curvature "
         "conditions of 0.1 and 0.5 (1.1 to 2.5 times), and Armijo's rule with growing steps (0.95 "
         "to 1.2 times).",
+        why="ours: the search takes fewer steps on every seed, but our threshold of a third is "
+        "not met on all",
     )
 
 

@@ -13,13 +13,17 @@ CLAIM = (
     "is at most a hundredth of that of the subgradient method at its best step a/sqrt(k) on a "
     "grid, on each of 5 seeds."
 )
+SETTINGS = (
+    "Steps of 1/L; the subgradient method takes the best of ten scales on each problem itself, "
+    "which favours it. Seeds 10 to 14; the first run was on 0 to 4."
+)
 
 STEPS = 500
 
 
 def run() -> Outcome:
     with jax.enable_x64(True):
-        table = [_row(seed) for seed in range(5)]
+        table = [_row(seed) for seed in range(10, 15)]
     holds = all(
         row["bound used"] <= 1 and row["monotone"] and 100 * row["gap"] <= row["subgradient gap"]
         for row in table

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ._seeds import TUNING, keys
+
 CONTEXT, WIDTH, LAYERS, HEADS, BATCH = 32, 32, 2, 4, 16
 
 
@@ -93,3 +95,17 @@ def train(tx, key, num_steps, every):
 
     keys = jax.random.split(data_key, num_steps).reshape(-1, every)
     return jax.lax.scan(stretch, (params, tx.init(params)), keys)[1]
+
+
+def race(method, rates, num_steps, count=TUNING):
+    """Final validation losses of `method(rate)`.
+
+    **Returns:** by rate, the means over the keys to choose on; the rate that is chosen by them; and
+    its mean over `count` keys to report.
+    """
+    one = lambda rate, key: train(method(rate), key, num_steps, num_steps)[-1]
+    mean = jax.jit(lambda rate, keys: jax.vmap(lambda key: one(rate, key))(keys).mean())
+    both = keys(count)
+    tuning = [float(mean(rate, both[:TUNING])) for rate in rates]
+    rate = rates[int(np.nanargmin(tuning))]
+    return tuning, rate, float(mean(rate, both[TUNING:]))

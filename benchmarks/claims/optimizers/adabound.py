@@ -17,6 +17,11 @@ CLAIM = (
     "epoch; and both end within 0.1 of the best point of the online problem in which Adam ends "
     "within 0.1 of the worst."
 )
+SETTINGS = (
+    "The defaults for AdaBound and AMSBound; Adam and SGD take the rate of their grids that is "
+    "best on the reported keys, which favours them, though SGD was best at the longest of its "
+    "three. Keys of seed 10; the first run was on seed 0."
+)
 
 SEEDS, BATCH, EPOCHS = 5, 64, 30
 
@@ -30,7 +35,7 @@ def accuracies(tx):
             tx, key, batch_size=BATCH, num_steps=EPOCHS * per_epoch, every=per_epoch
         )[0].test_accuracy
 
-    curves = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SEEDS))
+    curves = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(10), SEEDS))
     return np.asarray(curves).mean(0)[[0, -1]].tolist()
 
 

@@ -1,7 +1,6 @@
 """Adafactor against Adam on digits and on text, with a fraction of its state."""
 
 import jax
-import numpy as np
 import optax
 
 from jaxopt_ext.optimizers import adafactor
@@ -16,6 +15,11 @@ CLAIM = (
     "within 5 % of Adam's, each at its best of four rates a factor of three apart; with at most "
     "0.1 of Adam's state on the transformer."
 )
+SETTINGS = (
+    "Rates on text from two grids, four values a factor of three apart each, chosen by validation "
+    "loss on 3 keys; three others are reported. The grids were widened on the keys that choose. "
+    "On digits both have the rate of the claim."
+)
 
 TEXT_STEPS = 250
 
@@ -24,15 +28,8 @@ def on_digits(tx):
     def one(key):
         return digits.train(tx, key, batch_size=50, num_steps=1000, every=1000)[0]
 
-    curves = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), 5))
+    curves = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(10), 5))
     return curves.train_loss.mean().item(), curves.test_accuracy.mean().item()
-
-
-def on_text(method, rates):
-    keys = jax.random.split(jax.random.key(1), 3)
-    one = lambda rate, key: characters.train(method(rate), key, TEXT_STEPS, TEXT_STEPS)[-1]
-    values = jax.jit(lambda rate: jax.vmap(lambda key: one(rate, key))(keys))
-    return [float(np.mean(values(rate))) for rate in rates]
 
 
 def state_size(tx):
@@ -47,20 +44,22 @@ def run() -> Outcome:
         ("Adafactor", adafactor, 1e-2, (3e-3, 1e-2, 3e-2, 1e-1)),
     ):
         loss, accuracy = on_digits(method(rate))
-        text = on_text(method, grid)
+        text, best, reported = characters.race(method, grid, TEXT_STEPS)
         row = {"method": name, "digits loss": loss, "digits test": accuracy}
         row |= {f"text, rate {i}": v for i, v in enumerate(text)}
-        table.append(row | {"best text": min(text), "state": state_size(method(rate))})
+        row |= {"rate on text": best, "text": reported}
+        table.append(row | {"state": state_size(method(rate))})
     adam, mine = table
     holds = (
         mine["digits loss"] <= 1.2 * adam["digits loss"]
         and mine["digits test"] >= adam["digits test"] - 0.01
-        and mine["best text"] <= 1.05 * adam["best text"]
+        and mine["text"] <= 1.05 * adam["text"]
         and mine["state"] <= 0.1 * adam["state"]
     )
     return Outcome(
         table,
         holds,
         "Rates on text: Adam 1e-3, 3e-3, 1e-2, 3e-2; Adafactor, whose steps are relative to the "
-        "size of the weights, 3e-3, 1e-2, 3e-2, 0.1. State counts numbers.",
+        "size of the weights, 3e-3, 1e-2, 3e-2, 0.1. Their losses are on "
+        "the keys that choose, that of the chosen one is on those reported. State counts numbers.",
     )

@@ -18,6 +18,11 @@ CLAIM = (
     "seeds) its training loss is below Adam's at 1e-3 and its test accuracy at least Adam's minus "
     "0.01, both at rate 0.0375 and at 0.075."
 )
+SETTINGS = (
+    "Rates as in the claim, the default and its half and quarter; Adam at 1e-3 there, its best of "
+    "three on the quadratic, which was the longest, the end of the grid. Keys of seed 10; the "
+    "first run was on seed 0."
+)
 
 EIGENVALUES = jnp.logspace(-3, 3, 50).astype(jnp.float32)
 SEEDS, ADAM, MINE = 5, (1e-3, 3e-3, 1e-2), (0.0375, 0.075)
@@ -44,7 +49,7 @@ def on_digits(method, rates):
             activation=jax.nn.softplus,
         )[0]
 
-    keys = jax.random.split(jax.random.key(0), SEEDS)
+    keys = jax.random.split(jax.random.key(10), SEEDS)
     curves = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(rates), keys)
     return [
         {"loss": loss.item(), "test": accuracy.item()}

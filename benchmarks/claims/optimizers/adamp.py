@@ -14,8 +14,12 @@ CLAIM = (
     "0.9, 500 steps, median of 9 seeds), SGDP keeps |w| below 2 where momentum SGD exceeds 4, and "
     "its excess over the least eigenvalue is below 1e-6 and at most a tenth of momentum SGD's."
 )
+SETTINGS = (
+    "Step size and momentum are those of the claim, the same for both sides. Seeds 10 to 18; the "
+    "first run was on 0 to 8."
+)
 
-SEEDS = 9
+SEEDS = range(10, 19)
 
 
 def problem(seed):
@@ -39,7 +43,7 @@ def train(tx, A, w):
 
 
 def run() -> Outcome:
-    matrices, starts = map(np.stack, zip(*map(problem, range(SEEDS)), strict=True))
+    matrices, starts = map(np.stack, zip(*map(problem, SEEDS), strict=True))
     least = np.linalg.eigvalsh(matrices)[:, 0]
     table = {}
     for name, tx in {

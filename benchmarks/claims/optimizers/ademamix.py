@@ -2,7 +2,6 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxopt_ext.optimizers import ademamix
@@ -19,6 +18,13 @@ CLAIM = (
     "validation loss after 400 steps is not above Adam's, each at its best rate in {1e-3, 3e-3, "
     "1e-2} (mean of 3 seeds)."
 )
+SETTINGS = (
+    "On text, rates from one grid for both, chosen by validation loss on 3 keys; three others are "
+    "reported. Adam is best at the longest, 1e-2, and at 3e-2, off the grid, worse than there "
+    "after 250 steps (see Adafactor). b3 was set on the keys of seed 0, by the half-life in the "
+    "paper's shortest runs, after a first try that lost; the noisy quadratic is reported on keys "
+    "of seed 10."
+)
 
 EIGENVALUES = jnp.logspace(-3, 0, 100).astype(jnp.float32)
 TEXT_STEPS, TEXT_RATES = 400, (1e-3, 3e-3, 1e-2)
@@ -29,14 +35,13 @@ def excess(tx):
     noise = lambda key, g: g + jax.random.normal(key, g.shape, g.dtype)
     start = 3 * jnp.ones(100, jnp.float32)
     one = lambda key: quadratic(descend(tx, quadratic, start, 4000, noise=noise, key=key))
-    return jax.vmap(one)(jax.random.split(jax.random.key(0), 3)).mean().item()
+    return jax.vmap(one)(jax.random.split(jax.random.key(10), 3)).mean().item()
 
 
 def on_text(method):
-    keys = jax.random.split(jax.random.key(1), 3)
-    one = lambda rate, key: characters.train(method(rate), key, TEXT_STEPS, TEXT_STEPS)[-1]
-    values = jax.jit(lambda rate: jax.vmap(lambda key: one(rate, key))(keys))
-    return {f"text, {rate:g}": float(np.mean(values(rate))) for rate in TEXT_RATES}
+    tuning, best, reported = characters.race(method, TEXT_RATES, TEXT_STEPS)
+    row = {f"text, {rate:g}": loss for rate, loss in zip(TEXT_RATES, tuning, strict=True)}
+    return row | {"rate on text": best, "text": reported}
 
 
 def mixed(rate, b3, length):
@@ -59,17 +64,16 @@ def run() -> Outcome:
         row |= {f"excess, {rate:g}": excess(noisy(rate)) for rate in (3e-4, 1e-3, 3e-3)}
         table.append(row | on_text(text))
     adam, mine = table
-    best = [min(row[f"text, {rate:g}"] for rate in TEXT_RATES) for row in table]
     holds = (
         mine["Rosenbrock"] <= 0.1 * adam["Rosenbrock"]
         and mine["excess, 0.001"] <= 0.5 * adam["excess, 0.001"]
-        and best[1] <= best[0]
+        and mine["text"] <= adam["text"]
     )
     return Outcome(
         table,
         holds,
-        f"Best on text: Adam {best[0]:.4f}, AdEMAMix {best[1]:.4f}. There b3 gives a half-life "
-        "of a fifth of the run, as 0.9999 does in the paper's shortest runs of 32,000 steps. A "
-        "first try had a half-life beyond the run's end, b3 0.9999 under noise and 0.999 on text, "
-        "and lost: excess 61 against 10, text 2.52 against 2.28.",
+        "Text by rate is on the keys that choose, the last column on those reported. There b3 "
+        "gives a half-life of a fifth of the run, as 0.9999 does in the paper's shortest runs of "
+        "32,000 steps. A first try, on other seeds, had a half-life beyond the run's end, b3 0.9999 "
+        "under noise and 0.999 on text, and lost: excess 61 against 10, text 2.52 against 2.28.",
     )

@@ -13,6 +13,7 @@ CLAIM = (
     "100,000 rounds for every a in {0.1, 0.5, 1}, while AMSGrad ends within 0.1 of the best for "
     "some a, with less than half of the mean regret that Adam has at its best a."
 )
+SETTINGS = "Deterministic; both sides take the best of the same three scales."
 
 SCALES, ROUNDS = (0.1, 0.5, 1.0), 100_000
 

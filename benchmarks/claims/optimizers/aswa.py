@@ -15,6 +15,10 @@ CLAIM = (
     "plain SGD's, and its mean at most 0.005 lower; with NASWA the 8 most salient pixels of two "
     "seeds overlap more than with plain SGD."
 )
+SETTINGS = (
+    "SGD's rate and momentum are one for all; nothing else is chosen. Keys of seed 10; the first "
+    "run was on seed 0."
+)
 
 SEEDS, EPOCHS, STEPS = 32, 20, 30
 BATCH = digits.NUM_TRAIN // STEPS
@@ -32,7 +36,7 @@ def measure(tx):
         )
         return curves.test_accuracy[-1], saliency(params, digits.TEST[0])
 
-    accuracy, maps = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SEEDS))
+    accuracy, maps = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(10), SEEDS))
     overlap = jaccard_topk(maps, jnp.roll(maps, 1, axis=0), 8).mean()
     return accuracy.mean().item(), prediction_std(accuracy).item(), overlap.item()
 

@@ -19,6 +19,11 @@ CLAIM = (
     "rates of one grid chosen on validation data): BAdam's test accuracy is within 0.02 of Adam's "
     "after as many coordinate updates, and above that of rank-4 LoRA after as many steps."
 )
+SETTINGS = (
+    "Rates from one grid for all, chosen on 300 validation images that are not in the test set, "
+    "means over the reported networks; keys of seed 10, the first run was on seed 0. Least "
+    "squares at the rate of the claim, seed 10."
+)
 
 SQUARES, SEEDS, RATES = 21, 5, (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 WIDTHS = (64, 64, 64, 64, 64, 10)
@@ -41,7 +46,7 @@ def least_squares():
         x = jax.lax.scan(step, (x, tx.init(x)), length=steps)[0][0]
         return loss([jnp.zeros(10)] * 6), loss(x)
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(10)
     A = jnp.asarray(rng.normal(size=(SQUARES, 120, 60)), jnp.float32)
     b = jnp.einsum("sij,sj->si", A, jnp.asarray(rng.normal(size=(SQUARES, 60)), jnp.float32))
     run = lambda tx, steps: jax.jit(jax.vmap(lambda A, b: train(tx, A, b, steps)))(A, b)
@@ -143,7 +148,7 @@ def fine_tuning():
     def accuracy(layers, images, labels):
         return jnp.mean(logits(layers, images).argmax(1) == labels)
 
-    keys = jax.random.split(jax.random.key(0), SEEDS)
+    keys = jax.random.split(jax.random.key(10), SEEDS)
     start = jax.jit(jax.vmap(pretrain))(keys)
     results = {}
     for name in fine_tuners(1.0):
@@ -191,5 +196,8 @@ def run() -> Outcome:
         f"Least squares: loss from {float(jnp.median(start)):.3g} to {float(jnp.median(end)):.2g} "
         f"(largest {float(end.max()):.2g}); Adam with as many coordinate updates "
         f"{float(jnp.median(adam_end)):.2g} (largest {float(adam_end.max()):.2g}). Test accuracy "
-        f"before fine-tuning {before:.3f}.",
+        f"before fine-tuning {before:.3f}. On the first run's networks BAdam was ahead of LoRA, by "
+        "0.0016.",
+        why="scale: on so small a network rank 4 binds little; BAdam and LoRA end within 0.004 of "
+        "each other, and which is ahead changes with the seeds",
     )

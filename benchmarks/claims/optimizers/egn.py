@@ -19,6 +19,11 @@ CLAIM = (
     "SGD with momentum 0.9 over three rates each, on diabetes (200 steps, mean of 5 seeds) and "
     "on digits (100 steps, mean of 2 seeds)."
 )
+SETTINGS = (
+    "Rate 1 and damping 1 are the method's defaults; Adam and SGD take the best of three rates "
+    "each on the reported keys and by test loss, which favours them, though on digits both are "
+    "best at the longest. Keys of seed 0."
+)
 
 RATES = {"Adam": (1e-3, 3e-3, 1e-2), "SGD": (1e-2, 3e-2, 1e-1)}
 
@@ -92,4 +97,5 @@ def run() -> Outcome:
         holds,
         "On digits it holds. On diabetes, 352 rows, rate 1 fits the noise within 200 steps; the "
         "rate 0.1 beside it is not part of the claim.",
+        why="scale: on 352 rows rate 1 fits the noise within 200 steps; on digits it holds",
     )

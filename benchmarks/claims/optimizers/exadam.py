@@ -17,6 +17,10 @@ CLAIM = (
     "final test accuracy at most 0.005 lower; and from (-1.5, 2) it brings Rosenbrock's function "
     "in 3000 steps to at most 0.01 of Adam's value."
 )
+SETTINGS = (
+    "The rate of the claim for both; nothing is chosen. Keys of seed 10; the first run was on "
+    "seed 0."
+)
 
 SEEDS, BATCH, EVERY = 10, 64, 2
 RATES = (1e-3, 3e-3, 1e-2)
@@ -37,7 +41,7 @@ def race(method):
         )
         return curves
 
-    keys = jax.random.split(jax.random.key(0), SEEDS)
+    keys = jax.random.split(jax.random.key(10), SEEDS)
     curves = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(RATES), keys)
     epochs = digits.first(curves.train_accuracy >= 0.95, EVERY, BATCH).mean(1)
     return epochs, np.asarray(curves.test_accuracy[..., -1]).mean(1)

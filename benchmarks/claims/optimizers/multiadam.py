@@ -15,6 +15,10 @@ CLAIM = (
     "sum; and on two least-squares terms, one scaled by 1e4, it leaves at most 0.2 of Adam's "
     "residual in the other."
 )
+SETTINGS = (
+    "The rate of the claim for both; nothing is chosen. Keys of seeds 10 and 11; the first run "
+    "was on 0 and 1."
+)
 
 SEEDS = 4
 RATES = (3e-4, 1e-3, 3e-3)
@@ -76,7 +80,7 @@ def pinn(method, length, rates):
         trained = descend(method(rate), lambda p: losses(p, length), network(key), 3000)
         return relative_error(trained, length)
 
-    keys = jax.random.split(jax.random.key(0), SEEDS)
+    keys = jax.random.split(jax.random.key(10), SEEDS)
     by_seed = jax.vmap(one, (None, 0))
     return np.asarray(jax.jit(jax.vmap(by_seed, (0, None)))(jnp.array(rates), keys))
 
@@ -91,7 +95,7 @@ def least_squares(method):
         scaled = lambda x_: jnp.array([1.0, 1e4]) * terms(x_)
         return jnp.sqrt(terms(descend(method(rate), scaled, jnp.zeros(10), 3000))[0])
 
-    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(1), SEEDS)).mean().item()
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(11), SEEDS)).mean().item()
 
 
 def run() -> Outcome:

@@ -18,6 +18,7 @@ from jaxopt_ext.optimizers import (
 
 from .. import Outcome
 from . import _digits as digits
+from ._seeds import chosen, keys
 
 CLAIM = (
     "Estimating the mean of 10 clusters one sample at a time (centres N(0, 9), spread 0.3, rate "
@@ -25,6 +26,11 @@ CLAIM = (
     "momentum and QHM, and at most 0.3 of IGT's; and a 64-128-10 network on digits (classes as "
     "clusters, batch 16, 4 seeds) reaches training loss 0.05 in no more epochs than momentum SGD, "
     "both at their best rate of {0.03, 0.1, 0.3}."
+)
+SETTINGS = (
+    "On digits, rates from one grid for both, chosen by epochs on 3 keys; four others are "
+    "reported. Mean estimation at the rate of the claim, keys of seed 10. What was tried "
+    "afterwards was on the keys of the first run, seeds 0 and 1."
 )
 
 SEEDS, CLUSTERS, RATE = 5, 10, 0.05
@@ -54,7 +60,7 @@ def mean_error(tx, lookahead):
         errors = jax.lax.scan(step, (x, tx.init(x)), jax.random.split(key, 4000))[1]
         return errors[2000:].mean()
 
-    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SEEDS)).mean().item()
+    return jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(10), SEEDS)).mean().item()
 
 
 def sample_loss(params, sample):
@@ -66,7 +72,7 @@ def by_class(params, state, batch):
 
 
 def epochs(method, gradient):
-    """Epochs to training loss 0.05, by rate: means over seeds."""
+    """Index of the chosen rate, and epochs to training loss 0.05 by rate."""
 
     def one(rate, key):
         return digits.train(
@@ -78,9 +84,8 @@ def epochs(method, gradient):
             gradient=gradient,
         )[0].train_loss
 
-    keys = jax.random.split(jax.random.key(1), 4)
-    curves = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(RATES), keys)
-    return digits.first(np.asarray(curves) <= 0.05, EVERY, BATCH).mean(1)
+    curves = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(RATES), keys(4))
+    return chosen(digits.first(np.asarray(curves) <= 0.05, EVERY, BATCH))
 
 
 def run() -> Outcome:
@@ -97,8 +102,8 @@ def run() -> Outcome:
         holds &= errors[1] <= factor * errors[0]
         table.append({"inner": name, "error": errors[0], "error, Discover": errors[1]})
     frequency = np.bincount(digits.TRAIN[1], minlength=CLUSTERS) / digits.NUM_TRAIN
-    plain = epochs(lambda rate: optax.sgd(rate, 0.9), digits.plain_gradient)
-    mine = epochs(lambda rate: discover_sgdm(rate, CLUSTERS, weights=frequency), by_class)
+    at, plain = epochs(lambda rate: optax.sgd(rate, 0.9), digits.plain_gradient)
+    other, mine = epochs(lambda rate: discover_sgdm(rate, CLUSTERS, weights=frequency), by_class)
     for rate, p, m in zip(RATES, plain, mine, strict=True):
         table.append(
             {
@@ -107,12 +112,15 @@ def run() -> Outcome:
                 "epochs to 0.05, Discover": m.item(),
             }
         )
+    epochs_plain, epochs_mine = plain[at].item(), mine[other].item()
     return Outcome(
         table,
-        bool(holds and mine.min() <= plain.min()),
-        f"On digits, at the best rates: momentum {plain.min():.2f}, Discover {mine.min():.2f} "
-        "epochs; infinite where a seed does not get there. The claim on mean estimation holds; the "
-        "one on digits does not with alpha = 0.1, at rate 0.1 also not with 0.3 (5.1 epochs); 0.03 "
-        "and 0.01 equal momentum (4.0), 0.003 takes 3.6: in batches of 16 from 10 classes the "
-        "variance between classes is small, and the momenta add staleness.",
+        bool(holds and epochs_mine <= epochs_plain),
+        f"On digits momentum takes {epochs_plain:.2f} epochs at the chosen rate {RATES[at]:g}, "
+        f"Discover {epochs_mine:.2f} at {RATES[other]:g}; infinite where a seed does not get "
+        "there. Tried afterwards at rate 0.1: alpha = 0.3 takes 5.1 epochs; 0.03 and 0.01 equal "
+        "momentum (4.0), 0.003 takes 3.6: in batches of 16 from 10 classes the variance between "
+        "classes is small, and the momenta add staleness.",
+        why="scale: in batches of 16 from 10 classes the variance between classes is small; on "
+        "mean estimation it holds",
     )

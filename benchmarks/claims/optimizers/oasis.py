@@ -18,6 +18,11 @@ CLAIM = (
     "double precision) its gap is below 1e-3 after 500 steps for first rates 1e-8, 1e-4 and 1 "
     "alike."
 )
+SETTINGS = (
+    "The defaults, with alpha 1e-7 on the logistic problem, whose curvatures are smaller than the "
+    "default; gradient descent at 1/L. Seeds 0 to 2, seed 0 for the units. What was tried "
+    "afterwards is on the same seeds."
+)
 
 
 def quadratics():
@@ -84,13 +89,17 @@ def run() -> Outcome:
     holds = all(row["OASIS"] < 0.02 and row["gradient descent"] > 0.5 for row in first)
     holds = holds and all(row["OASIS"] < 1e-3 for row in second if "OASIS" in row)
     mean = np.mean([row["OASIS"] for row in first])
+    near = sum(row["b2 = 0.95"] < 0.02 for row in first)
+    there = sum(row["b2 = 0.95"] < 1e-3 for row in second if "OASIS" in row)
     return Outcome(
         [*first, *second],
         holds,
         f"The mean gap on the quadratics is {mean:.3g}. On the logistic problem the three first "
-        "rates end within 10 % of each other, 25 times closer than gradient descent, but not "
-        "within 1e-3: with b2 = 0.999 the diagonal is still mostly that of the start, where the "
-        "curvature is largest. The last column was tried afterwards: with b2 = 0.95, the other end "
-        "of the authors' range, all quadratics are within 0.02 and two of the three logistic runs "
+        "rates end close to each other and far closer than gradient descent, but not within 1e-3: "
+        "with b2 = 0.999 the diagonal is still mostly that of the start, where the curvature is "
+        "largest. The last column was tried afterwards: with b2 = 0.95, the other end of the "
+        f"authors' range, {near} of 3 quadratics are within 0.02 and {there} of 3 logistic runs "
         "within 1e-3.",
+        why="scale: the 500 logistic steps are shorter than the 1000 that b2 = 0.999 remembers, "
+        "and keep the diagonal of the start; one of the quadratics misses too",
     )

@@ -2,13 +2,13 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from jaxopt_ext.optimizers import LastGradient, amsgrad, opt_amsgrad
 
 from .. import Outcome
 from . import _digits as digits
+from ._seeds import chosen, keys
 
 CLAIM = (
     "In the bilinear game min_x max_y xy from (1, 1) optimistic AMSGrad (last gradient, rate "
@@ -16,6 +16,11 @@ CLAIM = (
     "digits (64-128-10 network, batch 64, 5 epochs, mean of 5 seeds) its training loss with "
     "extrapolated gradients is at most 1.02 times AMSGrad's, each at its best rate in {1e-3, "
     "3e-3, 1e-2, 3e-2}."
+)
+SETTINGS = (
+    "Rates from one grid for both, chosen by training loss on 3 keys; five others are reported. "
+    "The grid was widened on the keys that choose. What was tried afterwards was on the keys of "
+    "the first run, seed 0. The game is deterministic, at the rate of the claim."
 )
 
 SEEDS, BATCH, EPOCHS, RATES = 5, 64, 5, (1e-3, 3e-3, 1e-2, 3e-2)
@@ -32,6 +37,7 @@ def game(tx):
 
 
 def losses(method):
+    """Index of the chosen rate, and final training losses by rate."""
     num_steps = EPOCHS * (digits.NUM_TRAIN // BATCH)
 
     def one(rate, key):
@@ -39,9 +45,9 @@ def losses(method):
             method(rate), key, batch_size=BATCH, num_steps=num_steps, every=num_steps
         )[0].train_loss[-1]
 
-    keys = jax.random.split(jax.random.key(0), SEEDS)
-    values = jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(RATES), keys)
-    return np.asarray(values).mean(1)
+    return chosen(
+        jax.jit(jax.vmap(jax.vmap(one, (None, 0)), (0, None)))(jnp.array(RATES), keys(SEEDS))
+    )
 
 
 def run() -> Outcome:
@@ -52,14 +58,15 @@ def run() -> Outcome:
     table = []
     for name, (tx, method) in methods.items():
         row = {"method": name, "distance to the saddle": game(tx)}
-        row |= {f"loss, {r:g}": v.item() for r, v in zip(RATES, losses(method), strict=True)}
-        row["best loss"] = min(row[f"loss, {r:g}"] for r in RATES)
+        best, values = losses(method)
+        row |= {f"loss, {r:g}": v.item() for r, v in zip(RATES, values, strict=True)}
+        row |= {"rate": RATES[best], "loss": values[best].item()}
         table.append(row)
     plain, mine = table
     holds = (
         mine["distance to the saddle"] < 1e-3
         and plain["distance to the saddle"] > 1
-        and mine["best loss"] <= 1.02 * plain["best loss"]
+        and mine["loss"] <= 1.02 * plain["loss"]
     )
     ratios = [mine[f"loss, {r:g}"] / plain[f"loss, {r:g}"] for r in RATES]
     return Outcome(
@@ -67,8 +74,10 @@ def run() -> Outcome:
         holds,
         "The game part holds. On digits the ratios of losses are "
         + ", ".join(f"{ratio:.2f} at {rate:g}" for ratio, rate in zip(ratios, RATES, strict=True))
-        + "; 0.01 is the best rate for both: the longer the step, the less the gradients of past "
+        + ". The longer the step, the less the gradients of past "
         "batches say about the next. Tried afterwards at 0.003 and 0.01: the last gradient as the "
         "prediction, 0.79 and 0.81; spans of 3 and 10, 0.86 and 0.84, 1.15 and 1.17; the current "
         "momentum, 0.81 and 1.19; the second moment of what was not predicted, 0.96 and 1.15.",
+        why="scale: at the best rate, batches of 64 digits say too little about the next "
+        "gradient; the game holds",
     )

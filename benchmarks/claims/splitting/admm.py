@@ -11,11 +11,15 @@ CLAIM = (
     "Residual balancing makes ADMM on the lasso insensitive to the first penalty: over penalties "
     "from 1e-3 to 1e3 the largest step count is at most a fifth of that without it, on 3 seeds."
 )
+SETTINGS = (
+    "The default rule of balancing; all penalties of the claim count, none is chosen. Seeds 10 to "
+    "12; the first run was on 0 to 2."
+)
 
 
 def run() -> Outcome:
     with jax.enable_x64(True):
-        table = [_row(seed) for seed in range(3)]
+        table = [_row(seed) for seed in range(10, 13)]
     holds = all(5 * row["worst balanced"] <= row["worst fixed"] for row in table)
     return Outcome(table, holds, "until both residuals are below 1e-5, at most 20,000 steps")
 

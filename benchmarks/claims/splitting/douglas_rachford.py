@@ -13,23 +13,34 @@ CLAIM = (
     "most a third of the steps of proximal gradient at its best of 1/L, 1.5/L and 1.9/L, on each "
     "of 5 seeds."
 )
+SETTINGS = (
+    "Steps from the grids of the claim, the one of each method whose largest number of steps is "
+    "least on seeds 0 to 2; seeds 10 to 14 are reported with it. That every step converges is "
+    "asked of the reported seeds."
+)
 
 LIMIT = 200_000
+OURS = {f"DR 1e{k}/L": 10.0**k for k in range(-1, 4)}
+FORWARD = {f"forward-backward {c:g}/L": c for c in (1.0, 1.5, 1.9)}
 
 
 def run() -> Outcome:
     with jax.enable_x64(True):
-        table = [_row(seed) for seed in range(5)]
+        tuning = [_row(seed) for seed in range(3)]
+        table = [_row(seed) for seed in range(10, 15)]
+    best = lambda names: min(names, key=lambda name: max(row[name] for row in tuning))
+    mine, other = best(OURS), best(FORWARD)
     holds = all(
-        all(row[f"DR 1e{k}/L"] < LIMIT for k in range(-1, 4))
+        all(row[name] < LIMIT for name in OURS)
         and row["forward-backward 10/L"] != "converged"
-        and 3 * min(row[f"DR 1e{k}/L"] for k in range(-1, 4)) <= row["forward-backward, best"]
+        and 3 * row[mine] <= row[other]
         for row in table
     )
     return Outcome(
         table,
         holds,
-        "Steps to an error of 1e-8; 200000 where the problem's own residual was then above 1e-6. "
+        f"Chosen: {mine} and {other}. Steps to an error of 1e-8; 200000 where the problem's "
+        "own residual was then above 1e-6. "
         "While the error was the gap over the step alone, the run at 1000/L stopped long before "
         "its gap was small, and the claim failed there.",
     )
@@ -47,15 +58,15 @@ def _row(seed):
         return jxt.solve(problem, solver, start)
 
     row = {"seed": seed}
-    for k in range(-1, 4):
-        solver = jxt.splitting.DouglasRachford(step_size=10.0**k / L, tol=1e-8, max_steps=LIMIT)
+    for name, c in OURS.items():
+        solver = jxt.splitting.DouglasRachford(step_size=c / L, tol=1e-8, max_steps=LIMIT)
         solution = run(solver)
         exact = float(jxt.tree.norm(problem.residual(solution.value)))
-        row[f"DR 1e{k}/L"] = int(solution.steps) if exact < 1e-6 else LIMIT
+        row[name] = int(solution.steps) if exact < 1e-6 else LIMIT
     forward = lambda c, limit=LIMIT: run(
         jxt.minimize.ProximalGradient(jxt.minimize.FixedStep(c / L), tol=1e-8, max_steps=limit)
     )
-    row["forward-backward, best"] = min(int(forward(c).steps) for c in (1.0, 1.5, 1.9))
+    row |= {name: int(forward(c).steps) for name, c in FORWARD.items()}
     done = forward(10.0, 5000).status == jxt.Status.converged
     row["forward-backward 10/L"] = "converged" if done else "diverged"
     return row

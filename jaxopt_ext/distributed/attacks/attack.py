@@ -1,0 +1,90 @@
+"""The contract of attacks."""
+
+import abc
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+
+from ...core import checks
+from ..robust.rows import ravel_rows
+
+
+class AbstractAttack(eqx.Module):
+    """What $f$ bad nodes send, who know the messages of all $m - f$ good ones.
+
+    Subclasses say what they send for a matrix, `send`; those that remember rounds have `init` and
+    `observe` too.
+
+    **Attributes:**
+
+    - `f`: the number of bad nodes, no more than the good ones; static.
+    """
+
+    f: eqx.AbstractVar[int]
+
+    def __call__(
+        self,
+        good: PyTree[Array],
+        key: PRNGKeyArray | None = None,
+        state: Any = None,
+        own: PyTree[Array] | None = None,
+    ) -> PyTree[Array]:
+        """The bad messages, $f$ rows.
+
+        **Arguments:**
+
+        - `good`: the good messages $H$ of this round, leaves stacked on a leading axis of $m - f$.
+        - `key`: for attacks that draw.
+        - `state`: from `init` or `observe`, which saw this round already.
+        - `own`: $f$ rows, what the bad nodes would have sent had they been good, for attacks that
+          look at it; the mean of the good ones stands for each if `None`.
+
+        **Raises:** `ValueError` if $f > m/2$, if shapes do not fit, or if the key or state is
+        missing; `TypeError` on leaves that are not real floating-point.
+        """
+        rows, unravel = ravel_rows(good)
+        self.check(len(rows))
+        if own is None:
+            own = jnp.broadcast_to(jnp.mean(rows, axis=0), (self.f, rows.shape[1]))
+        else:
+            own = ravel_rows(own)[0]
+            if own.shape != (self.f, rows.shape[1]):
+                wanted = (self.f, rows.shape[1])
+                raise ValueError(f"own must ravel to shape {wanted}, got {own.shape}")
+        return unravel(self.send(rows, key, state, own))
+
+    @abc.abstractmethod
+    def send(
+        self,
+        good: Float[Array, "g d"],
+        key: PRNGKeyArray | None,
+        state: Any,
+        own: Float[Array, "f d"],
+    ) -> Float[Array, "f d"]:
+        """The bad rows for a matrix of good ones."""
+
+    def check(self, good: int) -> None:
+        """Raise `ValueError` if so many good nodes are too few."""
+        checks.count("the number of good rows", good)
+        if self.f > good:
+            raise ValueError(f"f <= m/2 is needed, got f = {self.f}, m = {good + self.f}")
+
+    def init(self, row: PyTree[Array], key: PRNGKeyArray | None = None) -> Any:
+        """What the attack remembers before the first round; `row` is one message."""
+        return None
+
+    def observe(self, state: Any, good: PyTree[Array]) -> Any:
+        """What it remembers of one more round."""
+        return state
+
+
+def repeated(row: Float[Array, " d"], f: int) -> Float[Array, "f d"]:
+    """All bad nodes send one row."""
+    return jnp.broadcast_to(row, (f, *row.shape))
+
+
+def deviation(rows: Float[Array, "g d"]) -> Float[Array, " d"]:
+    """Standard deviation of each coordinate over the rows, with $g - 1$ in its denominator."""
+    return jnp.std(rows, axis=0, ddof=1)

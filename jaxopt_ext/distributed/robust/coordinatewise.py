@@ -1,0 +1,68 @@
+"""Rules that sort each coordinate apart."""
+
+import equinox as eqx
+import jax.numpy as jnp
+
+from ...core import checks
+from .aggregator import AbstractAggregator, require
+
+
+def ascending(x):
+    """Each coordinate sorted; NaN, and so rows that are absent, counts as largest."""
+    return jnp.sort(jnp.where(jnp.isnan(x), jnp.inf, x), axis=0)
+
+
+def median(x, mask):
+    """The median of each coordinate, of an even number the mean of the two in the middle."""
+    values, n = ascending(x), jnp.sum(mask)
+    low, high = (jnp.take(values, jnp.maximum(i, 0), axis=0) for i in ((n - 1) // 2, n // 2))
+    return low / 2 + high / 2
+
+
+class CoordinateMedian(AbstractAggregator):
+    """The median of each coordinate; of an even number of rows the mean of the two in the middle.
+
+    It withstands any $f < m/2$ rows, NaN and infinities included, but is biased where rows are
+    skewed.
+
+    **Reference:** Yin, Chen, Ramchandran, Bartlett, Byzantine-Robust Distributed Learning: Towards
+    Optimal Statistical Rates, 2018, arXiv:1803.01498.
+    """
+
+    def combine(self, x, state, pivot, key, mask):
+        return median(x, mask)
+
+    def tolerates(self, m):
+        return (m - 1) // 2
+
+
+class TrimmedMean(AbstractAggregator):
+    """The mean of each coordinate without its $f$ largest and $f$ smallest values.
+
+    **Arguments:**
+
+    - `f`: the number of bad rows, of which $m > 2f$ are needed; static.
+
+    **Raises:** `ValueError` from `aggregate` if $m \\le 2f$.
+
+    **Reference:** Yin, Chen, Ramchandran, Bartlett, Byzantine-Robust Distributed Learning: Towards
+    Optimal Statistical Rates, 2018, arXiv:1803.01498.
+    """
+
+    f: int = eqx.field(static=True)
+
+    def __check_init__(self):
+        checks.count("f", self.f, 0)
+
+    def combine(self, x, state, pivot, key, mask):
+        n = jnp.sum(mask)
+        place = jnp.arange(len(x))
+        kept = (place >= self.f) & (place < n - self.f)
+        total = jnp.sum(jnp.where(kept[:, None], ascending(x), 0), axis=0)
+        return total / jnp.sum(kept).astype(x.dtype)
+
+    def tolerates(self, m):
+        return self.f
+
+    def check(self, m):
+        require(m > 2 * self.f, self, "m > 2 f", m)
