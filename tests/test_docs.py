@@ -14,7 +14,7 @@ from conftest import ROOT
 import jaxopt_ext
 import jaxopt_ext_kernels
 
-sys.path.insert(0, str(ROOT / "docs" / "_build"))
+sys.path.insert(0, str(ROOT / "docs" / "_hooks"))
 import plan
 
 ADDING = ROOT / "docs" / "adding"
@@ -83,7 +83,7 @@ def test_a_new_file_is_on_its_family_page(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_site_builds_and_has_every_object(tmp_path, monkeypatch):
+def test_the_site_hookss_and_has_every_object(tmp_path, monkeypatch):
     """Strictly, but for the notebooks, which are not run here."""
     pytest.importorskip("mkdocstrings")
     pytest.importorskip("nbconvert")
