@@ -54,7 +54,8 @@ lint: .venv/.test
 
 # The site, in site/index.html: the reference off the docstrings, the notebooks run.
 docs: .venv/.docs
-	PYTHONPATH=$(CURDIR) NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+	PYTHONPATH=$(CURDIR) JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.1 NO_MKDOCS_2_WARNING=1 \
+	$(BIN)/python -m mkdocs build --strict
 
 wheel: .venv/.test
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .

@@ -14,7 +14,7 @@ from conftest import ROOT
 import jaxopt_ext
 import jaxopt_ext_kernels
 
-sys.path.insert(0, str(ROOT / "docs" / "_build"))
+sys.path.insert(0, str(ROOT / "docs" / "_hooks"))
 import plan
 
 ADDING = ROOT / "docs" / "adding"
@@ -80,6 +80,31 @@ def test_a_new_file_is_on_its_family_page(tmp_path):
     assert section.title == "One sentence"
     names = [identifier.rpartition(".")[2] for identifier in section.identifiers]
     assert names == ["B", "A", "other"]  # as the map has them, then as the file does
+
+
+@pytest.mark.slow
+def test_the_site_hookss_and_has_every_object(tmp_path, monkeypatch):
+    """Strictly, but for the notebooks, which are not run here."""
+    pytest.importorskip("mkdocstrings")
+    pytest.importorskip("nbconvert")
+    from mkdocs.commands.build import build
+    from mkdocs.config import load_config
+    from nbconvert.preprocessors import ExecutePreprocessor
+
+    monkeypatch.setattr(ExecutePreprocessor, "preprocess", lambda self, book, *args: book)
+    monkeypatch.chdir(ROOT)
+    config = load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True)
+    build(config)
+    for page in plan.reference_pages():
+        html = (tmp_path / page.path).with_suffix(".html").read_text()
+        for identifier in page.identifiers:
+            assert f'id="{identifier}"' in html, identifier
+        assert "doc-module" not in html, page.path  # a file in place of the object of its name
+        assert not re.search(r"<p>[^<]*\\$\\$", html), (
+            page.path
+        )  # a formula that was not seen as one
+    for name in ("index", "from_jaxopt", "adding/solver", "notebooks/differentiable_solvers"):
+        assert (tmp_path / f"{name}.html").exists()
 
 
 def test_code_words_become_references():

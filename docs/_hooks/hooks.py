@@ -10,8 +10,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
-import notebook
 import plan
+import tutorials
 
 DOCS = plan.ROOT / "docs"
 
@@ -63,7 +63,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     config.nav = [
         {"Home": "index.md"},
         {"From JAXopt": "from_jaxopt.md"},
-        {"Tutorials": [{notebook.title(p): f"notebooks/{p.stem}.md"} for p in _notebooks()]},
+        {"Tutorials": [{tutorials.title(p): f"notebooks/{p.stem}.md"} for p in _notebooks()]},
         {"Reference": _reference()},
         {"Systems": _entries("systems", "claims", "peers")},
         {"Adding a system": ["adding/index.md", *adding]},
@@ -93,7 +93,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         if files.get_file_from_path(path) is None:
             add(path, _adding(shape))
     for path in _notebooks():
-        text, pictures = notebook.convert(path)
+        text, pictures = tutorials.convert(path)
         add(f"notebooks/{path.stem}.md", text)
         for name, content in pictures.items():
             add(f"notebooks/{name}", content)
@@ -158,28 +158,20 @@ def _inside(match: re.Match, source: str) -> str:
     return f"[{match[1]}]({posixpath.relpath(known[path], posixpath.dirname(source) or '.')})"
 
 
-def _link_anything(text: str) -> str:
-    """Links of names without a prefix, whatever family they are of."""
-    text = plan.link(text, "jaxopt_ext.core")
-    for family in ("prox", "minimize", "objectives"):
-        module = "jaxopt_ext.core.objectives" if family == "objectives" else f"jaxopt_ext.{family}"
-        text = plan.link(text, module)
-    return text
-
-
 def _with_table(markdown: str) -> str:
     """The README's table of names, each row with a link to its programs, ahead of the programs."""
     readme = (plan.ROOT / "README.md").read_text(encoding="utf-8")
     head = "| JAXopt | here |\n|---|---|\n"
     rows = readme.split(head)[1].split("\n\n")[0].splitlines()
-    table = [head.rstrip()]
     markdown = markdown.replace(
         "[the README's table](../README.md#from-jaxopt-to-here)", "the table"
     )
+    table = [head.rstrip()]
     for i, row in enumerate(rows):
-        left = row.strip("| ").split(" | ")[0]
-        table.append(row.rstrip("| ") + f" [→](#row-{i}) |")
+        left, right = row.strip("| ").split(" | ", 1)
+        for module in ("core", "prox", "minimize", "core.objectives"):  # whose names stand bare
+            right = plan.link(right, f"jaxopt_ext.{module}")
+        table.append(f"| {left} | {right} [→](#row-{i}) |")
         markdown = markdown.replace(f"\n## {left}\n", f"\n## {left} {{ #row-{i} }}\n")
-    first, rest = markdown.split("\n\n", 1)
-    intro, rest = rest.split("\n\n", 1)
-    return "\n\n".join([first, intro, "\n".join(map(_link_anything, table)), rest])
+    first, intro, rest = markdown.split("\n\n", 2)
+    return "\n\n".join([first, intro, "\n".join(table), rest])

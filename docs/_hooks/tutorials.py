@@ -8,8 +8,6 @@ import nbconvert
 import nbformat
 from nbconvert.preprocessors import ExecutePreprocessor
 
-TIMEOUT = 600
-
 
 def title(path: pathlib.Path) -> str:
     """The first heading."""
@@ -23,7 +21,8 @@ def convert(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
     **Raises:** `nbclient.exceptions.CellExecutionError` if a cell raises.
     """
     book = nbformat.read(path, as_version=4)
-    ExecutePreprocessor(timeout=TIMEOUT).preprocess(book, {"metadata": {"path": str(path.parent)}})
+    run = ExecutePreprocessor(timeout=None)  # compiling takes as long as it takes
+    run.preprocess(book, {"metadata": {"path": str(path.parent)}})
     for cell in book.cells:  # progress bars and warnings are no part of a page
         outputs = cell.get("outputs", [])
         cell.outputs = [o for o in outputs if o.get("name") != "stderr"]
@@ -33,7 +32,6 @@ def convert(path: pathlib.Path) -> tuple[str, dict[str, bytes]]:
     text, resources = exporter.from_notebook_node(
         _joined(book), {"unique_key": path.stem, "output_files_dir": "."}
     )
-    # Printed text is indented there; a fence keeps it apart from code.
     return text, {pathlib.PurePath(k).name: v for k, v in resources["outputs"].items()}
 
 

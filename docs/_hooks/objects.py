@@ -27,15 +27,11 @@ def _visit(obj: griffe.Object, loader: griffe.GriffeLoader) -> None:
         if member.is_alias:
             continue
         if member.docstring:
-            member.docstring.value = plan.link(member.docstring.value, _family(member))
+            member.docstring.value = plan.link(member.docstring.value, plan.family_of(member.path))
         if member.is_class and not member.name.startswith("_"):
             _sign(member, loader)
         if member.is_class or member.is_module:
             _visit(member, loader)
-
-
-def _family(obj: griffe.Object) -> str:
-    return ".".join(obj.path.split(".")[:2])
 
 
 def _runtime(cls: griffe.Class):

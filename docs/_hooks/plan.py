@@ -1,11 +1,10 @@
 """What the site's pages list, read off the sources without importing them.
 
-A family is a public package or module right below `jaxopt_ext`, a package in one of those, and the
-kernels' package. Its page
-shows the docstring of its `__init__` and, file by file, the names that the `__init__` exports; of a
-module that it exports as a module, the public definitions. So a new file is on its family's page
-without being told, and no page has to be edited. Families of more than `LARGE` names have a page
-for each file.
+A family is a public package or module right below `jaxopt_ext`, a package in one of those that
+exports more than it does, and the kernels' package. Its page shows the docstring of its `__init__`
+and, file by file, the names that the `__init__` exports; of a module that it exports as a module,
+the public definitions. So a new file is on its family's page without being told, and no page has to
+be edited. Families of more than `LARGE` names have a page for each file.
 """
 
 import ast
@@ -180,6 +179,7 @@ def families() -> tuple[Family, ...]:
         for path in paths
         for inner in sorted(path.glob("*/__init__.py"))
         if not inner.parent.name.startswith("_")
+        and not set(_exports(inner) or []) <= set(_exports(_source(path)) or [])
     ]
     found = [_family(".".join(path.relative_to(folder.parent).parts), path) for path in paths]
     found.append(
@@ -206,6 +206,12 @@ def _known() -> dict[str, str]:
                 known.setdefault(f"jxt.{short.removeprefix('core.')}", identifier)
             known.setdefault(f"jxt.{short}", identifier)
     return known
+
+
+def family_of(identifier: str) -> str:
+    """The module of the family that an object belongs to."""
+    found = [f.module for f in families() if identifier.startswith(f"{f.module}.")]
+    return max(found, key=len, default="")
 
 
 def link(text: str, module: str, everything: bool = False) -> str:
@@ -249,15 +255,11 @@ def _object(identifier: str, file: str) -> str:
     source = _path(identifier)
     if not source.exists():
         return f"::: {identifier}"
-    if file == _family_of(identifier):  # defined in the `__init__` beside the file
+    if file == identifier.rpartition(".")[0]:  # defined in the `__init__` beside the file
         return _by_hand(identifier, _path(file) / "__init__.py")
     name = identifier.rpartition(".")[2]
     options = f"    options:\n      heading: {identifier}\n      toc_label: {name}"
     return f"[](){{ #{identifier} }}\n\n::: {file}.{name}\n{options}"
-
-
-def _family_of(identifier: str) -> str:
-    return identifier.rpartition(".")[0]
 
 
 def _path(module: str) -> pathlib.Path:
