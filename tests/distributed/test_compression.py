@@ -434,6 +434,9 @@ def test_bad_input_is_refused():
     for name in ("random k", "qsgd 1", "natural", "grid"):
         with pytest.raises(ValueError, match="key"):
             COMPRESSORS[name].compress(x)
+        state = cc.EF21().init(x, COMPRESSORS[name])
+        with pytest.raises(ValueError, match="key"):
+            cc.EF21().apply(state, x, COMPRESSORS[name])
     bad = {
         "k": (lambda: cc.TopK(0), ValueError),
         "part": (lambda: cc.RandK(1.5), ValueError),

@@ -46,14 +46,14 @@ class AbstractAttack(eqx.Module):
         """
         rows, unravel = ravel_rows(good)
         self.check(len(rows))
+        shape = (self.f, rows.shape[1])
         if own is None:
-            own = jnp.broadcast_to(jnp.mean(rows, axis=0), (self.f, rows.shape[1]))
+            meant = jnp.broadcast_to(jnp.mean(rows, axis=0), shape)
         else:
-            own = ravel_rows(own)[0]
-            if own.shape != (self.f, rows.shape[1]):
-                wanted = (self.f, rows.shape[1])
-                raise ValueError(f"own must ravel to shape {wanted}, got {own.shape}")
-        return unravel(self.send(rows, key, state, own))
+            meant = ravel_rows(own)[0]
+            if meant.shape != shape:
+                raise ValueError(f"own must ravel to shape {shape}, got {meant.shape}")
+        return unravel(self.send(rows, key, state, meant))
 
     @abc.abstractmethod
     def send(

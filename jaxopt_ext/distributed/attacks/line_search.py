@@ -66,8 +66,10 @@ class LineSearch(AbstractAttack):
 
         def harm(c):
             rows = jnp.concatenate([good, bad(c)])
-            keyed = isinstance(self.rule, AbstractAggregator)
-            found = self.rule(rows, key=key) if keyed else self.rule(rows)
+            if isinstance(self.rule, AbstractAggregator):
+                found = self.rule.aggregate(rows, key=key)
+            else:
+                found = self.rule(rows)
             moved = row_norms(found - mean)
             return jnp.where(jnp.isnan(moved), -jnp.inf, moved)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ...core import Scalar, checks
-from ..network import Network
+from ..network import OnMesh, Simulated
 from .compressor import AbstractCompressor, structs
 from .feedback import EF21, FeedbackState
 
@@ -42,7 +42,7 @@ class ChocoGossip(eqx.Module):
         checks.instance("compressor", self.compressor, AbstractCompressor, "TopK(0.1)")
         checks.positive("step_size", self.step_size)
 
-    def init(self, x: PyTree[Array], network: Network, key: PRNGKeyArray) -> _State:
+    def init(self, x: PyTree[Array], network: Simulated | OnMesh, key: PRNGKeyArray) -> _State:
         """Copies at zero.
 
         **Arguments:**
@@ -55,7 +55,7 @@ class ChocoGossip(eqx.Module):
         return _State(start(zeros, self._keys(network, key)), zeros)
 
     def round(
-        self, x: PyTree[Array], state: _State, network: Network, key: PRNGKeyArray
+        self, x: PyTree[Array], state: _State, network: Simulated | OnMesh, key: PRNGKeyArray
     ) -> tuple[PyTree[Array], _State]:
         """Every node talks once to its neighbours.
 

@@ -65,13 +65,11 @@ class AbstractCompressor(eqx.Module):
     # What a compressor says of one leaf.
 
     @abc.abstractmethod
-    def encode(self, x: Float[Array, "..."], key: PRNGKeyArray | None, state: Any) -> Any:
+    def encode(self, x: Float[Array, "..."], key: Any, state: Any) -> Any:
         """The message of one leaf: a pytree of arrays of static shape."""
 
     @abc.abstractmethod
-    def decode(
-        self, message: Any, like: jax.ShapeDtypeStruct, key: PRNGKeyArray | None
-    ) -> Float[Array, "..."]:
+    def decode(self, message: Any, like: jax.ShapeDtypeStruct, key: Any) -> Float[Array, "..."]:
         """What it means, in any shape of `like.size` entries."""
 
     @abc.abstractmethod
@@ -86,7 +84,7 @@ class AbstractCompressor(eqx.Module):
         """$\\omega$ of one leaf; `None` if the compressor is biased."""
         return None
 
-    def leaf_init(self, like: jax.ShapeDtypeStruct, key: PRNGKeyArray | None) -> Any:
+    def leaf_init(self, like: jax.ShapeDtypeStruct, key: Any) -> Any:
         """What a leaf remembers from message to message."""
         return None
 
@@ -126,7 +124,7 @@ class AbstractCompressor(eqx.Module):
         if not self.per_leaf:
             parts = [jnp.ravel(leaf).astype(wanted[0].dtype) for leaf in leaves]
             leaves = [jnp.concatenate(parts)]
-        if self.random and key is None and state is None:
+        if self.random and key is None and not jax.tree.leaves(state):
             raise ValueError(f"{type(self).__name__} draws at random and needs a key")
         states = (None,) * len(leaves) if state is None else state
         keys = self._keys(key, len(leaves))
@@ -189,13 +187,15 @@ class AbstractCompressor(eqx.Module):
         """$\\delta$ with $E\\|C(x) - x\\|^2 \\le (1 - \\delta)\\|x\\|^2$ for all $x$ of this shape;
         `None` if there is none."""
         found = [self.leaf_delta(like) for like in self._structs(shape) if like.size]
-        return None if None in found else min(found, default=1.0)
+        known = [delta for delta in found if delta is not None]
+        return min(known, default=1.0) if len(known) == len(found) else None
 
     def omega(self, shape: Shape) -> float | None:
         """$\\omega$ with $E\\,C(x) = x$ and $E\\|C(x) - x\\|^2 \\le \\omega\\|x\\|^2$ for all $x$
         of this shape; `None` if $C$ is biased."""
         found = [self.leaf_omega(like) for like in self._structs(shape) if like.size]
-        return None if None in found else max(found, default=0.0)
+        known = [omega for omega in found if omega is not None]
+        return max(known, default=0.0) if len(known) == len(found) else None
 
     def _structs(self, shape: Shape) -> list[jax.ShapeDtypeStruct]:
         leaves = jax.tree.leaves(structs(shape))
@@ -281,10 +281,11 @@ class Scaled(AbstractCompressor):
         return self.compressor.encode(x, key, state)
 
     def decode(self, message, like, key):
-        return self.compressor.decode(message, like, key) * self.leaf_delta(like)
+        return self.compressor.decode(message, like, key) * (self.leaf_delta(like) or 1.0)
 
     def leaf_bits(self, like):
         return self.compressor.leaf_bits(like)
 
     def leaf_delta(self, like):
-        return 1 / (1 + self.compressor.leaf_omega(like))
+        omega = self.compressor.leaf_omega(like)
+        return None if omega is None else 1 / (1 + omega)

@@ -62,16 +62,16 @@ class Flag(AbstractAggregator):
 
     def combine(self, x, state, pivot, key, mask):
         fit = self._fit(x)
-        norms = jnp.where(fit.there, row_norms(fit.clean), 0)
+        norms = row_norms(fit.clean)
         size = self._size(len(x))
-        weight = jnp.where(norms > 0, 1, 0).astype(x.dtype) / size if self.normalized else norms
+        weight = jnp.where(norms > 0, 1, 0).astype(norms.dtype) / size if self.normalized else norms
         if not self.normalized:
-            weight = weight / jnp.sum(fit.there).astype(x.dtype)
+            weight = weight / jnp.sum(fit.there).astype(norms.dtype)
         # The columns times these coefficients are Y Y' of the weighted sum of unit rows.
         inner = _dot(fit.gram[:, : len(x)], weight)
         coefficients = _dot(fit.basis, _dot(fit.basis.T, inner))
         result = _dot(coefficients, fit.columns)
-        return jnp.where(jnp.any(fit.there), result, jnp.nan)
+        return jnp.where(jnp.any(fit.there), result, jnp.nan).astype(x.dtype)
 
     def qualities(self, rows):
         """$v_i$ of each row in the fitted subspace, $(m,)$; 0 for a row that takes no part."""
@@ -88,6 +88,7 @@ class Flag(AbstractAggregator):
 
     def _fit(self, x):
         m = len(x)
+        x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # eigenvalues need that much
         there = finite_rows(x)
         clean = jnp.where(there[:, None], x, 0)
         columns = _unit(clean)
