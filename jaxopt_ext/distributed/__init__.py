@@ -20,10 +20,16 @@ Algorithms for a constant step size and exact optimum:
 - `EXTRA`, `ExactDiffusion`: one value an edge.
 - `DecentralizedADMM`: local solves and a non-smooth regularizer; few rounds.
 - `DecentralizedGradient`: the biased baseline.
+
+Where some nodes are bad; rules are in `robust`, what bad nodes do in `attacks`:
+
+- `RobustSGD`: workers' momentum and any rule, `CenteredClip` say; `clipping_radius` for that one.
 """
 
+from . import attacks, robust
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm
+from .centered_clipping import RobustSGD, clipping_radius
 from .decentralized_gradient import DecentralizedGradient
 from .exact_diffusion import ExactDiffusion
 from .extra import EXTRA
@@ -76,8 +82,10 @@ __all__ = [
     "GaussianNoise",
     "GradientTracking",
     "Network",
+    "RobustSGD",
     "Run",
     "TimeVarying",
+    "attacks",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -86,6 +94,7 @@ __all__ = [
     "chi",
     "chi_1",
     "chi_2",
+    "clipping_radius",
     "closed_neighborhood",
     "collective_bytes",
     "complete",
@@ -108,6 +117,7 @@ __all__ = [
     "random_regular",
     "receive",
     "ring",
+    "robust",
     "run",
     "spectral_gap",
     "star",
