@@ -22,10 +22,16 @@ Algorithms for a constant step size and exact optimum:
 - `EXTRA`, `ExactDiffusion`: one value an edge.
 - `DecentralizedADMM`: local solves and a non-smooth regularizer; few rounds.
 - `DecentralizedGradient`: the biased baseline.
+
+Where some nodes are bad; rules are in `robust`, what bad nodes do in `attacks`:
+
+- `RobustSGD`: workers' momentum and any rule, `CenteredClip` say; `clipping_radius` for that one.
 """
 
+from . import attacks, robust
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
+from .centered_clipping import RobustSGD, clipping_radius
 from .decentralized_gradient import DecentralizedGradient
 from .events import (
     Events,
@@ -91,8 +97,10 @@ __all__ = [
     "GradientTracking",
     "Kind",
     "Network",
+    "RobustSGD",
     "Run",
     "TimeVarying",
+    "attacks",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -101,6 +109,7 @@ __all__ = [
     "chi",
     "chi_1",
     "chi_2",
+    "clipping_radius",
     "closed_neighborhood",
     "collective_bytes",
     "complete",
@@ -128,6 +137,7 @@ __all__ = [
     "random_walks",
     "receive",
     "ring",
+    "robust",
     "run",
     "run_events",
     "spectral_gap",

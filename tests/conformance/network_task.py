@@ -33,13 +33,17 @@ def joined(params):
     return np.concatenate([np.asarray(params["a"]), np.asarray(params["b"])], axis=1)
 
 
-def simulated():
-    return distributed.Network.simulated(distributed.ring(NODES))
+def graph(row, n=NODES):
+    return (row.graph or distributed.ring)(n)
 
 
-def on_mesh(devices):
+def simulated(row):
+    return distributed.Network.simulated(graph(row))
+
+
+def on_mesh(row, devices):
     mesh = jax.sharding.Mesh(np.array(devices), ("nodes",))
-    return distributed.Network.on_mesh(distributed.ring(NODES), mesh, "nodes")
+    return distributed.Network.on_mesh(graph(row), mesh, "nodes")
 
 
 def run(row, network, rounds, **options):
@@ -59,14 +63,14 @@ def process(rank: int, port: str, out: str) -> None:
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
     from jax.experimental import multihost_utils
 
-    network = on_mesh(jax.devices())
     results = {}
     for row in catalog.rows(catalog.NetworkRow):
-        params = run(row, network, 20).params
+        params = run(row, on_mesh(row, jax.devices()), 20).params
         gathered = multihost_utils.process_allgather(params, tiled=True)
-        results[row.public] = joined(gathered)
+        results[row.name] = joined(gathered)
     state = pathlib.Path(out).parent / "checkpoint" / "state"
     row = catalog.rows(catalog.NetworkRow)[0]
+    network = on_mesh(row, jax.devices())
     options = {"metric": distributed.consensus_distance, "record_every": 5}
     run(row, network, 10, checkpoint=state, **options)
     # The other process was killed before it could write the last file.

@@ -35,13 +35,13 @@ def test_there_are_algorithms_and_known_opt_outs():
 
 @functools.cache
 def _simulated(row):
-    return task.run(row, task.simulated(), 20)
+    return task.run(row, task.simulated(row), 20)
 
 
 @EACH
 def test_reaches_the_exact_optimum(row):
     _skip(row, "exact")
-    params = task.joined(task.run(row, task.simulated(), 1500, record_every=500).params)
+    params = task.joined(task.run(row, task.simulated(row), 1500, record_every=500).params)
     np.testing.assert_allclose(params, np.tile(task.OPTIMUM, (task.NODES, 1)), atol=1e-6)
 
 
@@ -50,7 +50,7 @@ def test_reaches_the_exact_optimum(row):
 def test_mesh_equals_simulation(row, devices):
     _skip(row, "mesh")
     simulated = _simulated(row)
-    meshed = task.run(row, task.on_mesh(jax.devices()[:devices]), 20)
+    meshed = task.run(row, task.on_mesh(row, jax.devices()[:devices]), 20)
     for a, b in zip(jax.tree.leaves(simulated.state), jax.tree.leaves(meshed.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
@@ -82,7 +82,7 @@ def two_processes(tmp_path_factory):
 def test_two_processes_equal_simulation(row, two_processes):
     _skip(row, "processes")
     expected = task.joined(_simulated(row).params)
-    np.testing.assert_allclose(two_processes[row.public], expected, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(two_processes[row.name], expected, rtol=1e-9, atol=1e-9)
 
 
 class _Killed(Exception):
@@ -93,7 +93,7 @@ class _Killed(Exception):
 def test_killed_and_resumed_is_bitwise_the_same(row, tmp_path, monkeypatch):
     _skip(row, "resume")
     options = {"record_every": 4, "metric": distributed.consensus_distance}
-    whole = task.run(row, task.simulated(), 18, **options)
+    whole = task.run(row, task.simulated(row), 18, **options)
 
     save, calls = checkpoint.save, []
 
@@ -107,8 +107,8 @@ def test_killed_and_resumed_is_bitwise_the_same(row, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "save", save_and_die)
         with pytest.raises(_Killed):
-            task.run(row, task.simulated(), 18, checkpoint=file, **options)
-    resumed = task.run(row, task.simulated(), 18, checkpoint=file, **options)
+            task.run(row, task.simulated(row), 18, checkpoint=file, **options)
+    resumed = task.run(row, task.simulated(row), 18, checkpoint=file, **options)
     assert resumed.rounds == whole.rounds == 18
     for a, b in zip(
         jax.tree.leaves((whole.state, whole.history)),
@@ -121,8 +121,8 @@ def test_killed_and_resumed_is_bitwise_the_same(row, tmp_path, monkeypatch):
 @pytest.mark.parametrize("devices", [1, 4])
 def test_resumed_on_other_devices_is_bitwise_the_same(devices, tmp_path):
     row = ROWS[0]
-    task.run(row, task.on_mesh(jax.devices()), 10, checkpoint=tmp_path / "state")
-    network = task.on_mesh(jax.devices()[:devices]) if devices > 1 else task.simulated()
+    task.run(row, task.on_mesh(row, jax.devices()), 10, checkpoint=tmp_path / "state")
+    network = task.on_mesh(row, jax.devices()[:devices]) if devices > 1 else task.simulated(row)
     resumed = task.run(row, network, 20, checkpoint=tmp_path / "state")
     for a, b in zip(*map(jax.tree.leaves, (_simulated(row).state, resumed.state)), strict=True):
         np.testing.assert_array_equal(a, b)
@@ -130,7 +130,7 @@ def test_resumed_on_other_devices_is_bitwise_the_same(devices, tmp_path):
 
 def test_two_processes_resume_from_what_each_saved(two_processes):
     for name in ("whole", "resumed"):
-        np.testing.assert_array_equal(two_processes[name], two_processes[ROWS[0].public])
+        np.testing.assert_array_equal(two_processes[name], two_processes[ROWS[0].name])
     assert two_processes["files"] == 6  # the last three of each
     assert two_processes["records"] == 4
 
@@ -138,7 +138,7 @@ def test_two_processes_resume_from_what_each_saved(two_processes):
 @EACH
 def test_keeps_single_precision(row):
     _skip(row, "dtype")
-    network = task.simulated()
+    network = task.simulated(row)
     params = network.replicate(task.start(jnp.float32))
     result = distributed.run(
         row.example(task.loss), network, params, task.batch(jnp.float32), 3, progress=False
@@ -152,7 +152,8 @@ def test_compiles_for_a_pod_and_sends_what_it_says(row):
     chips = topology("v5e:16x16").devices
     mesh = jax.sharding.Mesh(np.array(chips), ("nodes",))
     # A torus: each node has four neighbours.
-    network = distributed.Network.on_mesh(distributed.torus(16, 16), mesh, "nodes")
+    graph = task.graph(row, 256) if row.graph else distributed.torus(16, 16)
+    network = distributed.Network.on_mesh(graph, mesh, "nodes")
     nodes = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("nodes"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
     algorithm = row.example(task.loss)
@@ -177,9 +178,8 @@ def test_compiles_for_a_pod_and_sends_what_it_says(row):
     sent = distributed.collective_bytes(compiled)
     bits = algorithm.bits_per_round(params, network)
     # A row whose method does not send its parameters to each neighbour says what it sends.
-    collectives = getattr(row, "collectives", None)
-    if collectives is None:
+    if row.collectives is None:
         assert sent == {"collective-permute": bits // 8}
     else:
-        assert sent == collectives(params, network)
+        assert sent == row.collectives(params, network)
     assert bits > 0

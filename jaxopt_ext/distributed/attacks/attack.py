@@ -4,7 +4,9 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ...core import checks
@@ -78,6 +80,47 @@ class AbstractAttack(eqx.Module):
     def observe(self, state: Any, good: PyTree[Array]) -> Any:
         """What it remembers of one more round."""
         return state
+
+    def corrupt(
+        self,
+        messages: PyTree[Array],
+        faulty: tuple[bool, ...],
+        key: PRNGKeyArray | None = None,
+        state: Any = None,
+        own: PyTree[Array] | None = None,
+    ) -> tuple[PyTree[Array], Any]:
+        """The messages of all nodes, with what the bad ones send in its place.
+
+        **Arguments:**
+
+        - `messages`: of all nodes, stacked.
+        - `faulty`: which nodes are bad, $f$ of them.
+        - `key`, `state`, `own`: as in a call, but for the state, which has not seen this round yet.
+
+        **Returns:** the messages, and the state that has seen the round.
+
+        **Raises:** `ValueError` if $f$ nodes are not faulty, and as in a call.
+        """
+        honest, bad = np.flatnonzero(~np.asarray(faulty)), np.flatnonzero(faulty)
+        if len(bad) != self.f:
+            raise ValueError(f"the attack has f = {self.f}, but {len(bad)} nodes are faulty")
+        good = jax.tree.map(lambda a: a[honest], messages)
+        state = self.observe(state, good)
+        sent = self(good, key, state, own)
+        return jax.tree.map(lambda a, b: a.at[bad].set(b), messages, sent), state
+
+
+def nodes(faulty: Any) -> tuple[bool, ...] | None:
+    """Which nodes are bad, as a static field holds it; `None` stays.
+
+    **Raises:** `ValueError` unless it is a vector of booleans.
+    """
+    if faulty is None:
+        return None
+    mask = np.asarray(faulty)
+    if mask.ndim != 1 or mask.dtype != bool:
+        raise ValueError(f"faulty must be a vector of booleans, got {faulty!r}")
+    return tuple(mask.tolist())
 
 
 def repeated(row: Float[Array, " d"], f: int) -> Float[Array, "f d"]:

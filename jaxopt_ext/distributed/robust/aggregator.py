@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ...core import checks
+from ..network import Network
 from .rows import ravel_row, ravel_rows
 
 
@@ -44,18 +45,71 @@ class AbstractAggregator(eqx.Module):
         floating-point.
         """
         matrix, unravel = ravel_rows(rows)
-        checks.count("the number of rows", matrix.shape[0])
-        self.check(matrix.shape[0])
+        m = matrix.shape[0]
+        self._enough(m)
         if mask is None:
-            mask = jnp.ones(matrix.shape[0], bool)
-        elif jnp.shape(mask) != matrix.shape[:1]:
-            raise ValueError(f"mask must have shape {matrix.shape[:1]}, got {jnp.shape(mask)}")
+            mask = jnp.ones(m, bool)
         else:
-            mask = jnp.asarray(mask, bool)
+            mask = _mask(mask, m)
             matrix = jnp.where(mask[:, None], matrix, jnp.nan)
         state = None if state is None else ravel_row("state", state, rows)
         pivot = None if pivot is None else ravel_row("pivot", pivot, rows)
         return unravel(self.combine(matrix, state, pivot, key, mask))
+
+    def aggregate_over(
+        self,
+        network: Network,
+        rows: PyTree[Array],
+        state: PyTree[Array] | None = None,
+        pivot: PyTree[Array] | None = None,
+        key: PRNGKeyArray | None = None,
+        mask: Bool[Array, " n"] | None = None,
+    ) -> PyTree[Array]:
+        """One row of those that the nodes of a network hold, known at all nodes.
+
+        The nodes gather all rows, unless means over the network will do for the rule.
+
+        **Arguments:**
+
+        - `network`: where the nodes live, $n$ of them.
+        - `rows`: those of the local nodes, stacked.
+        - `state`, `pivot`, `key`: see `aggregate`; the same at all nodes.
+        - `mask`: of all nodes, the same at all of them.
+
+        **Returns:** one row, not stacked.
+
+        **Raises:** see `aggregate`.
+        """
+        matrix, unravel = ravel_rows(rows)
+        self._enough(network.size)
+        if mask is not None:
+            mask = _mask(mask, network.size)
+            matrix = jnp.where(network.local(mask)[:, None], matrix, jnp.nan)
+        state = None if state is None else ravel_row("state", state, rows)
+        pivot = None if pivot is None else ravel_row("pivot", pivot, rows)
+        return unravel(self.combine_over(network, matrix, state, pivot, key, mask))
+
+    def combine_over(
+        self,
+        network: Network,
+        x: Float[Array, "local d"],
+        state: Float[Array, " d"] | None,
+        pivot: Float[Array, " d"] | None,
+        key: PRNGKeyArray | None,
+        mask: Bool[Array, " n"] | None,
+    ) -> Float[Array, " d"]:
+        """`combine` for the rows of a network; all are there if the mask is `None`."""
+        mask = jnp.ones(network.size, bool) if mask is None else mask
+        return self.combine(network.gather(x), state, pivot, key, mask)
+
+    @property
+    def exchanges(self) -> int:
+        """How often each node of a network sends a row for one result."""
+        return 1
+
+    def _enough(self, m):
+        checks.count("the number of rows", m)
+        self.check(m)
 
     def __call__(self, rows, state=None, pivot=None, key=None, mask=None):
         """See `aggregate`."""
@@ -78,6 +132,12 @@ class AbstractAggregator(eqx.Module):
 
     def check(self, m: int) -> None:
         """Raise `ValueError` if `m` rows are too few."""
+
+
+def _mask(mask, m):
+    if jnp.shape(mask) != (m,):
+        raise ValueError(f"mask must have shape {(m,)}, got {jnp.shape(mask)}")
+    return jnp.asarray(mask, bool)
 
 
 def require(ok: bool, rule: AbstractAggregator, what: str, m: int) -> None:

@@ -37,6 +37,12 @@ class CenteredClip(AbstractAggregator):
         checks.count("iterations", self.iterations)
 
     def combine(self, x, state, pivot, key, mask):
+        return self._iterate(x, state, lambda rows: jnp.sum(rows, axis=0) / len(x))
+
+    def combine_over(self, network, x, state, pivot, key, mask):
+        return self._iterate(x, state, lambda rows: network.mean(rows)[0])
+
+    def _iterate(self, x, state, mean):
         tau = self.tau.astype(x.dtype)
         there = finite_rows(x)[:, None]
 
@@ -45,10 +51,14 @@ class CenteredClip(AbstractAggregator):
             norm = row_norms(gap)[:, None]
             # Multiplying by tau / norm, which may vanish, would lose a direction.
             clipped = jnp.where(norm <= tau, gap, gap / jnp.where(norm > 0, norm, 1) * tau)
-            return v + jnp.sum(clipped, axis=0) / len(x)
+            return v + mean(clipped)
 
         start = jnp.zeros_like(x[0]) if state is None else state.astype(x.dtype)
         return loops.fori_loop(0, self.iterations, step, start)
+
+    @property
+    def exchanges(self):
+        return self.iterations
 
     def tolerates(self, m):
         return (m - 1) // 2

@@ -14,5 +14,8 @@ class Mean(AbstractAggregator):
     def combine(self, x, state, pivot, key, mask):
         return mean_of(x, mask)
 
+    def combine_over(self, network, x, state, pivot, key, mask):
+        return network.mean(x, None if mask is None else network.local(mask))[0]
+
     def tolerates(self, m):
         return 0
