@@ -8,12 +8,15 @@ from collections.abc import Sequence
 from .estimators import ESTIMATORS
 from .kernels import KERNELS
 from .network import NETWORK
+from .network_compressed import NETWORK_COMPRESSED
 from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
 
-ROWS: tuple[Row, ...] = SOLVERS + OPTIMIZERS + NETWORK + SAMPLERS + ESTIMATORS + KERNELS
+ROWS: tuple[Row, ...] = (
+    SOLVERS + OPTIMIZERS + NETWORK + NETWORK_COMPRESSED + SAMPLERS + ESTIMATORS + KERNELS
+)
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _INDEX = _ROOT / "docs" / "claims" / "index.md"

@@ -20,6 +20,11 @@ Algorithms for a constant step size and exact optimum:
 - `EXTRA`, `ExactDiffusion`: one value an edge.
 - `DecentralizedADMM`: local solves and a non-smooth regularizer; few rounds.
 - `DecentralizedGradient`: the biased baseline.
+
+Small messages (the compressors themselves are in `compression`):
+
+- `PowerSGD`, `powersgd`: data-parallel training with low-rank gradients, by two small means;
+  `sum_momentum` is its momentum.
 """
 
 from .admm import DecentralizedADMM
@@ -61,6 +66,7 @@ from .mixing import (
     weighted_laplacian,
 )
 from .network import Network
+from .powersgd import PowerMemory, PowerSGD, powersgd, sum_momentum
 from .run import Run, consensus_distance, run
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 
@@ -76,6 +82,8 @@ __all__ = [
     "GaussianNoise",
     "GradientTracking",
     "Network",
+    "PowerMemory",
+    "PowerSGD",
     "Run",
     "TimeVarying",
     "b_connectivity",
@@ -103,6 +111,7 @@ __all__ = [
     "metropolis",
     "one_peer_exponential",
     "path",
+    "powersgd",
     "random_geometric",
     "random_matching",
     "random_regular",
@@ -111,6 +120,7 @@ __all__ = [
     "run",
     "spectral_gap",
     "star",
+    "sum_momentum",
     "torus",
     "weighted_laplacian",
 ]

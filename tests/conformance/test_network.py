@@ -177,9 +177,8 @@ def test_compiles_for_a_pod_and_sends_what_it_says(row):
     sent = distributed.collective_bytes(compiled)
     bits = algorithm.bits_per_round(params, network)
     # A row whose method does not send its parameters to each neighbour says what it sends.
-    collectives = getattr(row, "collectives", None)
-    if collectives is None:
+    if row.collectives is None:
         assert sent == {"collective-permute": bits // 8}
     else:
-        assert sent == collectives(params, network)
+        assert sent == row.collectives(params, network)
     assert bits > 0
