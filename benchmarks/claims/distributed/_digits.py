@@ -49,19 +49,17 @@ def train(algorithm_of, rate, key, num_steps):
     return loss(last, TRAIN), accuracy(last, TEST)
 
 
-def compare(algorithm_of, rates, tuning, reported, num_steps):
-    """The rate of least mean training loss over the keys to tune on, where it lies in the grid,
-    losses on the grid, and training losses and test accuracies of the reported keys at it."""
-    run = jax.jit(
-        jax.vmap(
-            jax.vmap(lambda rate, key: train(algorithm_of, rate, key, num_steps), (None, 0)),
-            (0, None),
-        )
-    )
-    tuned = np.asarray(run(rates, tuning)[0]).mean(axis=1)
+def compare(algorithm_of, rates, keys, num_tuning, num_steps):
+    """One method at its best rate, that of least mean training loss over the first keys.
+
+    **Returns:** the index of the rate, and training losses and test accuracies of the other keys.
+    """
+    run = lambda rate, key: train(algorithm_of, rate, key, num_steps)
+    run = jax.jit(jax.vmap(jax.vmap(run, (None, 0)), (0, None)))
+    losses, accuracies = map(np.asarray, run(rates, keys))
+    tuned = losses[:, :num_tuning].mean(axis=1)
     best = int(np.argmin(np.where(np.isfinite(tuned), tuned, np.inf)))
-    losses, accuracies = run(rates[best : best + 1], reported)
-    return best, tuned, np.asarray(losses[0]), np.asarray(accuracies[0])
+    return best, losses[best, num_tuning:], accuracies[best, num_tuning:]
 
 
 def bytes_per_step(algorithm):
