@@ -9,6 +9,7 @@ from .aggregators import AGGREGATORS
 from .estimators import ESTIMATORS
 from .kernels import KERNELS
 from .network import NETWORK
+from .network_compressed import NETWORK_COMPRESSED
 from .network_robust import ROBUST
 from .optimizers import OPTIMIZERS
 from .rows import Row
@@ -16,7 +17,15 @@ from .samplers import SAMPLERS
 from .solvers import SOLVERS
 
 ROWS: tuple[Row, ...] = (
-    SOLVERS + OPTIMIZERS + NETWORK + ROBUST + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
+    *SOLVERS,
+    *OPTIMIZERS,
+    *NETWORK,
+    *NETWORK_COMPRESSED,
+    *ROBUST,
+    *AGGREGATORS,
+    *SAMPLERS,
+    *ESTIMATORS,
+    *KERNELS,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -26,9 +26,14 @@ Algorithms for a constant step size and exact optimum:
 Where some nodes are bad; rules are in `robust`, what bad nodes do in `attacks`:
 
 - `RobustSGD`: workers' momentum and any rule, `CenteredClip` say; `clipping_radius` for that one.
+
+Small messages (the compressors themselves are in `compression`):
+
+- `PowerSGD`, `powersgd`: data-parallel training with low-rank gradients, by two small means;
+  `sum_momentum` is its momentum.
 """
 
-from . import attacks, robust
+from . import attacks, compression, robust
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
 from .centered_clipping import RobustSGD, clipping_radius
@@ -80,6 +85,7 @@ from .mixing import (
     weighted_laplacian,
 )
 from .network import Network
+from .powersgd import PowerMemory, PowerSGD, powersgd, sum_momentum
 from .run import Run, consensus_distance, run
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 
@@ -97,6 +103,8 @@ __all__ = [
     "GradientTracking",
     "Kind",
     "Network",
+    "PowerMemory",
+    "PowerSGD",
     "RobustSGD",
     "Run",
     "TimeVarying",
@@ -113,6 +121,7 @@ __all__ = [
     "closed_neighborhood",
     "collective_bytes",
     "complete",
+    "compression",
     "consensus_distance",
     "edge_list",
     "erdos_renyi",
@@ -131,6 +140,7 @@ __all__ = [
     "one_peer_exponential",
     "path",
     "poisson_events",
+    "powersgd",
     "random_geometric",
     "random_matching",
     "random_regular",
@@ -142,6 +152,7 @@ __all__ = [
     "run_events",
     "spectral_gap",
     "star",
+    "sum_momentum",
     "torus",
     "weighted_laplacian",
     "with_delays",

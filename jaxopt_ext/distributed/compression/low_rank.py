@@ -50,11 +50,10 @@ def orthonormal(a: Float[Array, "n r"]) -> Float[Array, "n r"]:
     return jnp.linalg.qr(wide)[0].astype(a.dtype)
 
 
-def redrawn(right: Float[Array, "m r"], key: PRNGKeyArray) -> Float[Array, "m r"]:
-    """Columns of norm zero, from which no iteration returns, and columns that are not finite, drawn
-    again."""
+def alive(right: Float[Array, "m r"], fresh: Float[Array, "m r"]) -> Float[Array, "m r"]:
+    """Columns of norm zero, from which no iteration returns, and columns that are not finite,
+    replaced by fresh ones."""
     largest = jnp.max(jnp.abs(right), axis=0)
-    fresh = jax.random.normal(key, right.shape, right.dtype)
     return jnp.where((largest > 0) & jnp.isfinite(largest), right, fresh)
 
 
@@ -115,7 +114,9 @@ class LowRank(AbstractCompressor):
         if state is None:
             return None
         now, later = jax.random.split(state.key)
-        return _WarmStart(redrawn(message.right, now), later)
+        right = message.right
+        fresh = jax.random.normal(now, right.shape, right.dtype)
+        return _WarmStart(alive(right, fresh), later)
 
     def encode(self, x, key, state):
         if x.ndim < 2:
