@@ -6,12 +6,14 @@ and a row in the file of its shape here. `rows` has the row classes; `find` look
 
 from typing import TypeVar
 
+from .aggregators import AGGREGATORS
 from .estimators import ESTIMATORS
 from .find import ROWS, find
 from .kernels import KERNELS
 from .network import NETWORK
 from .optimizers import OPTIMIZERS
 from .rows import (
+    AggregatorRow,
     EstimatorRow,
     KernelRow,
     NetworkRow,
@@ -32,6 +34,7 @@ def rows(kind: type[AnyRow]) -> tuple[AnyRow, ...]:
 
 
 __all__ = [
+    "AGGREGATORS",
     "ESTIMATORS",
     "KERNELS",
     "NETWORK",
@@ -39,6 +42,7 @@ __all__ = [
     "ROWS",
     "SAMPLERS",
     "SOLVERS",
+    "AggregatorRow",
     "EstimatorRow",
     "KernelRow",
     "NetworkRow",

@@ -5,6 +5,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from .aggregators import AGGREGATORS
 from .estimators import ESTIMATORS
 from .kernels import KERNELS
 from .network import NETWORK
@@ -13,7 +14,9 @@ from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
 
-ROWS: tuple[Row, ...] = SOLVERS + OPTIMIZERS + NETWORK + SAMPLERS + ESTIMATORS + KERNELS
+ROWS: tuple[Row, ...] = (
+    SOLVERS + OPTIMIZERS + NETWORK + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
+)
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _INDEX = _ROOT / "docs" / "claims" / "index.md"

@@ -10,6 +10,8 @@
   the numbers are the same.
 - Weights that change: `TimeVarying`, `one_peer_exponential`, `random_matching`, `b_connectivity`.
 - Links: `lose_edges`, `GaussianNoise`, `receive`, `DelayedLinks`.
+- Asynchronous time: `poisson_events`, `random_walks`, `link_failures`, `without_failed`,
+  `with_delays`, `merge` make `Events` of a `Kind`, and `run_events` runs them.
 - Accelerated gossip: `chebyshev_gossip`, `fast_mix`.
 - `run`: rounds with a progress bar, metrics and resumable checkpoints.
 - `collective_bytes`: what a compiled round sends.
@@ -23,8 +25,19 @@ Algorithms for a constant step size and exact optimum:
 """
 
 from .admm import DecentralizedADMM
-from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm
+from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
 from .decentralized_gradient import DecentralizedGradient
+from .events import (
+    Events,
+    Kind,
+    link_failures,
+    merge,
+    poisson_events,
+    random_walks,
+    run_events,
+    with_delays,
+    without_failed,
+)
 from .exact_diffusion import ExactDiffusion
 from .extra import EXTRA
 from .gossip import chebyshev_gossip, fast_mix
@@ -72,9 +85,11 @@ __all__ = [
     "DecentralizedADMM",
     "DecentralizedGradient",
     "DelayedLinks",
+    "Events",
     "ExactDiffusion",
     "GaussianNoise",
     "GradientTracking",
+    "Kind",
     "Network",
     "Run",
     "TimeVarying",
@@ -98,19 +113,27 @@ __all__ = [
     "laplacian",
     "laplacian_spectrum",
     "lazy",
+    "link_failures",
     "lose_edges",
     "max_degree",
+    "merge",
     "metropolis",
+    "model_bits",
     "one_peer_exponential",
     "path",
+    "poisson_events",
     "random_geometric",
     "random_matching",
     "random_regular",
+    "random_walks",
     "receive",
     "ring",
     "run",
+    "run_events",
     "spectral_gap",
     "star",
     "torus",
     "weighted_laplacian",
+    "with_delays",
+    "without_failed",
 ]

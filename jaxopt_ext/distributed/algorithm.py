@@ -1,6 +1,7 @@
 """The contract of network algorithms."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,12 @@ from ..core import checks, tree
 from .network import Network
 
 Loss = Callable[[PyTree[Array], PyTree[Array]], Float[Array, ""]]
+
+
+def model_bits(params: PyTree[Array]) -> int:
+    """Bits of one node's parameters, stacked over the nodes; shapes are enough."""
+    leaves = jax.tree.leaves(params)
+    return sum(8 * a.dtype.itemsize * math.prod(a.shape[1:]) for a in leaves)
 
 
 class AbstractNetworkAlgorithm(eqx.Module):
@@ -29,6 +36,18 @@ class AbstractNetworkAlgorithm(eqx.Module):
     @abc.abstractmethod
     def round(self, state: Any, batch: PyTree[Array], network: Network, key: PRNGKeyArray) -> Any:
         """One round."""
+
+    def bits_per_round(self, params: PyTree[Array], network: Network) -> int:
+        """Bits that the busiest node sends in one round, messages only.
+
+        Here: its parameters once to each neighbour, or to the server. Override it where more or
+        less travels.
+
+        **Arguments:**
+
+        - `params`: stacked over the nodes; shapes are enough.
+        """
+        return network.max_degree * model_bits(params)
 
 
 class AbstractGradientAlgorithm(AbstractNetworkAlgorithm):

@@ -5,13 +5,18 @@ import jax
 from jaxtyping import Array, Float, PyTree
 
 from ..core import checks
-from .algorithm import AbstractGradientAlgorithm, Loss
+from .algorithm import AbstractGradientAlgorithm, Loss, model_bits
 
 
 class _State(eqx.Module):
     params: PyTree[Array]
     tracker: PyTree[Array]
     gradient: PyTree[Array]
+
+
+def _two_values(params, network):
+    """Parameters and tracker travel."""
+    return 2 * network.max_degree * model_bits(params)
 
 
 def _track(tracker, new, old):
@@ -50,6 +55,9 @@ class GradientTracking(AbstractGradientAlgorithm):
         tracker = _track(network.mix(state.tracker), gradient, state.gradient)
         return _State(params, tracker, gradient)
 
+    def bits_per_round(self, params, network):
+        return _two_values(params, network)
+
 
 class AdaptThenCombineTracking(AbstractGradientAlgorithm):
     """Gradient tracking that mixes after the step,
@@ -80,3 +88,6 @@ class AdaptThenCombineTracking(AbstractGradientAlgorithm):
         gradient = self.gradients(params, batch)
         tracker = network.mix(_track(state.tracker, gradient, state.gradient))
         return _State(params, tracker, gradient)
+
+    def bits_per_round(self, params, network):
+        return _two_values(params, network)

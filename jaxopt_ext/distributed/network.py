@@ -239,6 +239,11 @@ class Network(eqx.Module):
     def place(self, x: PyTree[Array]) -> PyTree[Array]:
         """Put values stacked over all nodes where the nodes live."""
 
+    @abc.abstractmethod
+    def place_data(self, x: PyTree[Array]) -> PyTree[Array]:
+        """Put arrays of any shape where the nodes live: cut along the first of their two leading
+        axes that counts the nodes, whole at every device if neither does."""
+
     def degrees(self) -> Int[Array, " local"]:
         """Number of neighbours of each local node."""
         return jnp.sum(self.local(self._graph().mask), axis=1)
@@ -495,6 +500,9 @@ class Simulated(Network):
     def place(self, x):
         return x
 
+    def place_data(self, x):
+        return x
+
 
 def _parts(a: Array, axis: int, n: int) -> Array:
     """`(local, ...)` as `(local, n, ...)`: the parts of each value along one of its axes."""
@@ -653,6 +661,15 @@ class OnMesh(Network):
 
     def place(self, x):
         return jax.device_put(x, NamedSharding(self.mesh, PartitionSpec(self.axis)))
+
+    def place_data(self, x):
+        def leaf(a):
+            spec = PartitionSpec()
+            if self.size in a.shape[:2]:
+                spec = PartitionSpec(*[None] * a.shape.index(self.size), self.axis)
+            return jax.device_put(a, NamedSharding(self.mesh, spec))
+
+        return jax.tree.map(leaf, x)
 
 
 def _devices(n: int, mesh: Mesh, axis: str) -> int:

@@ -1,7 +1,8 @@
 """The driver of network algorithms."""
 
+import contextlib
 import os
-import pathlib
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -10,10 +11,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
-from ..core import checkpoint as files, checks, loops
+from ..core import checks, loops
 from ..core.progress import progress_bar
 from .algorithm import AbstractNetworkAlgorithm
 from .network import Network
+from .saving import Checkpoints
 
 
 class Run(eqx.Module):
@@ -41,7 +43,7 @@ def _init(algorithm, network, params, batches, key):
     def start(params, batch, key):
         return algorithm.init(params, batch, network, key)
 
-    return network.parallel(start)(params, _batch(batches, jnp.asarray(0)), key)
+    return network.parallel(start)(params, _batch(batches, jnp.asarray(0, jnp.int32)), key)
 
 
 @eqx.filter_jit
@@ -68,6 +70,7 @@ def run(
     *,
     key: PRNGKeyArray | None = None,
     metric: Callable[[PyTree[Array]], PyTree[Array]] | None = None,
+    state_metric: Callable[[Any], PyTree[Array]] | None = None,
     record_every: int = 10,
     checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
@@ -79,52 +82,94 @@ def run(
     - `algorithm`: what the nodes do.
     - `network`: where they live.
     - `params`: starting parameters stacked over the nodes; `network.replicate` makes them from one.
-    - `batches`: each node's data, stacked, the same in each round; or a function of the round.
+    - `batches`: each node's data, stacked, the same in each round; or a function of the round,
+      traced once. Arrays that it closes over are data of the run, not constants of the program,
+      and lie where the nodes live if one of their first two axes counts the nodes.
     - `num_rounds`: rounds in all, those of a resumed run included.
     - `key`: random key, `jax.random.key(0)` if not given; round r uses `fold_in(key, r)`.
     - `metric`: a function of the stacked parameters, recorded every `record_every` rounds.
+    - `state_metric`: a function of the whole state instead.
     - `record_every`: rounds compiled into one piece, between records and checkpoints.
     - `checkpoint`: a file that holds the state after each piece. If it exists the run goes on from
-      there, and ends bit for bit where it would have ended without the interruption.
+      there, on as many devices as it then has, and ends bit for bit where it would have ended
+      without the interruption, if both kinds of network give the algorithm the same numbers. The
+      devices wait for the copy to the host only. Of several processes each saves what it holds
+      beside `checkpoint`, under its own name, and a run of as many processes, on a mesh alike,
+      goes on from the last round that all of them have.
     - `progress`: show a bar if it takes longer than a second.
 
-    **Raises:** `ValueError` if some leaf is not stacked over all nodes.
+    **Raises:** `ValueError` if some leaf is not stacked over all nodes, or both metrics are given.
     """
     checks.count("num_rounds", num_rounds, minimum=0)
     checks.count("record_every", record_every)
     key = jax.random.key(0) if key is None else key
     _check_stacked("params", params, network.size)
-    if not callable(batches):
+    if metric is not None and state_metric is not None:
+        raise ValueError("give a metric of the parameters or one of the state, not both")
+    if callable(batches):
+        batches = _lifted(batches, network)
+    else:
         _check_stacked("batches", batches, network.size)
         batches = network.place(batches)
     state = _init(algorithm, network, network.place(params), batches, key)
 
-    measure = eqx.filter_jit(lambda p: None if metric is None else metric(p))
+    def observe(state):
+        if state_metric is not None:
+            return state_metric(state)
+        return None if metric is None else metric(state.params)
+
+    measure = eqx.filter_jit(observe)
     done, history = 0, []
-    if checkpoint is not None and pathlib.Path(checkpoint).exists():
-        state, done, history = _resume(checkpoint, state, measure(state.params))
-    with progress_bar(num_rounds, type(algorithm).__name__, enabled=progress) as advance:
+    with contextlib.ExitStack() as stack:
+        saved = None if checkpoint is None else stack.enter_context(Checkpoints(checkpoint))
+        if saved is not None and (found := saved.resume(state, measure(state))) is not None:
+            state, done, history = found
+        advance = stack.enter_context(
+            progress_bar(num_rounds, type(algorithm).__name__, enabled=progress)
+        )
         advance(done)
         while done < num_rounds:
             upto = min(done + record_every, num_rounds)
             bounds = jnp.asarray(done, jnp.int32), jnp.asarray(upto, jnp.int32)
             state = _advance(algorithm, network, state, batches, *bounds, key)
-            history.append(measure(state.params))
+            history.append(measure(state))
             advance(upto - done)
             done = upto
-            if checkpoint is not None:
-                files.save(checkpoint, (len(history), done, state, history))
+            if saved is not None:
+                saved.save(done, state, history)
     stacked = None
-    if metric is not None and history:
+    if (metric is not None or state_metric is not None) and history:
         stacked = jax.tree.map(lambda *values: jnp.stack(values), *history)
     return Run(state.params, state, done, stacked)
 
 
-def _resume(path, state, measured):
-    # The number of records comes first in the file, since it decides the shape of the rest.
-    length = files.load(path, 0)
-    _, done, state, history = files.load(path, (0, 0, state, [measured] * length))
-    return state, done, history
+class _Lifted(eqx.Module):
+    """A function of the round whose data are leaves."""
+
+    data: list[Array]
+    jaxpr: Any = eqx.field(static=True)
+    treedef: Any = eqx.field(static=True)
+
+    def __call__(self, r):
+        leaves = jax.core.eval_jaxpr(self.jaxpr, self.data, jnp.asarray(r, jnp.int32))
+        return jax.tree.unflatten(self.treedef, leaves)
+
+
+# A function that is run again is the same program again.
+_TRACED = weakref.WeakKeyDictionary()
+
+
+def _lifted(batches, network):
+    if jax.tree_util.all_leaves([batches]):  # a plain function, not a module with leaves
+        known = _TRACED.setdefault(batches, {})
+        wide = jax.config.read("jax_enable_x64")
+        if wide not in known:
+            traced, shapes = jax.make_jaxpr(batches, return_shape=True)(jnp.asarray(0, jnp.int32))
+            known[wide] = traced, jax.tree.structure(shapes)
+        traced, treedef = known[wide]
+        batches = _Lifted(list(map(jnp.asarray, traced.consts)), traced.jaxpr, treedef)
+    arrays, rest = eqx.partition(batches, eqx.is_array)
+    return eqx.combine(network.place_data(arrays), rest)
 
 
 def _check_stacked(name: str, x: PyTree[Array], size: int) -> None:

@@ -27,15 +27,17 @@ class GradientDescent(AbstractSolver):
 
     **Arguments:**
 
-    - `line_search`: `wolfe_line_search()` or a line search of `optax`, zoom (strong Wolfe) or
-      backtracking (Armijo), which do not trace in `shard_map` with its check on;
+    - `line_search`: `wolfe_line_search(curvature=0.99)` or a line search of `optax`, zoom (strong
+      Wolfe) or backtracking (Armijo), which do not trace in `shard_map` with its check on;
       `optax.scale(t)` keeps $t$ fixed.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Reference:** Nocedal, Wright, Numerical Optimization, 2006, chapter 3.
     """
 
-    line_search: optax.GradientTransformation = eqx.field(default_factory=wolfe_line_search)
+    line_search: optax.GradientTransformation = eqx.field(
+        default_factory=lambda: wolfe_line_search(curvature=0.99)
+    )
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Smooth,)

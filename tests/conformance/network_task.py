@@ -1,5 +1,6 @@
 """A small decentralized task, shared by the tests and by the processes they start."""
 
+import pathlib
 import sys
 
 import jax
@@ -49,7 +50,10 @@ def run(row, network, rounds, **options):
 
 
 def process(rank: int, port: str, out: str) -> None:
-    """One of two processes with four nodes each; rank 0 writes what all algorithms reach."""
+    """One of two processes with four nodes each; rank 0 writes what all algorithms reach.
+
+    The first one runs again with checkpoints, to half way and then to the end.
+    """
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
     jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
@@ -61,6 +65,22 @@ def process(rank: int, port: str, out: str) -> None:
         params = run(row, network, 20).params
         gathered = multihost_utils.process_allgather(params, tiled=True)
         results[row.public] = joined(gathered)
+    state = pathlib.Path(out).parent / "checkpoint" / "state"
+    row = catalog.rows(catalog.NetworkRow)[0]
+    options = {"metric": distributed.consensus_distance, "record_every": 5}
+    run(row, network, 10, checkpoint=state, **options)
+    # The other process was killed before it could write the last file.
+    multihost_utils.sync_global_devices("written")
+    if rank == 1:
+        state.with_name("state.1-of-2.10").unlink()
+    multihost_utils.sync_global_devices("killed")
+    for name in ("resumed", "whole"):
+        again = run(row, network, 20, checkpoint=state, **options)
+        gathered = multihost_utils.process_allgather(again.params, tiled=True)
+        results[name] = joined(gathered)
+        results["records"] = len(again.history)
+    multihost_utils.sync_global_devices("done")
+    results["files"] = len(list(state.parent.iterdir()))
     if rank == 0:
         np.savez(out, **results)
 

@@ -38,7 +38,10 @@ COMPRESSORS = {
     "low rank": cc.LowRank(2),
     "unbiased low rank": cc.UnbiasedLowRank(2),
 }
-VECTOR_NAMES = [n for n in COMPRESSORS if "rank" not in n and n != "whole sign"]
+DRAWN = ["top-k", "block top-k", "random k", "unbiased random k", "shared random k"]
+DRAWN += ["sign", "qsgd 5", "natural", "grid", "scaled qsgd"]
+FEW = ["top part", "block top-k", "shared random k", "sign", "qsgd 5", "natural", "grid"]
+FEW += ["scaled qsgd", "low rank", "unbiased low rank"]
 NAMED = pytest.mark.parametrize("name", COMPRESSORS)
 
 
@@ -71,7 +74,7 @@ def squares(x):
     return np.sum(np.asarray(x, np.float64) ** 2, axis=-1)
 
 
-@pytest.mark.parametrize("name", VECTOR_NAMES)
+@pytest.mark.parametrize("name", DRAWN)
 def test_bounds_hold(name):
     compressor, x = COMPRESSORS[name], vectors().astype(np.float64)
     found = draws(name)
@@ -82,14 +85,14 @@ def test_bounds_hold(name):
         assert np.all(np.isnan(found[np.max(np.abs(x), axis=1) > 0.25 * 2**11]).any(axis=-1))
         return
     delta, omega = compressor.delta(VECTOR), compressor.omega(VECTOR)
-    assert (delta is None) != (omega is None) or name == "identity"
+    assert (delta is None) != (omega is None)
     bound = 1 - delta if omega is None else omega
     slack = 1.25 if compressor.random else 1 + 1e-5  # few draws of a heavy tail
     assert np.all(loss <= slack * bound * squares(x) + 1e-12 * squares(x))
     assert np.all(found[25] == 0)
 
 
-@pytest.mark.parametrize("name", [n for n in VECTOR_NAMES if COMPRESSORS[n].random])
+@pytest.mark.parametrize("name", [n for n in DRAWN if COMPRESSORS[n].random])
 def test_unbiased(name):
     compressor, x = COMPRESSORS[name], vectors().astype(np.float64)
     if compressor.omega(VECTOR) is None and name != "grid":
@@ -135,25 +138,25 @@ def test_top_k_equals_a_stable_sort():
         np.testing.assert_array_equal(found, wanted)
 
 
-def test_natural_rounds_to_a_neighbour():
-    for dtype in (jnp.float32, jnp.float64):
-        x = jnp.asarray(
-            np.random.default_rng(3).normal(size=400) * 10.0 ** np.arange(-20, 20).repeat(10), dtype
-        )
-        y = np.asarray(jax.jit(cc.Natural())(x, jax.random.key(0)))
-        low = 2.0 ** np.floor(np.log2(np.abs(np.asarray(x, np.float64))))
-        assert y.dtype == dtype
-        assert np.all((np.abs(y) == low) | (np.abs(y) == 2 * low))
-        assert np.all(np.sign(y) == np.sign(x))
-    edge = jnp.asarray([0.0, -0.0, 3e38, jnp.inf, jnp.nan, -4.0], jnp.float32)
-    y = cc.Natural()(edge, jax.random.key(0))
-    np.testing.assert_array_equal(y, [0, 0, 2.0**127, np.nan, np.nan, -4])
+def test_natural_rounds_to_a_neighbour(dtype):
+    x = np.random.default_rng(3).normal(size=400) * 10.0 ** np.arange(-20, 20).repeat(10)
+    highest = float(jnp.finfo(dtype).max)
+    edge = np.array([0.0, -0.0, 0.9 * highest, np.inf, np.nan, -4.0])
+    x = np.concatenate([x, edge]).astype(dtype)
+    y = np.asarray(jax.jit(cc.Natural())(jnp.asarray(x), jax.random.key(0)))
+    assert y.dtype == dtype
+    top = 2.0 ** (jnp.finfo(dtype).maxexp - 1)
+    np.testing.assert_array_equal(y[400:], [0, 0, top, np.nan, np.nan, -4])
+    x, y = x[:400].astype(np.float64), y[:400]
+    low = 2.0 ** np.floor(np.log2(np.abs(x)))
+    assert np.all((np.abs(y) == low) | (np.abs(y) == 2 * low))
+    assert np.all(np.sign(y) == np.sign(x))
 
 
 @NAMED
 def test_messages_are_as_small_as_their_bits(name):
     compressor, key = COMPRESSORS[name], jax.random.key(0)
-    for shape in (TREE, (24,), (4, 9), (1,), ()):
+    for shape in (TREE, (4, 9), (1,)):
         like = cc.compressor.structs(shape)
         message = jax.eval_shape(lambda x: compressor.compress(x, key), like)
         parts = jax.tree.leaves(message)
@@ -214,30 +217,25 @@ def test_whole_trees_and_leaves():
     assert jax.eval_shape(cc.ScaledSign(), hollow)["a"].shape == (0, 3)
 
 
-def test_nan_stays_visible_and_zero_is_zero():
-    x = jnp.zeros((2, 4, 6)).at[1, 0, 2].set(jnp.nan)
-    drawn = x.at[1].set(jnp.nan)  # where it is seen only if it is drawn
-
-    @jax.jit
-    @jax.vmap
-    def run(x, drawn):
-        return {
-            name: compressor(drawn if "random k" in name else x, jax.random.key(1))
-            for name, compressor in COMPRESSORS.items()
-        }
-
-    for name, y in run(x, drawn).items():
-        assert np.all(y[0] == 0), name
-        assert np.isnan(y[1]).any(), name
-
-
 def test_packing():
     rng = np.random.default_rng(5)
-    for bits in (1, 9, 31):
-        codes = rng.integers(0, 2**bits, size=13)
-        packed = pack(jnp.asarray(codes), bits)
-        assert packed.shape == (math.ceil(13 * bits / 8),)
-        np.testing.assert_array_equal(unpack(packed, 13, bits, jnp.uint32), codes)
+    widths = (1, 9, 31)
+    codes = [rng.integers(0, 2**bits, size=13) for bits in widths]
+
+    @jax.jit
+    def through(codes):
+        packed = [pack(c, bits) for c, bits in zip(codes, widths, strict=True)]
+        opened = [unpack(p, 13, b, jnp.uint32) for p, b in zip(packed, widths, strict=True)]
+        return packed, opened
+
+    packed, opened = through(codes)
+    assert [p.shape for p in packed] == [(math.ceil(13 * bits / 8),) for bits in widths]
+    for code, back in zip(codes, opened, strict=True):
+        np.testing.assert_array_equal(back, code)
+    # The lowest bit first, code after code.
+    by_hand = "".join(f"{c:09b}"[::-1] for c in codes[1]).ljust(120, "0")
+    bytes_ = [int(by_hand[i : i + 8], 2) for i in range(0, 120, 8)]
+    np.testing.assert_array_equal(packed[1], bytes_)
     assert [width(n) for n in (1, 2, 3, 4, 5, 1024, 1025)] == [0, 1, 2, 2, 3, 10, 11]
 
 
@@ -356,7 +354,7 @@ def test_feedback_equals_a_loop():
 def test_feedback_with_any_compressor():
     x = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), TREE)
     key = jax.random.key(0)
-    for compressor in COMPRESSORS.values():
+    for compressor in (COMPRESSORS[name] for name in FEW[-4:]):
         for rule in (cc.NoFeedback(), *RULES.values()):
             state = jax.eval_shape(lambda x, r=rule, c=compressor: r.init(x, c, key), x)
             _, new = jax.eval_shape(
@@ -406,13 +404,15 @@ def test_choco_reaches_consensus_and_keeps_the_mean():
 
 
 def test_in_shard_map_with_its_check():
-    x = jnp.asarray(np.random.default_rng(10).normal(size=(8, 6, 4)), jnp.float32)
+    x = np.random.default_rng(10).normal(size=(8, 6, 4)).astype(np.float32)
+    x[6], x[7, 0, 2] = 0, np.nan
+    x = jnp.asarray(x)
     keys = jax.random.split(jax.random.key(4), 8)
 
     def everything(x, key):
         low = cc.LowRank(2)
         message, _ = cc.EF21().apply(cc.EF21().init(x, low, key), x, low, key)
-        return {name: c(x, key) for name, c in COMPRESSORS.items()}, low.decompress(message, x)
+        return {name: COMPRESSORS[name](x, key) for name in FEW}, low.decompress(message, x)
 
     spec = {"in_specs": (P("i"), P("i")), "out_specs": P("i")}
     one = lambda x, key: jax.tree.map(lambda a: a[None], everything(x[0], key[0]))
@@ -420,6 +420,10 @@ def test_in_shard_map_with_its_check():
     found = jax.jit(jax.shard_map(one, mesh=mesh, **spec))(x, keys)
     wanted = jax.jit(jax.vmap(everything))(x, keys)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, wanted)
+    for name, y in wanted[0].items():
+        assert np.all(y[6] == 0), name
+        if name != "shared random k":  # it may not be drawn
+            assert np.isnan(y[7]).any(), name
 
 
 def test_bad_input_is_refused():

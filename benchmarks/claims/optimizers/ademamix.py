@@ -74,6 +74,7 @@ def run() -> Outcome:
         holds,
         "Text by rate is on the keys that choose, the last column on those reported. There b3 "
         "gives a half-life of a fifth of the run, as 0.9999 does in the paper's shortest runs of "
-        "32,000 steps. A first try, on other seeds, had a half-life beyond the run's end, b3 0.9999 "
-        "under noise and 0.999 on text, and lost: excess 61 against 10, text 2.52 against 2.28.",
+        "32,000 steps. A first try, on other seeds, had a half-life beyond the run's end, b3 "
+        "0.9999 under noise and 0.999 on text, and lost: excess 61 against 10, text 2.52 "
+        "against 2.28.",
     )

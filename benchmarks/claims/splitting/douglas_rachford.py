@@ -42,7 +42,10 @@ def run() -> Outcome:
         f"Chosen: {mine} and {other}. Steps to an error of 1e-8; 200000 where the problem's "
         "own residual was then above 1e-6. "
         "While the error was the gap over the step alone, the run at 1000/L stopped long before "
-        "its gap was small, and the claim failed there.",
+        "its gap was small, and the claim failed there. On the seeds of the first run, 0 to 4, the "
+        "best steps of each problem were more than three times fewer.",
+        why="ours: the gain depends on how ill-conditioned a problem is; on the easiest of the "
+        "five it is a factor of 2.1, below our three",
     )
 
 

@@ -3,6 +3,7 @@
 Each says how the example is built, which suite runs it, and what the suite does not ask.
 """
 
+from .aggregator import AggregatorRow
 from .estimator import EstimatorRow
 from .kernel import KernelRow
 from .network import NetworkRow
@@ -12,6 +13,7 @@ from .sampler import SamplerRow
 from .solver import SolverRow
 
 __all__ = [
+    "AggregatorRow",
     "EstimatorRow",
     "KernelRow",
     "NetworkRow",

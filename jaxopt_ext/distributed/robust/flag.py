@@ -34,7 +34,9 @@ class Flag(AbstractAggregator):
 
     **Arguments:**
 
-    - `q`: dimension of the subspace; $\\lceil (m + 1)/2 \\rceil$ if `None`; static.
+    - `q`: dimension of the subspace; $\\lceil (m + 1)/2 \\rceil$ if `None`, and from $m$ on the
+      mean of all rows; static. It has room for as many bad rows as it exceeds the rank of the good
+      ones: choose it small where these are nearly parallel.
     - `lam`: $\\lambda \\ge 0$; static, since 0 leaves out the pairs.
     - `iters`: how often columns are reweighted; static.
     - `beta_shape`: $\\beta \\in (0, 1]$; 1 is the subspace of the singular vectors; static.
