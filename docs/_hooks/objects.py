@@ -38,7 +38,9 @@ class Objects(griffe.Extension):
 
 def _annotation(node, parsed):
     """As written, if there is text in it: shapes are text, not expressions."""
-    if node is None or not any(isinstance(n, ast.Constant) and n.value for n in ast.walk(node)):
+    if node is None or isinstance(node, ast.Constant):  # a name that is only known later
+        return parsed
+    if not any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in ast.walk(node)):
         return parsed
     return ast.unparse(node).replace("'", '"')
 
