@@ -34,6 +34,18 @@ class Run(eqx.Module):
     rounds: int
     history: PyTree[Array] | None
 
+    def __str__(self) -> str:
+        """What happened, in two lines or three."""
+        lines = [f"{self.rounds} rounds"]
+        if all(jnp.issubdtype(leaf.dtype, jnp.inexact) for leaf in jax.tree.leaves(self.params)):
+            lines.append(
+                f"distance of the nodes from their mean {consensus_distance(self.params):.3g}"
+            )
+        if self.history is not None:
+            last = jax.tree.map(lambda values: values[-1], self.history)
+            lines.append(f"last record {last}")
+        return "\n".join(lines)
+
 
 Batches = PyTree[Array] | Callable[[Array], PyTree[Array]]
 
@@ -176,7 +188,8 @@ def _check_stacked(name: str, x: PyTree[Array], size: int) -> None:
     for leaf in jax.tree.leaves(x):
         if jnp.shape(leaf)[:1] != (size,):
             raise ValueError(
-                f"{name} must be stacked over {size} nodes, got a leaf of shape {jnp.shape(leaf)}"
+                f"{name} must be stacked over {size} nodes, got a leaf of shape {jnp.shape(leaf)}; "
+                f"network.replicate({name}) gives all nodes the same"
             )
 
 

@@ -419,8 +419,10 @@ def test_bad_input_is_named():
             call()
     network = dd.Network.simulated(ring)
     algorithm = dd.GradientTracking(lambda w, b: jnp.sum(w * b), 0.1)
-    with pytest.raises(ValueError, match="params must be stacked over 4 nodes"):
+    with pytest.raises(ValueError, match=r"params must be stacked over 4 nodes.*replicate"):
         dd.run(algorithm, network, jnp.zeros(3), jnp.zeros((4, 3)), 1)
+    said = str(dd.run(algorithm, network, jnp.zeros((4, 3)), jnp.ones((4, 3)), 2)).splitlines()
+    assert said == ["2 rounds", "distance of the nodes from their mean 0"]
     with pytest.raises(ValueError, match="batches must be stacked"):
         dd.run(algorithm, network, jnp.zeros((4, 3)), jnp.zeros((3, 3)), 1)
     with pytest.raises(ValueError, match="num_rounds"):
