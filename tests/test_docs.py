@@ -169,7 +169,12 @@ def check_kernel(names):
     assert jnp.size(names["wanted"])
 
 
+def check_aggregator(names):
+    np.testing.assert_allclose(names["result"], [1, 2], atol=0.1)
+
+
 CHECKS = {
+    "aggregator": check_aggregator,
     "estimator": check_estimator,
     "kernel": check_kernel,
     "network": check_network,

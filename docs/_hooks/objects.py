@@ -1,5 +1,6 @@
 """What the reader of sources cannot see: fields of equinox modules are arguments."""
 
+import ast
 import dataclasses
 import importlib
 import inspect
@@ -17,9 +18,31 @@ FIELDS = {"eqx.field", "equinox.field", "dataclasses.field"}
 class Objects(griffe.Extension):
     """Gives dataclasses of any kind their signature, and links the code words of docstrings."""
 
+    def on_function_instance(self, *, node, func: griffe.Function, **kwargs) -> None:
+        if not isinstance(node, ast.FunctionDef):
+            return
+        arguments = node.args
+        for argument in [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]:
+            parameter = func.parameters[argument.arg]
+            parameter.annotation = _annotation(argument.annotation, parameter.annotation)
+        func.returns = _annotation(node.returns, func.returns)
+
+    def on_attribute_instance(self, *, node, attr: griffe.Attribute, **kwargs) -> None:
+        if isinstance(node, ast.AnnAssign):
+            attr.annotation = _annotation(node.annotation, attr.annotation)
+
     def on_package(self, *, pkg: griffe.Module, loader: griffe.GriffeLoader, **kwargs) -> None:
         if pkg.path in plan.PACKAGES:
             _visit(pkg, loader)
+
+
+def _annotation(node, parsed):
+    """As written, if there is text in it: shapes are text, not expressions."""
+    if node is None or isinstance(node, ast.Constant):  # a name that is only known later
+        return parsed
+    if not any(isinstance(n, ast.Constant) and isinstance(n.value, str) for n in ast.walk(node)):
+        return parsed
+    return ast.unparse(node).replace("'", '"')
 
 
 def _visit(obj: griffe.Object, loader: griffe.GriffeLoader) -> None:
