@@ -73,9 +73,9 @@ def best_constant(graph: nx.Graph) -> Sparse:
     return _descent(graph, lambda second, last: 2 / (second + last))
 
 
-def _descent(graph, step) -> Sparse:
+def _descent(graph, step) -> Any:
     matrix = weighted_laplacian(graph)
-    identity = scipy.sparse.eye_array(len(graph), format="csr")
+    identity = _csr(scipy.sparse.eye_array(len(graph)))
     if len(graph) == 1:
         return identity
     return (identity - step(*laplacian_spectrum(matrix)) * matrix).tocsr()
@@ -93,7 +93,7 @@ def closed_neighborhood(graph: nx.Graph) -> Sparse:
     edges = edge_list(graph)
     adjacency = _symmetric(len(graph), edges, np.ones(len(edges)))
     closed = adjacency + scipy.sparse.eye_array(len(graph))
-    return (scipy.sparse.diags_array(1 / (1 + _degrees(graph, edges))) @ closed).tocsr()
+    return _csr(scipy.sparse.diags_array(1 / (1 + _degrees(graph, edges))) @ closed)
 
 
 def lazy(mixing: Matrix) -> Sparse:
