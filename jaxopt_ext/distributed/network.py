@@ -85,7 +85,7 @@ class Network(eqx.Module):
     Node values are pytrees stacked on a leading axis of *local* nodes: all of them on a simulated
     network, those of one device on a mesh. Algorithms do their local work with `vmap` and talk
     through these methods; run a round with `parallel`. The methods give the same numbers wherever
-    the nodes live, those of `mix`, `neighbor_sum` and `fold` bit for bit.
+    the nodes live; those of `mix` and `neighbor_sum` up to how a compiler rounds a fused sum.
 
     Build one with `Network.simulated`, `Network.on_mesh` or `Network.clients`.
     """

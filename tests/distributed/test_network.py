@@ -161,6 +161,8 @@ def simulated_outputs(name):
 def compare(expected, found):
     for name in expected:
         tolerance = 1e-14 if name in CLOSE else 0
+        # Where all weights are one constant, on a ring, the last bit of a float32 may differ.
+        tolerance = 3e-7 if name == "single" else tolerance
         np.testing.assert_allclose(
             expected[name], found[name], rtol=0, atol=tolerance, err_msg=name
         )
