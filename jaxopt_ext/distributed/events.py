@@ -121,9 +121,11 @@ def _events(time, kind, i, j, tag) -> Events:
         touched = (found >= 0) & (last // max(m, 1) == node)
         return time - np.where(touched, time[last % max(m, 1)], 0.0)
 
-    integers = (jnp.asarray(a, jnp.int32) for a in (kind, i, j, tag))
-    times = (jnp.asarray(since(a)) for a in (i, j))
-    return Events(jnp.asarray(time), *integers, *times, jnp.arange(m, dtype=jnp.int32))
+    kinds, ends, others, tags, numbers = (
+        jnp.asarray(a, jnp.int32) for a in (kind, i, j, tag, np.arange(m))
+    )
+    since_i, since_j = jnp.asarray(since(i)), jnp.asarray(since(j))
+    return Events(jnp.asarray(time), kinds, ends, others, tags, since_i, since_j, numbers)
 
 
 def merge(*events: Events) -> Events:
@@ -169,7 +171,8 @@ def poisson_events(
     clock = draw.choice(len(rates), count, p=rates / total) if count else np.zeros(0, int)
     ends = np.concatenate([np.repeat(np.arange(n)[:, None], 2, axis=1), edges])
     kind = np.where(clock < n, Kind.NODE, Kind.EDGE)
-    return _events(time, kind, *ends[clock].T, np.where(clock < n, 0, clock - n))
+    i, j = ends[clock].T
+    return _events(time, kind, i, j, np.where(clock < n, 0, clock - n))
 
 
 def random_walks(
@@ -254,7 +257,8 @@ def link_failures(
             tags.append(e)
             whole = not whole
     tags = np.asarray(tags, int)
-    return _events(times, kinds, *edges[tags].T, tags)
+    i, j = edges[tags].T
+    return _events(times, kinds, i, j, tags)
 
 
 def without_failed(events: Events, graph: nx.Graph) -> Events:

@@ -15,7 +15,11 @@ from ..core import checks
 from .graphs import check_graph, edge_list
 
 Sparse = scipy.sparse.csr_array
-Matrix = scipy.sparse.csr_array | scipy.sparse.spmatrix | np.ndarray
+Matrix = Any  # sparse of any format, or dense
+
+# The types that scipy's functions declare are narrower than what they take.
+_csr: Any = scipy.sparse.csr_array
+_linalg: Any = scipy.sparse.linalg
 
 # Up to this size all eigenvalues of a dense copy cost less than a few of the sparse matrix.
 _DENSE = 512
@@ -69,9 +73,9 @@ def best_constant(graph: nx.Graph) -> Sparse:
     return _descent(graph, lambda second, last: 2 / (second + last))
 
 
-def _descent(graph, step) -> Sparse:
+def _descent(graph, step) -> Any:
     matrix = weighted_laplacian(graph)
-    identity = scipy.sparse.eye_array(len(graph), format="csr")
+    identity = _csr(scipy.sparse.eye_array(len(graph)))
     if len(graph) == 1:
         return identity
     return (identity - step(*laplacian_spectrum(matrix)) * matrix).tocsr()
@@ -89,12 +93,12 @@ def closed_neighborhood(graph: nx.Graph) -> Sparse:
     edges = edge_list(graph)
     adjacency = _symmetric(len(graph), edges, np.ones(len(edges)))
     closed = adjacency + scipy.sparse.eye_array(len(graph))
-    return (scipy.sparse.diags_array(1 / (1 + _degrees(graph, edges))) @ closed).tocsr()
+    return _csr(scipy.sparse.diags_array(1 / (1 + _degrees(graph, edges))) @ closed)
 
 
 def lazy(mixing: Matrix) -> Sparse:
     """$(I + W) / 2$, whose eigenvalues are not negative."""
-    mixing = Sparse(mixing)
+    mixing = _csr(mixing)
     return (0.5 * (scipy.sparse.eye_array(mixing.shape[0]) + mixing)).tocsr()
 
 
@@ -118,18 +122,16 @@ def weighted_laplacian(graph: nx.Graph, weights: Any = None) -> Sparse:
 def spectral_gap(mixing: Matrix) -> float:
     """$1 - \\|W - \\tfrac1n 11^\\top\\|_2$ of a symmetric doubly stochastic matrix: one less the
     second largest eigenvalue in magnitude."""
-    mixing = Sparse(mixing)
+    mixing = _csr(mixing)
     n = mixing.shape[0]
     if n == 1:
         return 1.0
     if n <= _DENSE:
         return float(1 - np.sort(np.abs(np.linalg.eigvalsh(mixing.toarray())))[-2])
-    rest = scipy.sparse.linalg.LinearOperator(
+    rest = _linalg.LinearOperator(
         (n, n), matvec=lambda x: mixing @ x - np.mean(x), dtype=np.float64
     )
-    values = scipy.sparse.linalg.eigsh(
-        rest, k=1, which="LM", return_eigenvectors=False, v0=_start(n)
-    )
+    values = _linalg.eigsh(rest, k=1, which="LM", return_eigenvectors=False, v0=_start(n))
     return float(1 - np.abs(values[0]))
 
 
@@ -140,7 +142,7 @@ def laplacian_spectrum(laplacian: Matrix | nx.Graph) -> tuple[float, float]:
     """
     if isinstance(laplacian, nx.Graph):
         laplacian = weighted_laplacian(laplacian)
-    matrix = Sparse(laplacian).astype(np.float64)
+    matrix = _csr(laplacian).astype(np.float64)
     n = matrix.shape[0]
     if n == 1:
         raise ValueError("the Laplacian of one node has no second eigenvalue")
@@ -148,15 +150,15 @@ def laplacian_spectrum(laplacian: Matrix | nx.Graph) -> tuple[float, float]:
         values = np.linalg.eigvalsh(matrix.toarray())
         return float(values[1]), float(values[-1])
     options = {"k": 1, "which": "LA", "return_eigenvectors": False, "v0": _start(n)}
-    last = float(scipy.sparse.linalg.eigsh(matrix, **options)[0])
-    rest = scipy.sparse.linalg.LinearOperator(
+    last = float(_linalg.eigsh(matrix, **options)[0])
+    rest = _linalg.LinearOperator(
         (n, n), matvec=lambda x: last * (x - np.mean(x)) - matrix @ x, dtype=np.float64
     )
     try:  # fast where a graph is well connected, and then it does not factor sparsely
-        return last - float(scipy.sparse.linalg.eigsh(rest, maxiter=50, **options)[0]), last
-    except scipy.sparse.linalg.ArpackNoConvergence:
+        return last - float(_linalg.eigsh(rest, maxiter=50, **options)[0]), last
+    except _linalg.ArpackNoConvergence:
         options |= {"k": 2, "which": "LM", "sigma": -1e-3 * last}  # no singular matrix to factor
-        return float(np.max(scipy.sparse.linalg.eigsh(matrix.tocsc(), **options))), last
+        return float(np.max(_linalg.eigsh(matrix.tocsc(), **options))), last
 
 
 def _start(n: int) -> np.ndarray:
@@ -181,7 +183,7 @@ def chi_2(laplacian: Matrix | nx.Graph) -> float:
     largest effective resistance."""
     if isinstance(laplacian, nx.Graph):
         laplacian = weighted_laplacian(laplacian)
-    matrix = Sparse(laplacian).astype(np.float64)
+    matrix = _csr(laplacian).astype(np.float64)
     n = matrix.shape[0]
     if n == 1:
         raise ValueError("one node has no edges")
@@ -194,7 +196,7 @@ def chi_2(laplacian: Matrix | nx.Graph) -> float:
         i, j = edges.T
         return float(np.max(inverse[i, i] + inverse[j, j] - 2 * inverse[i, j])) / 2
     # Potentials with the last node grounded: differences are those of the pseudo-inverse.
-    solve = scipy.sparse.linalg.splu(matrix[:-1, :-1].tocsc()).solve
+    solve = _linalg.splu(matrix[:-1, :-1].tocsc()).solve
     largest = 0.0
     for piece in np.array_split(edges, -(-len(edges) // 256)):
         charge = np.zeros((n, len(piece)))
@@ -210,7 +212,7 @@ def check_mixing(graph: nx.Graph, mixing: Any) -> Sparse:
     n = graph.number_of_nodes()
     if np.shape(mixing) != (n, n):
         raise ValueError(f"the mixing matrix must have shape {(n, n)}, got {np.shape(mixing)}")
-    mixing = Sparse(mixing).astype(np.float64)
+    mixing = _csr(mixing).astype(np.float64)
     if not np.all(np.isfinite(mixing.data)):
         raise ValueError("the mixing matrix must be finite, got NaN or infinity")
     sums = mixing.sum(axis=1)

@@ -69,7 +69,7 @@ def _columns(senders, receivers, n: int, width: int) -> Int[np.ndarray, " edges"
     return np.asarray(colour_edges(list(zip(senders.tolist(), receivers.tolist(), strict=True))))
 
 
-def _spread(matrix: scipy.sparse.csr_array, neighbors, mask):
+def _spread(matrix: Any, neighbors, mask):
     """The diagonal of a matrix, and its entries at the neighbours."""
     n, width = neighbors.shape
     table = np.zeros((n, width))
@@ -85,7 +85,7 @@ class Network(eqx.Module):
     Node values are pytrees stacked on a leading axis of *local* nodes: all of them on a simulated
     network, those of one device on a mesh. Algorithms do their local work with `vmap` and talk
     through these methods; run a round with `parallel`. The methods give the same numbers wherever
-    the nodes live, those of `mix`, `neighbor_sum` and `fold` bit for bit.
+    the nodes live; those of `mix` and `neighbor_sum` up to how a compiler rounds a fused sum.
 
     Build one with `Network.simulated`, `Network.on_mesh` or `Network.clients`.
     """
@@ -160,7 +160,7 @@ class Network(eqx.Module):
         """Numbers of the local nodes."""
 
     @abc.abstractmethod
-    def local(self, table: Array) -> Array:
+    def local(self, table: Any) -> Array:
         """The local nodes' rows of an array with a row for each node, known everywhere."""
 
     @abc.abstractmethod
@@ -300,9 +300,13 @@ class Network(eqx.Module):
         # as here, it does so alike in both kinds of network, and nodes that agree stay as they are.
         base = jax.tree.map(lambda a: jnp.where(_column(own == 0, a), 0, a), x)
 
-        tables = [table] if channel is None else [table, self.edge_keys(key, directed=True)]
+        tables = [table]
+        if channel is not None:
+            if key is None:
+                raise ValueError("a channel draws from a key")
+            tables.append(self.edge_keys(key, directed=True))
 
-        def add(total, values, mask, weight, keys=None):
+        def add(total, values, mask, weight, keys: Any = None):
             if channel is not None:
                 values = jax.vmap(channel)(keys, values)
 

@@ -9,6 +9,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import eval_jaxpr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..core import checks, loops
@@ -163,7 +164,7 @@ class _Lifted(eqx.Module):
     treedef: Any = eqx.field(static=True)
 
     def __call__(self, r):
-        leaves = jax.core.eval_jaxpr(self.jaxpr, self.data, jnp.asarray(r, jnp.int32))
+        leaves = eval_jaxpr(self.jaxpr, self.data, jnp.asarray(r, jnp.int32))
         return jax.tree.unflatten(self.treedef, leaves)
 
 

@@ -161,6 +161,8 @@ def simulated_outputs(name):
 def compare(expected, found):
     for name in expected:
         tolerance = 1e-14 if name in CLOSE else 0
+        # Where all weights are one constant, on a ring, the last bit of a float32 may differ.
+        tolerance = 3e-7 if name == "single" else tolerance
         np.testing.assert_allclose(
             expected[name], found[name], rtol=0, atol=tolerance, err_msg=name
         )
@@ -408,6 +410,10 @@ def test_bad_input_is_named():
         (lambda: dd.Network.clients(0), "n must be"),
         (lambda: dd.one_peer_exponential(dd.Network.simulated(dd.ring(6))), "power of two"),
         (lambda: dd.GaussianNoise(-1.0), "scale"),
+        (
+            lambda: dd.Network.simulated(ring).mix(jnp.zeros(4), channel=dd.GaussianNoise(1.0)),
+            "draws from a key",
+        ),
         (lambda: dd.DelayedLinks(-1), "max_delay"),
         (lambda: dd.Network.clients(3).all_to_all(jnp.zeros((3, 4))), "do not divide"),
         (lambda: dd.GradientTracking(lambda w, b: 0.0, 0.0), "step_size must be positive"),
