@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import pathlib
+import zlib
 from collections import Counter
 
 # Tests compile thousands of small programs and run each for milliseconds, so the compiler is
@@ -58,6 +59,23 @@ def few_executables():
 @pytest.fixture(params=[jnp.float32, jnp.float64], ids=["float32", "float64"])
 def dtype(request):
     return request.param
+
+
+HALVED = ("tests/optimizers/", "tests/prox/")
+
+
+def pytest_collection_modifyitems(items):
+    """Of a test in both precisions one runs always in these folders, which one differs from test to
+    test, and the other is marked slow: compiling is most of the time, and once for each."""
+    for item in items:
+        callspec = getattr(item, "callspec", None)
+        if callspec is None or "dtype" not in callspec.params:
+            continue
+        if item.nodeid.startswith(HALVED):
+            others = item.nodeid.replace("float32", "").replace("float64", "")
+            always = zlib.crc32(others.encode()) % 2
+            if (callspec.params["dtype"] == jnp.float64) == bool(always):
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture
