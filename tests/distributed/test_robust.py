@@ -11,6 +11,7 @@ import scipy.optimize
 import scipy.stats
 
 from jaxopt_ext.distributed import robust
+from jaxopt_ext.distributed.robust import coordinatewise
 
 M, D, F = 11, 6, 2
 STACKS = np.random.default_rng(0).normal(size=(25, M, D)) + 0.5
@@ -243,6 +244,29 @@ def test_too_few_rows_that_are_there_show():
     assert all(np.isnan(a).all() for a in few[:4])
     assert not any(np.isnan(a).any() for a in few[4:])
     assert not any(np.isfinite(a).any() for a in none)
+
+
+@pytest.mark.parametrize("n", [*range(1, 13), 31, 32])
+def test_the_network_sorts(n):
+    """All zeros and ones, which is enough for any numbers, or many draws."""
+    if n < 13:
+        rows = np.array(list(itertools.product([0, 1], repeat=n))).T.copy()
+    else:
+        rows = np.random.default_rng(n).integers(0, 9, size=(n, 4000))
+    wanted = np.sort(rows, axis=0)
+    for i, j in coordinatewise.comparators(n):
+        rows[i], rows[j] = np.minimum(rows[i], rows[j]), np.maximum(rows[i], rows[j])
+    np.testing.assert_array_equal(rows, wanted)
+
+
+@pytest.mark.parametrize("m", [5, coordinatewise.NETWORK + 1])
+def test_each_coordinate_is_sorted_with_nan_behind(m):
+    rows = np.random.default_rng(0).normal(size=(m, 3))
+    rows[1, 0], rows[2, 1] = np.nan, -np.inf
+    found = coordinatewise.ascending(jnp.asarray(rows))
+    np.testing.assert_array_equal(
+        found, np.sort(np.nan_to_num(rows, nan=np.inf, neginf=-np.inf), axis=0)
+    )
 
 
 def test_clipping_bounds_what_one_row_does():

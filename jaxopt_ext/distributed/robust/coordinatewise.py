@@ -7,9 +7,39 @@ from ...core import checks
 from .aggregator import AbstractAggregator, require
 
 
+NETWORK = 32
+"""Up to so many rows are sorted by a network."""
+
+
 def ascending(x):
-    """Each coordinate sorted; NaN, and so rows that are absent, counts as largest."""
-    return jnp.sort(jnp.where(jnp.isnan(x), jnp.inf, x), axis=0)
+    """Each coordinate sorted; NaN, and so rows that are absent, counts as largest.
+
+    Few rows go through a sorting network, a chain of minima and maxima of whole rows that compilers
+    fuse; a sort of each coordinate apart is ten times slower.
+    """
+    x = jnp.where(jnp.isnan(x), jnp.inf, x)
+    if len(x) > NETWORK:
+        return jnp.sort(x, axis=0)
+    rows = list(x)
+    for i, j in comparators(len(rows)):
+        rows[i], rows[j] = jnp.minimum(rows[i], rows[j]), jnp.maximum(rows[i], rows[j])
+    return jnp.stack(rows)
+
+
+def comparators(n: int) -> list[tuple[int, int]]:
+    """Batcher's network of merge exchanges: pairs of places to be put in order, one by one."""
+    pairs = []
+    top = 1 << max((n - 1).bit_length() - 1, 0)
+    p = top if n > 1 else 0
+    while p:
+        q, rest, gap = top, 0, p
+        while True:
+            pairs += [(i, i + gap) for i in range(n - gap) if i & p == rest]
+            if q == p:
+                break
+            gap, q, rest = q - p, q // 2, p
+        p //= 2
+    return pairs
 
 
 def median(x, mask):
