@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from ...core import checks
 from .aggregator import AbstractAggregator, require
 
-
 NETWORK = 32
 """Up to so many rows are sorted by a network."""
 
