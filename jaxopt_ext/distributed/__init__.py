@@ -24,6 +24,8 @@ Algorithms for a constant step size and exact optimum:
 Where some nodes are bad; rules are in `robust`, what bad nodes do in `attacks`:
 
 - `RobustSGD`: workers' momentum and any rule, `CenteredClip` say; `clipping_radius` for that one.
+- `MoNNA`: no server; each node averages the parameters nearest to its own; `StaircaseStepSize`,
+  `reduction_constants` and `at_honest` go with it. `LEARN` is what it is compared with.
 """
 
 from . import attacks, robust
@@ -66,12 +68,14 @@ from .mixing import (
     spectral_gap,
     weighted_laplacian,
 )
+from .monna import LEARN, MoNNA, StaircaseStepSize, at_honest, reduction_constants
 from .network import Network
 from .run import Run, consensus_distance, run
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 
 __all__ = [
     "EXTRA",
+    "LEARN",
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
@@ -81,10 +85,13 @@ __all__ = [
     "ExactDiffusion",
     "GaussianNoise",
     "GradientTracking",
+    "MoNNA",
     "Network",
     "RobustSGD",
     "Run",
+    "StaircaseStepSize",
     "TimeVarying",
+    "at_honest",
     "attacks",
     "b_connectivity",
     "barbell",
@@ -116,6 +123,7 @@ __all__ = [
     "random_matching",
     "random_regular",
     "receive",
+    "reduction_constants",
     "ring",
     "robust",
     "run",
