@@ -21,7 +21,7 @@ TEST = SPLIT[1], SPLIT[3].astype(np.int32)
 class OneOf(AbstractAttack):
     """The attack of this number, which may be traced: so one program serves all of them.
 
-    All are computed, and one is sent; past the last one nodes are honest.
+    Past the last one nodes are honest.
 
     **Arguments:**
 
@@ -43,8 +43,11 @@ class OneOf(AbstractAttack):
         return tuple(a.observe(s, good) for a, s in zip(self.attacks, state, strict=True))
 
     def send(self, good, key, state, own):
-        sent = [a.send(good, key, s, own) for a, s in zip(self.attacks, state, strict=True)]
-        return jnp.stack([*sent, own])[jnp.minimum(self.which, len(sent))]
+        sends = [
+            lambda a=a, s=s: a.send(good, key, s, own)
+            for a, s in zip(self.attacks, state, strict=True)
+        ]
+        return jax.lax.switch(self.which, [*sends, lambda: own])
 
 
 def loss(params, batch):
