@@ -6,7 +6,7 @@ export JAX_COMPILATION_CACHE_DIR ?= $(CURDIR)/.cache/jax
 # libtpu, which is here to compile ahead of time, would look for a chip.
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: demo test test-all claims systems peers lint docs wheel clean
+.PHONY: demo test test-all claims systems peers robustness lint docs wheel clean
 
 define install
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -48,6 +48,10 @@ systems: .venv/.test
 
 peers: .venv/.test .venv/.peers
 	$(BIN)/python -m benchmarks.peers
+
+# Every aggregator against every attack; goes on from where it was stopped.
+robustness: .venv/.test
+	$(BIN)/python -m benchmarks.robustness
 
 lint: .venv/.test
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

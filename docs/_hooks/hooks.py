@@ -65,7 +65,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         {"From JAXopt": "from_jaxopt.md"},
         {"Tutorials": [{tutorials.title(p): f"notebooks/{p.stem}.md"} for p in _notebooks()]},
         {"Reference": _reference()},
-        {"Systems": _entries("systems", "claims", "peers")},
+        {"Systems": _entries("systems", "claims", "peers", "robustness")},
         {"Adding a system": ["adding/index.md", *adding]},
     ]
     return config

@@ -105,6 +105,8 @@ AGGREGATORS: tuple[AggregatorRow, ...] = (
         "Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, 2021, "
         "arXiv:2012.10333",
         lambda m, f: robust.CenteredClip(2.0, 3),
+        claim="distributed/centered_clipping",
+        system=("S062",),
         tolerates=_half,
         opt_outs=_NO_F
         | {
@@ -119,6 +121,8 @@ AGGREGATORS: tuple[AggregatorRow, ...] = (
         "Farhadkhani, Guerraoui, Gupta, Hoang, Pinot, Stephan, Robust Collaborative Learning with "
         "Linear Gradient Overhead, 2023, arXiv:2210.00253",
         lambda m, f: robust.NNA(f),
+        claim="distributed/monna",
+        system=("S052",),
         tolerates=_half,
     ),
     AggregatorRow(
@@ -164,6 +168,8 @@ AGGREGATORS: tuple[AggregatorRow, ...] = (
         "distributed.robust.Flag",
         _FLAG,
         lambda m, f: robust.Flag(),
+        claim="distributed/flag",
+        system=("S024",),
         tolerates=lambda m: 0,
         opt_outs=_NO_F
         | _SHRINKS
@@ -174,6 +180,8 @@ AGGREGATORS: tuple[AggregatorRow, ...] = (
         "distributed.robust.Flag",
         _FLAG,
         lambda m, f: robust.Flag(q=3, lam=0.5),
+        claim="distributed/flag",
+        system=("S024",),
         tolerates=lambda m: 0,
         opt_outs=_NO_F | _SHRINKS,
     ),

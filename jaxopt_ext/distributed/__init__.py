@@ -31,6 +31,8 @@ Small messages (the compressors themselves are in `compression`):
 
 - `PowerSGD`, `powersgd`: data-parallel training with low-rank gradients, by two small means;
   `sum_momentum` is its momentum.
+- `MoNNA`: no server; each node averages the parameters nearest to its own; `StaircaseStepSize`,
+  `reduction_constants` and `at_honest` go with it. `LEARN` is what it is compared with.
 """
 
 from . import attacks, compression, robust
@@ -84,6 +86,7 @@ from .mixing import (
     spectral_gap,
     weighted_laplacian,
 )
+from .monna import LEARN, MoNNA, StaircaseStepSize, at_honest, reduction_constants
 from .network import Network
 from .powersgd import PowerMemory, PowerSGD, powersgd, sum_momentum
 from .run import Run, consensus_distance, run
@@ -91,6 +94,7 @@ from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, ran
 
 __all__ = [
     "EXTRA",
+    "LEARN",
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
@@ -102,12 +106,15 @@ __all__ = [
     "GaussianNoise",
     "GradientTracking",
     "Kind",
+    "MoNNA",
     "Network",
     "PowerMemory",
     "PowerSGD",
     "RobustSGD",
     "Run",
+    "StaircaseStepSize",
     "TimeVarying",
+    "at_honest",
     "attacks",
     "b_connectivity",
     "barbell",
@@ -146,6 +153,7 @@ __all__ = [
     "random_regular",
     "random_walks",
     "receive",
+    "reduction_constants",
     "ring",
     "robust",
     "run",

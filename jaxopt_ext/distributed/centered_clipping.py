@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from ..core import Scalar, checks, scalar_field
 from .algorithm import AbstractGradientAlgorithm, Loss, model_bits
-from .attacks.attack import AbstractAttack, nodes
+from .attacks.attack import AbstractAttack, honest_nodes, nodes
 from .robust import AbstractAggregator
 
 
@@ -50,7 +50,7 @@ class RobustSGD(AbstractGradientAlgorithm):
     - `momentum`: $\\beta \\in [0, 1)$.
     - `attack`: what bad workers send, from `attacks`; it sees the good messages and its own. Those
       that flip labels need none: flip them in their batches.
-    - `faulty`: which workers are bad, shape `(n,)`, as many as the attack has; static.
+    - `faulty`: the numbers of the bad workers, as many as the attack has; static.
     - `arrived`: `(key, n) -> mask` of the messages that arrive in a round, shape `(n,)`, the same
       at all nodes; all if `None`. One that is missing counts as zero in the mean of `CenteredClip`.
 
@@ -66,7 +66,7 @@ class RobustSGD(AbstractGradientAlgorithm):
     aggregator: AbstractAggregator
     momentum: Scalar = scalar_field(0.9)
     attack: AbstractAttack | None = None
-    faulty: tuple[bool, ...] | None = eqx.field(static=True, default=None, converter=nodes)
+    faulty: tuple[int, ...] = eqx.field(static=True, default=(), converter=nodes)
     arrived: Callable[[PRNGKeyArray, int], Bool[Array, " n"]] | None = None
 
     def __check_init__(self):
@@ -74,14 +74,13 @@ class RobustSGD(AbstractGradientAlgorithm):
         checks.instance("aggregator", self.aggregator, AbstractAggregator, "CenteredClip(1.0)")
         if self.attack is not None:
             checks.instance("attack", self.attack, AbstractAttack, "ALIE(2)")
-        if (self.attack is None) != (self.faulty is None):
+        if (self.attack is None) != (not self.faulty):
             raise ValueError(
                 f"attack and faulty go together, got {self.attack!r} and {self.faulty!r}"
             )
 
     def init(self, params, batch, network, key):
-        if self.faulty is not None and len(self.faulty) != network.size:
-            raise ValueError(f"faulty must have shape {(network.size,)}, got {len(self.faulty)}")
+        honest_nodes(self.faulty, network.size)
         zeros = jax.tree.map(jnp.zeros_like, params)
         memory = None
         if self.attack is not None:
@@ -100,7 +99,7 @@ class RobustSGD(AbstractGradientAlgorithm):
         messages, memory = momentum, state.attack
         if self.attack is not None:
             everything = network.gather(momentum)
-            own = jax.tree.map(lambda a: a[np.flatnonzero(self.faulty)], everything)
+            own = jax.tree.map(lambda a: a[np.asarray(self.faulty)], everything)
             everything, memory = self.attack.corrupt(
                 everything, self.faulty, adversary, _first(state.attack), own
             )

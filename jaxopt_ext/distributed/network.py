@@ -41,6 +41,7 @@ class _Tables(eqx.Module):
     mask: Bool[np.ndarray, "n k"]
     edges: Int[np.ndarray, "n k"]
     """The number of each edge in `edge_list`, the same at both ends."""
+    num_edges: int = eqx.field(static=True)
 
 
 def _tables(graph: nx.Graph, mixing: Any) -> _Tables:
@@ -57,7 +58,7 @@ def _tables(graph: nx.Graph, mixing: Any) -> _Tables:
     neighbors[receivers, columns] = senders
     mask[receivers, columns] = True
     edge[receivers, columns] = numbers
-    return _Tables(*_spread(matrix, neighbors, mask), neighbors, mask, edge)
+    return _Tables(*_spread(matrix, neighbors, mask), neighbors, mask, edge, len(edges))
 
 
 def _columns(senders, receivers, n: int, width: int) -> Int[np.ndarray, " edges"]:
@@ -154,6 +155,11 @@ class Network(eqx.Module):
     def max_degree(self) -> int:
         """The largest number of neighbours; of clients, who talk to the server only, 1."""
         return 1 if self.tables is None else self.tables.mask.shape[1]
+
+    @property
+    def num_edges(self) -> int:
+        """The number of edges, known where the network itself is traced."""
+        return self._graph().num_edges
 
     @abc.abstractmethod
     def index(self) -> Int[Array, " local"]:

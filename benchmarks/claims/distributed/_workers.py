@@ -6,7 +6,6 @@ import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from jaxopt_ext import distributed
 from jaxopt_ext.core import Scalar, loops
 from jaxopt_ext.distributed.attacks import AbstractAttack, LabelFlip
 
@@ -22,7 +21,7 @@ TEST = SPLIT[1], SPLIT[3].astype(np.int32)
 class OneOf(AbstractAttack):
     """The attack of this number, which may be traced: so one program serves all of them.
 
-    All are computed, and one is sent; past the last one nodes are honest.
+    Past the last one nodes are honest.
 
     **Arguments:**
 
@@ -44,8 +43,11 @@ class OneOf(AbstractAttack):
         return tuple(a.observe(s, good) for a, s in zip(self.attacks, state, strict=True))
 
     def send(self, good, key, state, own):
-        sent = [a.send(good, key, s, own) for a, s in zip(self.attacks, state, strict=True)]
-        return jnp.stack([*sent, own])[jnp.minimum(self.which, len(sent))]
+        sends = [
+            lambda a=a, s=s: a.send(good, key, s, own)
+            for a, s in zip(self.attacks, state, strict=True)
+        ]
+        return jax.lax.switch(self.which, [*sends, lambda: own])
 
 
 def loss(params, batch):
@@ -90,19 +92,16 @@ def batches(part, key, batch_size, flipped=None):
     return x, y
 
 
-def train(algorithm, network, part, key, num_rounds, batch_size, flipped=None):
-    """The parameters of all workers after some rounds."""
+def train(algorithm, network, part, key, num_rounds, batch_size, flipped=None, metric=None):
+    """The parameters of all workers after some rounds, and `metric` of them after each."""
     first, later = jax.random.split(key)
     params = network.replicate(start())
     state = algorithm.init(params, batches(part, first, batch_size, flipped), network, first)
 
-    def one(r, state):
+    def one(state, r):
         draw, key = jax.random.split(jax.random.fold_in(later, r))
-        return algorithm.round(state, batches(part, draw, batch_size, flipped), network, key)
+        state = algorithm.round(state, batches(part, draw, batch_size, flipped), network, key)
+        return state, None if metric is None else metric(state.params)
 
-    return loops.fori_loop(0, num_rounds, one, state).params
-
-
-def clients(n):
-    """A server's workers."""
-    return distributed.Network.clients(n)
+    state, history = loops.scan(one, state, jnp.arange(num_rounds))
+    return state.params, history

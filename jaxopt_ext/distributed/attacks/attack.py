@@ -7,7 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PRNGKeyArray, PyTree
+from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ...core import checks
 from ..robust.rows import ravel_rows
@@ -84,7 +84,7 @@ class AbstractAttack(eqx.Module):
     def corrupt(
         self,
         messages: PyTree[Array],
-        faulty: tuple[bool, ...],
+        faulty: tuple[int, ...],
         key: PRNGKeyArray | None = None,
         state: Any = None,
         own: PyTree[Array] | None = None,
@@ -94,14 +94,16 @@ class AbstractAttack(eqx.Module):
         **Arguments:**
 
         - `messages`: of all nodes, stacked.
-        - `faulty`: which nodes are bad, $f$ of them.
+        - `faulty`: the numbers of the bad nodes, $f$ of them.
         - `key`, `state`, `own`: as in a call, but for the state, which has not seen this round yet.
 
         **Returns:** the messages, and the state that has seen the round.
 
         **Raises:** `ValueError` if $f$ nodes are not faulty, and as in a call.
         """
-        honest, bad = np.flatnonzero(~np.asarray(faulty)), np.flatnonzero(faulty)
+        size = len(jax.tree.leaves(messages)[0])
+        bad = np.asarray(faulty, int)
+        honest = np.flatnonzero(honest_nodes(faulty, size))
         if len(bad) != self.f:
             raise ValueError(f"the attack has f = {self.f}, but {len(bad)} nodes are faulty")
         good = jax.tree.map(lambda a: a[honest], messages)
@@ -110,17 +112,28 @@ class AbstractAttack(eqx.Module):
         return jax.tree.map(lambda a, b: a.at[bad].set(b), messages, sent), state
 
 
-def nodes(faulty: Any) -> tuple[bool, ...] | None:
-    """Which nodes are bad, as a static field holds it; `None` stays.
+def nodes(faulty: Any) -> tuple[int, ...]:
+    """Numbers of nodes in ascending order, as a static field holds them.
 
-    **Raises:** `ValueError` unless it is a vector of booleans.
+    **Raises:** `ValueError` unless they are different integers, none of them negative.
     """
-    if faulty is None:
-        return None
-    mask = np.asarray(faulty)
-    if mask.ndim != 1 or mask.dtype != bool:
-        raise ValueError(f"faulty must be a vector of booleans, got {faulty!r}")
-    return tuple(mask.tolist())
+    numbers = np.asarray(faulty)
+    numbers = numbers.astype(int) if numbers.size == 0 else numbers
+    if numbers.ndim != 1 or not np.issubdtype(numbers.dtype, np.integer):
+        raise ValueError(f"faulty must be numbers of nodes, got {faulty!r}")
+    if len(set(numbers.tolist())) != len(numbers) or np.any(numbers < 0):
+        raise ValueError(f"faulty must be different numbers of nodes, got {faulty!r}")
+    return tuple(sorted(numbers.tolist()))
+
+
+def honest_nodes(faulty: tuple[int, ...], n: int) -> Bool[np.ndarray, " n"]:
+    """Which of `n` nodes are good.
+
+    **Raises:** `ValueError` if a faulty one is not among them.
+    """
+    if any(i >= n for i in faulty):
+        raise ValueError(f"faulty nodes must be among 0, ..., {n - 1}, got {faulty}")
+    return ~np.isin(np.arange(n), faulty)
 
 
 def repeated(row: Float[Array, " d"], f: int) -> Float[Array, "f d"]:
