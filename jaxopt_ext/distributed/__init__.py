@@ -25,11 +25,29 @@ Small messages (the compressors themselves are in `compression`):
 
 - `PowerSGD`, `powersgd`: data-parallel training with low-rank gradients, by two small means;
   `sum_momentum` is its momentum.
+- `EControl`: compressed gradients with controlled error feedback; exact, and averages noise.
+  `error_controlled` is its gradient transformation, `compressed_mean` that of any feedback.
+- `EF21SGD`, `EF21SGDM`, `EF14SGD`, `CompressedSGD`, `DoubleEC`, `ECIdeal`, `ECApproximate`: its
+  relatives and baselines.
 """
 
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm
 from .decentralized_gradient import DecentralizedGradient
+from .econtrol import (
+    EF14SGD,
+    EF21SGD,
+    EF21SGDM,
+    AbstractCompressedGradient,
+    CompressedSGD,
+    CompressedState,
+    DoubleEC,
+    ECApproximate,
+    ECIdeal,
+    EControl,
+    compressed_mean,
+    error_controlled,
+)
 from .exact_diffusion import ExactDiffusion
 from .extra import EXTRA
 from .gossip import chebyshev_gossip, fast_mix
@@ -71,13 +89,23 @@ from .run import Run, consensus_distance, run
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 
 __all__ = [
+    "EF14SGD",
+    "EF21SGD",
+    "EF21SGDM",
     "EXTRA",
+    "AbstractCompressedGradient",
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
+    "CompressedSGD",
+    "CompressedState",
     "DecentralizedADMM",
     "DecentralizedGradient",
     "DelayedLinks",
+    "DoubleEC",
+    "ECApproximate",
+    "ECIdeal",
+    "EControl",
     "ExactDiffusion",
     "GaussianNoise",
     "GradientTracking",
@@ -97,9 +125,11 @@ __all__ = [
     "closed_neighborhood",
     "collective_bytes",
     "complete",
+    "compressed_mean",
     "consensus_distance",
     "edge_list",
     "erdos_renyi",
+    "error_controlled",
     "exponential",
     "fast_mix",
     "hypercube",
