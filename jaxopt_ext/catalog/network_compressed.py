@@ -25,6 +25,10 @@ _GAO = (
     "Gao, Islamov, Stich, EControl: Fast Distributed Optimization with Compression and Error "
     "Control, 2024, arXiv:2311.05645"
 )
+_ZHAO = (
+    "Zhao, Liu, Efficient Gradient Tracking Algorithms for Distributed Optimization Problems with "
+    "Inexact Communication, 2025, arXiv:2501.05737"
+)
 _TOP = compression.TopK(1)
 
 NETWORK_COMPRESSED: tuple[NetworkRow, ...] = (
@@ -46,5 +50,21 @@ NETWORK_COMPRESSED: tuple[NetworkRow, ...] = (
         claim="distributed/econtrol",
         system=("S091",),
         collectives=_gathered,
+    ),
+    NetworkRow(
+        "VRA-DGT",
+        "distributed.VRADGT",
+        _ZHAO,
+        lambda loss: jxt.distributed.VRADGT(loss, jxt.distributed.Harmonic(8.0)),
+        claim="distributed/vra_tracking",
+        system=("S058",),
+    ),
+    NetworkRow(
+        "VRA-DSGT",
+        "distributed.VRADSGT",
+        _ZHAO,
+        lambda loss: jxt.distributed.VRADSGT(loss, jxt.distributed.Harmonic(8.0)),
+        claim="distributed/vra_tracking",
+        system=("S058",),
     ),
 )

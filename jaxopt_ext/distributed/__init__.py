@@ -9,7 +9,7 @@
 - `Network.simulated` on one device, `Network.on_mesh` over many, `Network.clients` of a server;
   the numbers are the same.
 - Weights that change: `TimeVarying`, `one_peer_exponential`, `random_matching`, `b_connectivity`.
-- Links: `lose_edges`, `GaussianNoise`, `receive`, `DelayedLinks`.
+- Links: `lose_edges`, `GaussianNoise`, `LaplaceNoise`, `Quantized`, `receive`, `DelayedLinks`.
 - Accelerated gossip: `chebyshev_gossip`, `fast_mix`.
 - `run`: rounds with a progress bar, metrics and resumable checkpoints.
 - `collective_bytes`: what a compiled round sends.
@@ -29,6 +29,12 @@ Small messages (the compressors themselves are in `compression`):
   `error_controlled` is its gradient transformation, `compressed_mean` that of any feedback.
 - `EF21SGD`, `EF21SGDM`, `EF14SGD`, `CompressedSGD`, `DoubleEC`, `ECIdeal`, `ECApproximate`: its
   relatives and baselines.
+
+Noisy links:
+
+- `VRADGT`, `VRADSGT`: exact gradient tracking over links with noise, by
+  `VarianceReducedAggregation`; `Harmonic` is their step size.
+- `RobustTracking`: the slower way, with gains that fall, `PowerGain`.
 """
 
 from .admm import DecentralizedADMM
@@ -68,7 +74,7 @@ from .graphs import (
     torus,
 )
 from .hlo import collective_bytes
-from .links import DelayedLinks, GaussianNoise, lose_edges, receive
+from .links import DelayedLinks, GaussianNoise, LaplaceNoise, Quantized, lose_edges, receive
 from .mixing import (
     best_constant,
     chi,
@@ -87,12 +93,22 @@ from .network import Network
 from .powersgd import PowerMemory, PowerSGD, powersgd, sum_momentum
 from .run import Run, consensus_distance, run
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
+from .vra_tracking import (
+    VRADGT,
+    VRADSGT,
+    Harmonic,
+    PowerGain,
+    RobustTracking,
+    VarianceReducedAggregation,
+)
 
 __all__ = [
     "EF14SGD",
     "EF21SGD",
     "EF21SGDM",
     "EXTRA",
+    "VRADGT",
+    "VRADSGT",
     "AbstractCompressedGradient",
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
@@ -109,11 +125,17 @@ __all__ = [
     "ExactDiffusion",
     "GaussianNoise",
     "GradientTracking",
+    "Harmonic",
+    "LaplaceNoise",
     "Network",
+    "PowerGain",
     "PowerMemory",
     "PowerSGD",
+    "Quantized",
+    "RobustTracking",
     "Run",
     "TimeVarying",
+    "VarianceReducedAggregation",
     "b_connectivity",
     "barbell",
     "best_constant",
