@@ -3,6 +3,7 @@
 import optax
 
 import jaxopt_ext as jxt
+from jaxopt_ext.distributed import compression
 
 from .rows import NetworkRow
 
@@ -11,6 +12,24 @@ def _means(params, network):
     """Every number that is averaged is in an all-reduce; the task has vectors only."""
     return {"all-reduce": jxt.distributed.algorithm.model_bits(params) // 8}
 
+
+def _gathered(params, network):
+    """The messages of all nodes: of each leaf of the task one value, and a place among three.
+
+    A TPU gathers what is this small by a sum in which all others add zeros, two bytes at least.
+    """
+    return {"all-reduce": network.size * (4 + 4 + 2)}
+
+
+_GAO = (
+    "Gao, Islamov, Stich, EControl: Fast Distributed Optimization with Compression and Error "
+    "Control, 2024, arXiv:2311.05645"
+)
+_ZHAO = (
+    "Zhao, Liu, Efficient Gradient Tracking Algorithms for Distributed Optimization Problems with "
+    "Inexact Communication, 2025, arXiv:2501.05737"
+)
+_TOP = compression.TopK(1)
 
 NETWORK_COMPRESSED: tuple[NetworkRow, ...] = (
     NetworkRow(
@@ -22,5 +41,30 @@ NETWORK_COMPRESSED: tuple[NetworkRow, ...] = (
         claim="distributed/powersgd",
         system=("S114",),
         collectives=_means,
+    ),
+    NetworkRow(
+        "EControl",
+        "distributed.EControl",
+        _GAO,
+        lambda loss: jxt.distributed.EControl(loss, 0.1, _TOP),
+        claim="distributed/econtrol",
+        system=("S091",),
+        collectives=_gathered,
+    ),
+    NetworkRow(
+        "VRA-DGT",
+        "distributed.VRADGT",
+        _ZHAO,
+        lambda loss: jxt.distributed.VRADGT(loss, jxt.distributed.Harmonic(8.0)),
+        claim="distributed/vra_tracking",
+        system=("S058",),
+    ),
+    NetworkRow(
+        "VRA-DSGT",
+        "distributed.VRADSGT",
+        _ZHAO,
+        lambda loss: jxt.distributed.VRADSGT(loss, jxt.distributed.Harmonic(8.0)),
+        claim="distributed/vra_tracking",
+        system=("S058",),
     ),
 )

@@ -12,6 +12,7 @@
 - Links: `lose_edges`, `GaussianNoise`, `receive`, `DelayedLinks`.
 - Asynchronous time: `poisson_events`, `random_walks`, `link_failures`, `without_failed`,
   `with_delays`, `merge` make `Events` of a `Kind`, and `run_events` runs them.
+- Links: `lose_edges`, `GaussianNoise`, `LaplaceNoise`, `Quantized`, `receive`, `DelayedLinks`.
 - Accelerated gossip: `chebyshev_gossip`, `fast_mix`.
 - `run`: rounds with a progress bar, metrics and resumable checkpoints.
 - `collective_bytes`: what a compiled round sends.
@@ -33,6 +34,16 @@ Small messages (the compressors themselves are in `compression`):
   `sum_momentum` is its momentum.
 - `MoNNA`: no server; each node averages the parameters nearest to its own; `StaircaseStepSize`,
   `reduction_constants` and `at_honest` go with it. `LEARN` is what it is compared with.
+- `EControl`: compressed gradients with controlled error feedback; exact, and averages noise.
+  `error_controlled` is its gradient transformation, `compressed_mean` that of any feedback.
+- `EF21SGD`, `EF21SGDM`, `EF14SGD`, `CompressedSGD`, `DoubleEC`, `ECIdeal`, `ECApproximate`: its
+  relatives and baselines.
+
+Noisy links:
+
+- `VRADGT`, `VRADSGT`: exact gradient tracking over links with noise, by
+  `VarianceReducedAggregation`; `Harmonic` is their step size.
+- `RobustTracking`: the slower way, with gains that fall, `PowerGain`.
 """
 
 from . import attacks, compression, robust
@@ -50,6 +61,19 @@ from .events import (
     run_events,
     with_delays,
     without_failed,
+from .econtrol import (
+    EF14SGD,
+    EF21SGD,
+    EF21SGDM,
+    AbstractCompressedGradient,
+    CompressedSGD,
+    CompressedState,
+    DoubleEC,
+    ECApproximate,
+    ECIdeal,
+    EControl,
+    compressed_mean,
+    error_controlled,
 )
 from .exact_diffusion import ExactDiffusion
 from .extra import EXTRA
@@ -71,7 +95,7 @@ from .graphs import (
     torus,
 )
 from .hlo import collective_bytes
-from .links import DelayedLinks, GaussianNoise, lose_edges, receive
+from .links import DelayedLinks, GaussianNoise, LaplaceNoise, Quantized, lose_edges, receive
 from .mixing import (
     best_constant,
     chi,
@@ -91,13 +115,29 @@ from .network import Network
 from .powersgd import PowerMemory, PowerSGD, powersgd, sum_momentum
 from .run import Run, consensus_distance, run
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
+from .vra_tracking import (
+    VRADGT,
+    VRADSGT,
+    Harmonic,
+    PowerGain,
+    RobustTracking,
+    VarianceReducedAggregation,
+)
 
 __all__ = [
+    "EF14SGD",
+    "EF21SGD",
+    "EF21SGDM",
     "EXTRA",
     "LEARN",
+    "VRADGT",
+    "VRADSGT",
+    "AbstractCompressedGradient",
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
+    "CompressedSGD",
+    "CompressedState",
     "DecentralizedADMM",
     "DecentralizedGradient",
     "DelayedLinks",
@@ -107,15 +147,25 @@ __all__ = [
     "GradientTracking",
     "Kind",
     "MoNNA",
+    "DoubleEC",
+    "ECApproximate",
+    "ECIdeal",
+    "EControl",
+    "Harmonic",
+    "LaplaceNoise",
     "Network",
+    "PowerGain",
     "PowerMemory",
     "PowerSGD",
     "RobustSGD",
+    "Quantized",
+    "RobustTracking",
     "Run",
     "StaircaseStepSize",
     "TimeVarying",
     "at_honest",
     "attacks",
+    "VarianceReducedAggregation",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -129,9 +179,11 @@ __all__ = [
     "collective_bytes",
     "complete",
     "compression",
+    "compressed_mean",
     "consensus_distance",
     "edge_list",
     "erdos_renyi",
+    "error_controlled",
     "exponential",
     "fast_mix",
     "hypercube",

@@ -6,6 +6,7 @@ from jaxtyping import Array, Float, PyTree
 
 from ..core import checks
 from .algorithm import AbstractGradientAlgorithm, Loss, model_bits
+from .network import Channel
 
 
 class _State(eqx.Module):
@@ -37,6 +38,8 @@ class GradientTracking(AbstractGradientAlgorithm):
 
     - `loss`: `(params, batch) -> scalar` of one node.
     - `step_size`: $\\alpha > 0$.
+    - `channel`: what links do to messages, see `Network.mix`; `None` if nothing. The tracker adds
+      up all noise: `VRADGT` does not.
 
     **Reference:** Nedić, Olshevsky, Shi, Achieving Geometric Convergence for Distributed
     Optimization over Time-Varying Graphs, 2017, arXiv:1607.03218.
@@ -44,15 +47,18 @@ class GradientTracking(AbstractGradientAlgorithm):
 
     loss: Loss
     step_size: Float[Array, ""] = eqx.field(converter=checks.scalar)
+    channel: Channel | None = None
 
     def init(self, params, batch, network, key):
         gradient = self.gradients(params, batch)
         return _State(params, gradient, gradient)
 
     def round(self, state, batch, network, key):
-        params = self.descend(network.mix(state.params), state.tracker)
+        values = state.params, state.tracker
+        params, tracker = network.mix(values, channel=self.channel, key=key)
+        params = self.descend(params, state.tracker)
         gradient = self.gradients(params, batch)
-        tracker = _track(network.mix(state.tracker), gradient, state.gradient)
+        tracker = _track(tracker, gradient, state.gradient)
         return _State(params, tracker, gradient)
 
     def bits_per_round(self, params, network):

@@ -2,7 +2,8 @@
 
 - Loss: `lose_edges` makes the weights of a round in which some edges are down.
 - Noise: a *channel*, `channel(key, message) -> received`, such as `GaussianNoise`, goes to
-  `Network.mix`; `receive` applies one to all neighbours' values.
+  `Network.mix`; `receive` applies one to all neighbours' values. `LaplaceNoise` hides what is sent,
+  `Quantized` rounds it, and `receive` then sends it packed.
 - Delay: `DelayedLinks` holds what is under way.
 
 Draws belong to an edge by its number, and so are the same wherever the nodes live.
@@ -67,10 +68,70 @@ class GaussianNoise(eqx.Module):
         return jax.tree.unflatten(treedef, noisy)
 
 
+class LaplaceNoise(eqx.Module):
+    """A channel that adds independent Laplace noise to each number, as differential privacy asks.
+
+    **Arguments:**
+
+    - `scale`: b of the density $e^{-|t|/b}/(2b)$; the variance is $2b^2$.
+    """
+
+    scale: Float[Array, ""] = eqx.field(converter=checks.scalar)
+
+    def __check_init__(self):
+        checks.nonnegative("scale", self.scale)
+
+    def __call__(self, key, message):
+        leaves, treedef = jax.tree.flatten(message)
+        keys = jax.random.split(key, max(len(leaves), 1))
+        noisy = [
+            a + self.scale.astype(a.dtype) * jax.random.laplace(k, a.shape, a.dtype)
+            for k, a in zip(keys, leaves, strict=False)
+        ]
+        return jax.tree.unflatten(treedef, noisy)
+
+
+class Quantized(eqx.Module):
+    """A channel of few bits: what arrives is $C(m)$.
+
+    The sender rounds its message once for all neighbours. `receive` sends it packed;
+    `Network.mix`, to which every channel is a function, sends it whole and rounds it at each
+    receiver.
+
+    **Arguments:**
+
+    - `compressor`: an unbiased one without shared keys or memory, such as
+      `compression.Grid(0.1, 8)`.
+    """
+
+    compressor: Any
+
+    def __check_init__(self):
+        from .compression import AbstractCompressor
+
+        checks.instance("compressor", self.compressor, AbstractCompressor, "Grid(0.1, 8)")
+        if self.compressor.shared_key:
+            raise ValueError(f"Quantized needs a compressor without a shared key, got {self}")
+
+    def __call__(self, key, message):
+        return self.compressor(message, key)
+
+
 def receive(
     network: Network, x: PyTree[Array], channel: Channel, key: PRNGKeyArray
 ) -> tuple[PyTree[Array], Bool[Array, "local k"]]:
-    """`network.neighbors(x)`, each value as it comes out of its link's channel."""
+    """`network.neighbors(x)`, each value as it comes out of its link's channel.
+
+    Noise is drawn for each direction of each edge; `Quantized` draws once for each sender, and its
+    messages travel packed.
+    """
+    if isinstance(channel, Quantized):
+        compressor = channel.compressor
+        message = jax.vmap(compressor.compress)(x, network.keys(key))
+        around, mask = network.neighbors(message)
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), x)
+        read = lambda message: compressor.decompress(message, one)
+        return jax.vmap(jax.vmap(read))(around), mask
     around, mask = network.neighbors(x)
     return jax.vmap(jax.vmap(channel))(network.edge_keys(key, directed=True), around), mask
 

@@ -36,8 +36,12 @@ of all others is empty. What it becomes depends on messages only, so receivers c
 Rules: `NoFeedback`, `EF14`, `EF21`, `ErrorControl`. A reference $h^*$ known to all, as in ideal
 error control, is `EF14` on $v - h^*$, with $h^*$ added to the estimate. `ChocoGossip` is averaging
 over a network with the copies of `EF21`.
+
+`mean_message` is the mean of all nodes' messages at all nodes, `mean_message_over` over an axis of
+`shard_map`; what travels is packed. `message_keys` are the keys to compress with.
 """
 
+from .average import mean_message, mean_message_over, message_keys
 from .choco import ChocoGossip
 from .compressor import AbstractCompressor, Identity, Scaled
 from .feedback import EF14, EF21, AbstractFeedback, ErrorControl, FeedbackState, NoFeedback
@@ -68,4 +72,7 @@ __all__ = [
     "SparseMessage",
     "TopK",
     "UnbiasedLowRank",
+    "mean_message",
+    "mean_message_over",
+    "message_keys",
 ]

@@ -7,6 +7,8 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ...core import Scalar, checks
 from ..network import OnMesh, Simulated
+from ..network import Network
+from .average import message_keys
 from .compressor import AbstractCompressor, structs
 from .feedback import EF21, FeedbackState
 
@@ -52,7 +54,7 @@ class ChocoGossip(eqx.Module):
         """
         zeros = jax.tree.map(jnp.zeros_like, x)
         start = jax.vmap(lambda value, k: EF21().init(value, self.compressor, k))
-        return _State(start(zeros, self._keys(network, key)), zeros)
+        return _State(start(zeros, message_keys(self.compressor, network, key)), zeros)
 
     def round(
         self, x: PyTree[Array], state: _State, network: Simulated | OnMesh, key: PRNGKeyArray
@@ -71,7 +73,7 @@ class ChocoGossip(eqx.Module):
         one = structs(jax.tree.map(lambda a: a[0], x))
         read = lambda message: self.compressor.decompress(message, one, key)
         talk = jax.vmap(lambda s, value, k: EF21().apply(s, value, self.compressor, k))
-        message, sender = talk(state.sender, x, self._keys(network, key))
+        message, sender = talk(state.sender, x, message_keys(self.compressor, network, key))
         around, _ = network.neighbors(message)
         index = network.index()
         own = jnp.asarray(network.tables.own)[index]
@@ -83,11 +85,6 @@ class ChocoGossip(eqx.Module):
             lambda a, s, h: a + self.step_size.astype(a.dtype) * (s - h), x, mixed, sender.copy
         )
         return moved, _State(sender, mixed)
-
-    def _keys(self, network, key):
-        if self.compressor.shared_key:
-            return jax.vmap(lambda _: key)(network.index())
-        return network.keys(key)
 
 
 def _axis(a):

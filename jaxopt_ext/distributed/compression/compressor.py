@@ -62,6 +62,11 @@ class AbstractCompressor(eqx.Module):
         must agree on it; such messages of one key may be averaged instead of their meanings."""
         return False
 
+    @property
+    def linear(self) -> bool:
+        """Whether messages, those of one key if they have one, may be averaged as they are."""
+        return self.shared_key
+
     # What a compressor says of one leaf.
 
     @abc.abstractmethod
@@ -224,6 +229,8 @@ def check_count(name: str, k: int | float) -> None:
 class Identity(AbstractCompressor):
     """$C(x) = x$: everything is sent; $\\delta = 1$, $\\omega = 0$."""
 
+    linear = True
+
     def encode(self, x, key, state):
         return x
 
@@ -276,6 +283,10 @@ class Scaled(AbstractCompressor):
     @property
     def shared_key(self):
         return self.compressor.shared_key
+
+    @property
+    def linear(self):
+        return self.compressor.linear
 
     def encode(self, x, key, state):
         return self.compressor.encode(x, key, state)
