@@ -22,11 +22,36 @@ Algorithms for a constant step size and exact optimum:
 - `EXTRA`, `ExactDiffusion`: one value an edge.
 - `DecentralizedADMM`: local solves and a non-smooth regularizer; few rounds.
 - `DecentralizedGradient`: the biased baseline.
+
+Stochastic gradients:
+
+- `DistributedSGD` with a `PowerDecay` of steps and of mixing (`consensus_decay`): for losses that
+  are neither convex nor smooth; `SubspaceConstrainedSGD` is its general form.
+- `DecentralizedSGD` with schedules, `warmup_step_decay` and `RandomRelabelling`, and what makes it
+  prefer flat minima: `average_direction_gradient`, `average_direction_expansion`,
+  `AverageDirectionSAM`, `weight_diversity`, `trace_diversity`, `predictive_moments`,
+  `smoothing_bound`.
 """
 
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
 from .decentralized_gradient import DecentralizedGradient
+from .dsgd import (
+    AverageDirectionSAM,
+    DecentralizedSGD,
+    DistributedSGD,
+    PowerDecay,
+    RandomRelabelling,
+    SubspaceConstrainedSGD,
+    average_direction_expansion,
+    average_direction_gradient,
+    consensus_decay,
+    predictive_moments,
+    smoothing_bound,
+    trace_diversity,
+    warmup_step_decay,
+    weight_diversity,
+)
 from .events import (
     Events,
     Kind,
@@ -82,17 +107,25 @@ __all__ = [
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
+    "AverageDirectionSAM",
     "DecentralizedADMM",
     "DecentralizedGradient",
+    "DecentralizedSGD",
     "DelayedLinks",
+    "DistributedSGD",
     "Events",
     "ExactDiffusion",
     "GaussianNoise",
     "GradientTracking",
     "Kind",
     "Network",
+    "PowerDecay",
+    "RandomRelabelling",
     "Run",
+    "SubspaceConstrainedSGD",
     "TimeVarying",
+    "average_direction_expansion",
+    "average_direction_gradient",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -104,6 +137,7 @@ __all__ = [
     "closed_neighborhood",
     "collective_bytes",
     "complete",
+    "consensus_decay",
     "consensus_distance",
     "edge_list",
     "erdos_renyi",
@@ -122,6 +156,7 @@ __all__ = [
     "one_peer_exponential",
     "path",
     "poisson_events",
+    "predictive_moments",
     "random_geometric",
     "random_matching",
     "random_regular",
@@ -130,9 +165,13 @@ __all__ = [
     "ring",
     "run",
     "run_events",
+    "smoothing_bound",
     "spectral_gap",
     "star",
     "torus",
+    "trace_diversity",
+    "warmup_step_decay",
+    "weight_diversity",
     "weighted_laplacian",
     "with_delays",
     "without_failed",

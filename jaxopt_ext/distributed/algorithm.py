@@ -21,6 +21,11 @@ def model_bits(params: PyTree[Array]) -> int:
     return sum(8 * a.dtype.itemsize * math.prod(a.shape[1:]) for a in leaves)
 
 
+def node_gradients(loss: Loss, params: PyTree[Array], batch: PyTree[Array]) -> PyTree[Array]:
+    """The gradient of each node's loss on its own batch, both stacked over the nodes."""
+    return jax.vmap(lambda p, b: tree.gradient(lambda q: loss(q, b), p))(params, batch)
+
+
 class AbstractNetworkAlgorithm(eqx.Module):
     """Rounds of local work and talk.
 
@@ -67,7 +72,7 @@ class AbstractGradientAlgorithm(AbstractNetworkAlgorithm):
 
     def gradients(self, params: PyTree[Array], batch: PyTree[Array]) -> PyTree[Array]:
         """Each node's gradient on its own batch."""
-        return jax.vmap(lambda p, b: tree.gradient(lambda q: self.loss(q, b), p))(params, batch)
+        return node_gradients(self.loss, params, batch)
 
     def descend(self, params: PyTree[Array], direction: PyTree[Array]) -> PyTree[Array]:
         """$x - \\alpha d$."""
