@@ -1,6 +1,7 @@
 """Rows of network algorithms that learn from stochastic gradients."""
 
 import jaxopt_ext as jxt
+from jaxopt_ext.distributed import model_bits
 
 from .rows import NetworkRow
 
@@ -8,6 +9,12 @@ _ZHU = (
     "Zhu, He, Chen, Song, Tao, Decentralized SGD and Average-direction SAM are Asymptotically "
     "Equivalent, 2023, arXiv:2306.02913"
 )
+
+
+def _once(params, network):
+    """Gossip steps are a loop, whose body counts once."""
+    return {"collective-permute": network.max_degree * model_bits(params) // 8}
+
 
 NETWORK_LEARNING: tuple[NetworkRow, ...] = (
     NetworkRow(
@@ -35,5 +42,18 @@ NETWORK_LEARNING: tuple[NetworkRow, ...] = (
         claim="distributed/dsgd_flatness",
         system=("S082",),
         opt_outs={"exact": "it stops at a bias of the order of its step size"},
+    ),
+    NetworkRow(
+        "DFedSAM and DFedSAM-MGS",
+        "distributed.DecentralizedFederated",
+        "Shi, Shen, Wei, Sun, Yuan, Wang, Tao, Improving the Model Consistency of Decentralized "
+        "Federated Learning, 2023, arXiv:2302.04083",
+        lambda loss: jxt.distributed.dfedsam_mgs(
+            loss, 0.02, 3, gossip_steps=4, rho=0.1, batch_size=None, momentum=0.5
+        ),
+        claim="distributed/dfedsam",
+        system=("S031",),
+        opt_outs={"exact": "local steps apart from the others leave a bias"},
+        collectives=_once,
     ),
 )

@@ -31,11 +31,28 @@ Stochastic gradients:
   prefer flat minima: `average_direction_gradient`, `average_direction_expansion`,
   `AverageDirectionSAM`, `weight_diversity`, `trace_diversity`, `predictive_moments`,
   `smoothing_bound`.
+
+Federated learning, several local steps (`LocalSGD`, `LocalSAM`) between two talks, on clients that
+have more and less data (`Padded`):
+
+- `DecentralizedFederated`, composed by `dfedsam`, `dfedsam_mgs`, `dfedavg`, `fedavg`, `fedsam`; the
+  talk is `MultipleGossip`, `ChebyshevGossip` or `ServerAverage`.
 """
 
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
 from .decentralized_gradient import DecentralizedGradient
+from .dfedsam import (
+    ChebyshevGossip,
+    DecentralizedFederated,
+    MultipleGossip,
+    ServerAverage,
+    dfedavg,
+    dfedsam,
+    dfedsam_mgs,
+    fedavg,
+    fedsam,
+)
 from .dsgd import (
     AverageDirectionSAM,
     DecentralizedSGD,
@@ -84,6 +101,7 @@ from .graphs import (
 )
 from .hlo import collective_bytes
 from .links import DelayedLinks, GaussianNoise, lose_edges, receive
+from .local import AbstractLocalSolver, LocalSAM, LocalSGD, Padded
 from .mixing import (
     best_constant,
     chi,
@@ -105,10 +123,13 @@ from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, ran
 __all__ = [
     "EXTRA",
     "AbstractGradientAlgorithm",
+    "AbstractLocalSolver",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
     "AverageDirectionSAM",
+    "ChebyshevGossip",
     "DecentralizedADMM",
+    "DecentralizedFederated",
     "DecentralizedGradient",
     "DecentralizedSGD",
     "DelayedLinks",
@@ -118,10 +139,15 @@ __all__ = [
     "GaussianNoise",
     "GradientTracking",
     "Kind",
+    "LocalSAM",
+    "LocalSGD",
+    "MultipleGossip",
     "Network",
+    "Padded",
     "PowerDecay",
     "RandomRelabelling",
     "Run",
+    "ServerAverage",
     "SubspaceConstrainedSGD",
     "TimeVarying",
     "average_direction_expansion",
@@ -139,10 +165,15 @@ __all__ = [
     "complete",
     "consensus_decay",
     "consensus_distance",
+    "dfedavg",
+    "dfedsam",
+    "dfedsam_mgs",
     "edge_list",
     "erdos_renyi",
     "exponential",
     "fast_mix",
+    "fedavg",
+    "fedsam",
     "hypercube",
     "laplacian",
     "laplacian_spectrum",

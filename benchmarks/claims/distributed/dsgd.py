@@ -70,8 +70,8 @@ def run() -> Outcome:
         f"{'holds' if saved and falls['decaying'] >= 4 else 'fails'}.",
         ""
         if holds and ends
-        else "paper: it promises the limit, and no smaller error than that of a small constant step, "
-        "which after 2000 rounds is still on its way",
+        else "paper: it promises the limit, and no smaller error than that of a small constant "
+        "step, which after 2000 rounds is still on its way",
     )
 
 
