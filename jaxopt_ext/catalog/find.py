@@ -11,6 +11,7 @@ from .kernels import KERNELS
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
 from .network_robust import ROBUST
+from .network_learning import NETWORK_LEARNING
 from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
@@ -26,6 +27,14 @@ ROWS: tuple[Row, ...] = (
     *SAMPLERS,
     *ESTIMATORS,
     *KERNELS,
+    SOLVERS
+    + OPTIMIZERS
+    + NETWORK
+    + NETWORK_LEARNING
+    + AGGREGATORS
+    + SAMPLERS
+    + ESTIMATORS
+    + KERNELS
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

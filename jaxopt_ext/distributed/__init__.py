@@ -44,6 +44,17 @@ Noisy links:
 - `VRADGT`, `VRADSGT`: exact gradient tracking over links with noise, by
   `VarianceReducedAggregation`; `Harmonic` is their step size.
 - `RobustTracking`: the slower way, with gains that fall, `PowerGain`.
+Stochastic gradients:
+- `DistributedSGD` with a `PowerDecay` of steps and of mixing (`consensus_decay`): for losses that
+  are neither convex nor smooth; `SubspaceConstrainedSGD` is its general form.
+- `DecentralizedSGD` with schedules, `warmup_step_decay` and `RandomRelabelling`, and what makes it
+  prefer flat minima: `average_direction_gradient`, `average_direction_expansion`,
+  `AverageDirectionSAM`, `weight_diversity`, `trace_diversity`, `predictive_moments`,
+  `smoothing_bound`.
+Federated learning, several local steps (`LocalSGD`, `LocalSAM`) between two talks, on clients that
+have more and less data (`Padded`):
+- `DecentralizedFederated`, composed by `dfedsam`, `dfedsam_mgs`, `dfedavg`, `fedavg`, `fedsam`; the
+  talk is `MultipleGossip`, `ChebyshevGossip` or `ServerAverage`.
 """
 
 from . import attacks, compression, robust
@@ -51,6 +62,33 @@ from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
 from .centered_clipping import RobustSGD, clipping_radius
 from .decentralized_gradient import DecentralizedGradient
+from .dfedsam import (
+    ChebyshevGossip,
+    DecentralizedFederated,
+    MultipleGossip,
+    ServerAverage,
+    dfedavg,
+    dfedsam,
+    dfedsam_mgs,
+    fedavg,
+    fedsam,
+)
+from .dsgd import (
+    AverageDirectionSAM,
+    DecentralizedSGD,
+    DistributedSGD,
+    PowerDecay,
+    RandomRelabelling,
+    SubspaceConstrainedSGD,
+    average_direction_expansion,
+    average_direction_gradient,
+    consensus_decay,
+    predictive_moments,
+    smoothing_bound,
+    trace_diversity,
+    warmup_step_decay,
+    weight_diversity,
+)
 from .events import (
     Events,
     Kind,
@@ -96,6 +134,8 @@ from .graphs import (
 )
 from .hlo import collective_bytes
 from .links import DelayedLinks, GaussianNoise, LaplaceNoise, Quantized, lose_edges, receive
+from .links import DelayedLinks, GaussianNoise, lose_edges, receive
+from .local import AbstractLocalSolver, LocalSAM, LocalSGD, Padded
 from .mixing import (
     best_constant,
     chi,
@@ -134,13 +174,19 @@ __all__ = [
     "VRADSGT",
     "AbstractCompressedGradient",
     "AbstractGradientAlgorithm",
+    "AbstractLocalSolver",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
     "CompressedSGD",
     "CompressedState",
+    "AverageDirectionSAM",
+    "ChebyshevGossip",
     "DecentralizedADMM",
+    "DecentralizedFederated",
     "DecentralizedGradient",
+    "DecentralizedSGD",
     "DelayedLinks",
+    "DistributedSGD",
     "Events",
     "ExactDiffusion",
     "GaussianNoise",
@@ -166,6 +212,16 @@ __all__ = [
     "at_honest",
     "attacks",
     "VarianceReducedAggregation",
+    "LocalSAM",
+    "LocalSGD",
+    "MultipleGossip",
+    "Padded",
+    "PowerDecay",
+    "RandomRelabelling",
+    "ServerAverage",
+    "SubspaceConstrainedSGD",
+    "average_direction_expansion",
+    "average_direction_gradient",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -180,12 +236,18 @@ __all__ = [
     "complete",
     "compression",
     "compressed_mean",
+    "consensus_decay",
     "consensus_distance",
+    "dfedavg",
+    "dfedsam",
+    "dfedsam_mgs",
     "edge_list",
     "erdos_renyi",
     "error_controlled",
     "exponential",
     "fast_mix",
+    "fedavg",
+    "fedsam",
     "hypercube",
     "laplacian",
     "laplacian_spectrum",
@@ -200,6 +262,7 @@ __all__ = [
     "path",
     "poisson_events",
     "powersgd",
+    "predictive_moments",
     "random_geometric",
     "random_matching",
     "random_regular",
@@ -210,10 +273,14 @@ __all__ = [
     "robust",
     "run",
     "run_events",
+    "smoothing_bound",
     "spectral_gap",
     "star",
     "sum_momentum",
     "torus",
+    "trace_diversity",
+    "warmup_step_decay",
+    "weight_diversity",
     "weighted_laplacian",
     "with_delays",
     "without_failed",
