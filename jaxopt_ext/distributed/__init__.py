@@ -12,7 +12,10 @@
 - Links: `lose_edges`, `GaussianNoise`, `receive`, `DelayedLinks`.
 - Asynchronous time: `poisson_events`, `random_walks`, `link_failures`, `without_failed`,
   `with_delays`, `merge` make `Events` of a `Kind`, and `run_events` runs them.
-- Accelerated gossip: `chebyshev_gossip`, `fast_mix`.
+- Accelerated gossip: `chebyshev_gossip`, `fast_mix`. While links change: `accelerated_gossip`,
+  where lost links do not return; `RestartedGossip`, where all may change now and then; of which
+  `PlainGossip`, `NesterovGossip`, `ChebyshevGossip` are the parts, `laplacian_schedule` makes the
+  weights, and `bridge_swap` is the sequence that no method can be fast on.
 - `run`: rounds with a progress bar, metrics and resumable checkpoints.
 - `collective_bytes`: what a compiled round sends.
 
@@ -22,6 +25,7 @@ Algorithms for a constant step size and exact optimum:
 - `EXTRA`, `ExactDiffusion`: one value an edge.
 - `DecentralizedADMM`: local solves and a non-smooth regularizer; few rounds.
 - `DecentralizedGradient`: the biased baseline.
+- `AcceleratedDGD`: Nesterov's method with gossip for a mean, also while links change.
 """
 
 from .admm import DecentralizedADMM
@@ -75,13 +79,27 @@ from .mixing import (
 )
 from .network import Network
 from .run import Run, consensus_distance, run
+from .slowly_varying import (
+    AcceleratedDGD,
+    BridgeSwap,
+    ChebyshevGossip,
+    NesterovGossip,
+    PlainGossip,
+    RestartedGossip,
+    accelerated_gossip,
+    bridge_swap,
+    laplacian_schedule,
+)
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 
 __all__ = [
     "EXTRA",
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
+    "AcceleratedDGD",
     "AdaptThenCombineTracking",
+    "BridgeSwap",
+    "ChebyshevGossip",
     "DecentralizedADMM",
     "DecentralizedGradient",
     "DelayedLinks",
@@ -90,13 +108,18 @@ __all__ = [
     "GaussianNoise",
     "GradientTracking",
     "Kind",
+    "NesterovGossip",
     "Network",
+    "PlainGossip",
+    "RestartedGossip",
     "Run",
     "TimeVarying",
+    "accelerated_gossip",
     "b_connectivity",
     "barbell",
     "best_constant",
     "binary_tree",
+    "bridge_swap",
     "chebyshev_gossip",
     "chi",
     "chi_1",
@@ -111,6 +134,7 @@ __all__ = [
     "fast_mix",
     "hypercube",
     "laplacian",
+    "laplacian_schedule",
     "laplacian_spectrum",
     "lazy",
     "link_failures",

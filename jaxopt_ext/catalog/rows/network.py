@@ -1,7 +1,8 @@
 """Rows of network algorithms."""
 
 import dataclasses
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 from .row import Row
 
@@ -13,7 +14,15 @@ class NetworkRow(Row):
     `example` takes the loss of one node.
 
     Not asked: speed of convergence, which depends on the graph and belongs to its claim.
+
+    **Arguments:**
+
+    - `collectives`: `(params, network) -> bytes by collective` of one round on a mesh with one node
+      on each device, as `distributed.collective_bytes` reads them; if `None`, `bits_per_round` by
+      `collective-permute`.
     """
+
+    collectives: Callable[[Any, Any], dict[str, int]] | None = None
 
     shape: ClassVar[str] = "network"
     suite: ClassVar[str] = "test_network.py"
