@@ -1,5 +1,9 @@
 """Rows of the network algorithms whose links, clocks or walkers are events in time."""
 
+import functools
+
+import jax
+
 import jaxopt_ext as jxt
 from jaxopt_ext.distributed.algorithm import model_bits
 
@@ -9,6 +13,24 @@ from .rows import NetworkRow
 def _once(params, network):
     """A loop's body counts once: one of the rounds of talk inside of an iteration."""
     return {"collective-permute": network.max_degree * model_bits(params) // 8}
+
+
+@functools.cache
+def _clocks():
+    """Of the suite's ring, for as many rounds as it runs."""
+    graph = jxt.distributed.ring(8)
+    events, chi_1 = jxt.distributed.dadao_events(jax.random.key(0), graph, 1100.0)
+    return events.blocks(15), chi_1
+
+
+def _dadao(loss):
+    events, chi_1 = _clocks()
+    return jxt.distributed.DADAO(loss, events, 5.0, 0.15, chi_1)
+
+
+def _rows_of_an_event(params, network):
+    """In the loop's body: the six vectors of two nodes, and the data of one."""
+    return {"all-reduce": 2 * 6 * model_bits(params) // 8 + 4 * 30}
 
 
 NETWORK_EVENTS: tuple[NetworkRow, ...] = (
@@ -24,5 +46,15 @@ NETWORK_EVENTS: tuple[NetworkRow, ...] = (
         claim="distributed/slowly_varying",
         system=("S013",),
         collectives=_once,
+    ),
+    NetworkRow(
+        "DADAO",
+        "distributed.DADAO",
+        "Nabli, Oyallon, DADAO: Decoupled Accelerated Decentralized Asynchronous Optimization, "
+        "2023, arXiv:2208.00779",
+        _dadao,
+        claim="distributed/dadao",
+        system=("S011",),
+        collectives=_rows_of_an_event,
     ),
 )

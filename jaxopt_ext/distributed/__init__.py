@@ -26,10 +26,15 @@ Algorithms for a constant step size and exact optimum:
 - `DecentralizedADMM`: local solves and a non-smooth regularizer; few rounds.
 - `DecentralizedGradient`: the biased baseline.
 - `AcceleratedDGD`: Nesterov's method with gossip for a mean, also while links change.
+- `DADAO`: accelerated, on the clocks of nodes and links, of which none waits for another;
+  `dadao_events`, `communication_rates` and `optimal_rates` set the clocks.
+- `RunningAverage`: any of these, with means over the rounds.
 """
 
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
+from .averaging import RunningAverage
+from .dadao import DADAO, communication_rates, dadao_events, optimal_rates
 from .decentralized_gradient import DecentralizedGradient
 from .events import (
     Events,
@@ -93,6 +98,7 @@ from .slowly_varying import (
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 
 __all__ = [
+    "DADAO",
     "EXTRA",
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
@@ -113,6 +119,7 @@ __all__ = [
     "PlainGossip",
     "RestartedGossip",
     "Run",
+    "RunningAverage",
     "TimeVarying",
     "accelerated_gossip",
     "b_connectivity",
@@ -126,8 +133,10 @@ __all__ = [
     "chi_2",
     "closed_neighborhood",
     "collective_bytes",
+    "communication_rates",
     "complete",
     "consensus_distance",
+    "dadao_events",
     "edge_list",
     "erdos_renyi",
     "exponential",
@@ -144,6 +153,7 @@ __all__ = [
     "metropolis",
     "model_bits",
     "one_peer_exponential",
+    "optimal_rates",
     "path",
     "poisson_events",
     "random_geometric",
