@@ -33,6 +33,21 @@ def _rows_of_an_event(params, network):
     return {"all-reduce": 2 * 6 * model_bits(params) // 8 + 4 * 30}
 
 
+def _walk(chain):
+    return jxt.distributed.SelfRepellentWalk(chain, 2.0)
+
+
+def _gradient_and_visits(params, network):
+    """The token's gradient, and a number of each node: so small a gather is a sum on TPUs."""
+    return {"all-reduce": model_bits(params) // 8 + 4 * network.size}
+
+
+_TOKEN = (
+    "Hu, Doshi, Eun, Accelerating Distributed Stochastic Optimization via Self-Repellent Random "
+    "Walks, 2024, arXiv:2401.09665"
+)
+_DECREASING = "its steps decrease, and so the error only like 1 / rounds"
+
 NETWORK_EVENTS: tuple[NetworkRow, ...] = (
     NetworkRow(
         "Accelerated gossip on slowly varying networks",
@@ -56,5 +71,25 @@ NETWORK_EVENTS: tuple[NetworkRow, ...] = (
         claim="distributed/dadao",
         system=("S011",),
         collectives=_rows_of_an_event,
+    ),
+    NetworkRow(
+        "Self-repellent random walk SGD",
+        "distributed.TokenSGD",
+        _TOKEN,
+        lambda loss: jxt.distributed.TokenSGD(loss, _walk, 0.9, 0.2),
+        claim="distributed/random_walk",
+        system=("S151",),
+        opt_outs={"exact": _DECREASING},
+        collectives=_gradient_and_visits,
+    ),
+    NetworkRow(
+        "Self-repellent random walk heavy ball",
+        "distributed.TokenHeavyBall",
+        _TOKEN,
+        lambda loss: jxt.distributed.TokenHeavyBall(loss, _walk, 0.9, 0.2),
+        claim="distributed/random_walk",
+        system=("S151",),
+        opt_outs={"exact": _DECREASING},
+        collectives=_gradient_and_visits,
     ),
 )

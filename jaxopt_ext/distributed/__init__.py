@@ -28,6 +28,9 @@ Algorithms for a constant step size and exact optimum:
 - `AcceleratedDGD`: Nesterov's method with gossip for a mean, also while links change.
 - `DADAO`: accelerated, on the clocks of nodes and links, of which none waits for another;
   `dadao_events`, `communication_rates` and `optimal_rates` set the clocks.
+- `TokenSGD`, `TokenHeavyBall`: one copy that walks, by a `SelfRepellentWalk` of a `Chain`
+  (`metropolis_hastings`, `simple_random_walk`), a `NonBacktrackingWalk` or `IndependentSampling`;
+  `visit_covariance` and `asymptotic_covariance` say what is lost by walking.
 - `RunningAverage`: any of these, with means over the rounds.
 """
 
@@ -83,6 +86,20 @@ from .mixing import (
     weighted_laplacian,
 )
 from .network import Network
+from .random_walk import (
+    AbstractWalk,
+    Chain,
+    IndependentSampling,
+    NonBacktrackingWalk,
+    SelfRepellentWalk,
+    TokenHeavyBall,
+    TokenSGD,
+    WalkState,
+    asymptotic_covariance,
+    metropolis_hastings,
+    simple_random_walk,
+    visit_covariance,
+)
 from .run import Run, consensus_distance, run
 from .slowly_varying import (
     AcceleratedDGD,
@@ -102,9 +119,11 @@ __all__ = [
     "EXTRA",
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
+    "AbstractWalk",
     "AcceleratedDGD",
     "AdaptThenCombineTracking",
     "BridgeSwap",
+    "Chain",
     "ChebyshevGossip",
     "DecentralizedADMM",
     "DecentralizedGradient",
@@ -113,15 +132,22 @@ __all__ = [
     "ExactDiffusion",
     "GaussianNoise",
     "GradientTracking",
+    "IndependentSampling",
     "Kind",
     "NesterovGossip",
     "Network",
+    "NonBacktrackingWalk",
     "PlainGossip",
     "RestartedGossip",
     "Run",
     "RunningAverage",
+    "SelfRepellentWalk",
     "TimeVarying",
+    "TokenHeavyBall",
+    "TokenSGD",
+    "WalkState",
     "accelerated_gossip",
+    "asymptotic_covariance",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -151,6 +177,7 @@ __all__ = [
     "max_degree",
     "merge",
     "metropolis",
+    "metropolis_hastings",
     "model_bits",
     "one_peer_exponential",
     "optimal_rates",
@@ -164,9 +191,11 @@ __all__ = [
     "ring",
     "run",
     "run_events",
+    "simple_random_walk",
     "spectral_gap",
     "star",
     "torus",
+    "visit_covariance",
     "weighted_laplacian",
     "with_delays",
     "without_failed",
