@@ -12,6 +12,7 @@ from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
 from .network_robust import ROBUST
 from .network_learning import NETWORK_LEARNING
+from .network_events import NETWORK_EVENTS
 from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
@@ -35,6 +36,7 @@ ROWS: tuple[Row, ...] = (
     + SAMPLERS
     + ESTIMATORS
     + KERNELS
+    SOLVERS + OPTIMIZERS + NETWORK + NETWORK_EVENTS + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

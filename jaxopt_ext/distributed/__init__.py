@@ -14,6 +14,10 @@
   `with_delays`, `merge` make `Events` of a `Kind`, and `run_events` runs them.
 - Links: `lose_edges`, `GaussianNoise`, `LaplaceNoise`, `Quantized`, `receive`, `DelayedLinks`.
 - Accelerated gossip: `chebyshev_gossip`, `fast_mix`.
+- Accelerated gossip: `chebyshev_gossip`, `fast_mix`. While links change: `accelerated_gossip`,
+  where lost links do not return; `RestartedGossip`, where all may change now and then; of which
+  `PlainGossip`, `NesterovGossip`, `ChebyshevGossip` are the parts, `laplacian_schedule` makes the
+  weights, and `bridge_swap` is the sequence that no method can be fast on.
 - `run`: rounds with a progress bar, metrics and resumable checkpoints.
 - `collective_bytes`: what a compiled round sends.
 
@@ -55,12 +59,21 @@ Federated learning, several local steps (`LocalSGD`, `LocalSAM`) between two tal
 have more and less data (`Padded`):
 - `DecentralizedFederated`, composed by `dfedsam`, `dfedsam_mgs`, `dfedavg`, `fedavg`, `fedsam`; the
   talk is `MultipleGossip`, `ChebyshevGossip` or `ServerAverage`.
+- `AcceleratedDGD`: Nesterov's method with gossip for a mean, also while links change.
+- `DADAO`: accelerated, on the clocks of nodes and links, of which none waits for another;
+  `dadao_events`, `communication_rates` and `optimal_rates` set the clocks.
+- `TokenSGD`, `TokenHeavyBall`: one copy that walks, by a `SelfRepellentWalk` of a `Chain`
+  (`metropolis_hastings`, `simple_random_walk`), a `NonBacktrackingWalk` or `IndependentSampling`;
+  `visit_covariance` and `asymptotic_covariance` say what is lost by walking.
+- `RunningAverage`: any of these, with means over the rounds.
 """
 
 from . import attacks, compression, robust
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
 from .centered_clipping import RobustSGD, clipping_radius
+from .averaging import RunningAverage
+from .dadao import DADAO, communication_rates, dadao_events, optimal_rates
 from .decentralized_gradient import DecentralizedGradient
 from .dfedsam import (
     ChebyshevGossip,
@@ -153,7 +166,32 @@ from .mixing import (
 from .monna import LEARN, MoNNA, StaircaseStepSize, at_honest, reduction_constants
 from .network import Network
 from .powersgd import PowerMemory, PowerSGD, powersgd, sum_momentum
+from .random_walk import (
+    AbstractWalk,
+    Chain,
+    IndependentSampling,
+    NonBacktrackingWalk,
+    SelfRepellentWalk,
+    TokenHeavyBall,
+    TokenSGD,
+    WalkState,
+    asymptotic_covariance,
+    metropolis_hastings,
+    simple_random_walk,
+    visit_covariance,
+)
 from .run import Run, consensus_distance, run
+from .slowly_varying import (
+    AcceleratedDGD,
+    BridgeSwap,
+    ChebyshevGossip,
+    NesterovGossip,
+    PlainGossip,
+    RestartedGossip,
+    accelerated_gossip,
+    bridge_swap,
+    laplacian_schedule,
+)
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 from .vra_tracking import (
     VRADGT,
@@ -168,6 +206,7 @@ __all__ = [
     "EF14SGD",
     "EF21SGD",
     "EF21SGDM",
+    "DADAO",
     "EXTRA",
     "LEARN",
     "VRADGT",
@@ -176,10 +215,14 @@ __all__ = [
     "AbstractGradientAlgorithm",
     "AbstractLocalSolver",
     "AbstractNetworkAlgorithm",
+    "AbstractWalk",
+    "AcceleratedDGD",
     "AdaptThenCombineTracking",
     "CompressedSGD",
     "CompressedState",
     "AverageDirectionSAM",
+    "BridgeSwap",
+    "Chain",
     "ChebyshevGossip",
     "DecentralizedADMM",
     "DecentralizedFederated",
@@ -191,6 +234,7 @@ __all__ = [
     "ExactDiffusion",
     "GaussianNoise",
     "GradientTracking",
+    "IndependentSampling",
     "Kind",
     "MoNNA",
     "DoubleEC",
@@ -222,10 +266,22 @@ __all__ = [
     "SubspaceConstrainedSGD",
     "average_direction_expansion",
     "average_direction_gradient",
+    "NesterovGossip",
+    "NonBacktrackingWalk",
+    "PlainGossip",
+    "RestartedGossip",
+    "RunningAverage",
+    "SelfRepellentWalk",
+    "TokenHeavyBall",
+    "TokenSGD",
+    "WalkState",
+    "accelerated_gossip",
+    "asymptotic_covariance",
     "b_connectivity",
     "barbell",
     "best_constant",
     "binary_tree",
+    "bridge_swap",
     "chebyshev_gossip",
     "chi",
     "chi_1",
@@ -233,6 +289,7 @@ __all__ = [
     "clipping_radius",
     "closed_neighborhood",
     "collective_bytes",
+    "communication_rates",
     "complete",
     "compression",
     "compressed_mean",
@@ -241,6 +298,7 @@ __all__ = [
     "dfedavg",
     "dfedsam",
     "dfedsam_mgs",
+    "dadao_events",
     "edge_list",
     "erdos_renyi",
     "error_controlled",
@@ -250,6 +308,7 @@ __all__ = [
     "fedsam",
     "hypercube",
     "laplacian",
+    "laplacian_schedule",
     "laplacian_spectrum",
     "lazy",
     "link_failures",
@@ -257,8 +316,10 @@ __all__ = [
     "max_degree",
     "merge",
     "metropolis",
+    "metropolis_hastings",
     "model_bits",
     "one_peer_exponential",
+    "optimal_rates",
     "path",
     "poisson_events",
     "powersgd",
@@ -274,6 +335,7 @@ __all__ = [
     "run",
     "run_events",
     "smoothing_bound",
+    "simple_random_walk",
     "spectral_gap",
     "star",
     "sum_momentum",
@@ -281,6 +343,7 @@ __all__ = [
     "trace_diversity",
     "warmup_step_decay",
     "weight_diversity",
+    "visit_covariance",
     "weighted_laplacian",
     "with_delays",
     "without_failed",

@@ -221,6 +221,16 @@ class Network(eqx.Module):
         """
 
     @abc.abstractmethod
+    def at(
+        self, i: Index, fun: Callable[[PyTree[Array]], PyTree[Array]], x: PyTree[Array]
+    ) -> PyTree[Array]:
+        """`fun` of node i's value, known everywhere; `i` may be traced.
+
+        It is computed where the node lives, and what travels is the result, not the value. On a
+        mesh the other devices meanwhile compute something of a node of theirs, which is not used.
+        """
+
+    @abc.abstractmethod
     def put(self, x: PyTree[Array], i: Index, value: PyTree[Array]) -> PyTree[Array]:
         """`x` with node i's value replaced by one that is known everywhere. No talk."""
 
@@ -492,6 +502,9 @@ class Simulated(Network):
     def pick(self, x, i):
         return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, i, keepdims=False), x)
 
+    def at(self, i, fun, x):
+        return fun(self.pick(x, i))
+
     def put(self, x, i, value):
         return jax.tree.map(
             lambda a, v: jax.lax.dynamic_update_index_in_dim(a, v.astype(a.dtype), i, 0), x, value
@@ -626,15 +639,18 @@ class OnMesh(Network):
         )
 
     def pick(self, x, i):
+        return self.at(i, lambda value: value, x)
+
+    def at(self, i, fun, x):
         slot, here = self._slot(i)
+        mine = fun(jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, slot, keepdims=False), x))
 
         def leaf(a):
-            mine = jax.lax.dynamic_index_in_dim(a, slot, keepdims=False)
-            return jax.lax.psum(jnp.where(here, mine, jnp.zeros_like(mine)), self.axis).astype(
+            return jax.lax.psum(jnp.where(here, a, jnp.zeros_like(a)), self.axis).astype(
                 a.dtype  # of booleans, which are counted
             )
 
-        return jax.tree.map(leaf, x)
+        return jax.tree.map(leaf, mine)
 
     def put(self, x, i, value):
         slot, here = self._slot(i)

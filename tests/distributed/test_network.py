@@ -139,6 +139,7 @@ def server(network, x, parts, i, j):
         "flags": network.exchange(x > 0, i, j),
         "put": network.put(x, j, jnp.arange(3.0)),
         "turned": network.all_to_all(parts, 1, 0),
+        "squared": jnp.broadcast_to(network.at(j, lambda row: row**2, x), x.shape),
     }
 
 
@@ -224,6 +225,7 @@ def test_every_method_by_hand():
     put = X.copy()
     put[2] = [0, 1, 2]
     np.testing.assert_array_equal(found["put"], put)
+    np.testing.assert_array_equal(found["squared"], np.tile(X[2] ** 2, (8, 1)))
     parts = X[:, :1, None] + np.zeros((8, 2, 1)) + np.arange(16.0)
     turned = np.stack([np.concatenate([p[:, 2 * j : 2 * j + 2] for p in parts]) for j in range(8)])
     np.testing.assert_array_equal(found["turned"], turned)
