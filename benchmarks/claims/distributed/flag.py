@@ -16,14 +16,15 @@ CLAIM = (
     "mean of 3 seeds."
 )
 SETTINGS = (
-    "Softmax regression, 300 rounds of batches of 32, no momentum; bad gradients are normal with "
-    "deviation 3, a hundred times as long as good ones. Step sizes 2^k, k = -8 to 3, of each rule "
-    "the best on seeds 0 and 1; seeds 10 to 12 are reported. The distances are of 20 draws with "
+    "Softmax regression, 200 rounds of batches of 32, no momentum; bad gradients are normal with "
+    "deviation 3, a hundred times as long as good ones. Step sizes 2^k, k = -7, -5, ..., 5, of "
+    "each rule the best on seeds 0 and 1; seeds 10 to 12 are reported. The grid first ended at 8, "
+    "and there the mean without bad workers was at its end. The distances are of 20 draws with "
     "nothing chosen."
 )
 
-WORKERS, BAD, ROUNDS, BATCH = 15, 3, 300, 32
-STEPS = 2.0 ** np.arange(-8, 4)
+WORKERS, BAD, ROUNDS, BATCH = 15, 3, 200, 32
+STEPS = 2.0 ** np.arange(-7, 6, 2)
 TUNING, REPORTED = range(2), range(10, 13)
 RULES = {
     "mean, none bad": robust.Mean(),
@@ -31,7 +32,6 @@ RULES = {
     "flag, unit gradients": robust.Flag(normalized=True),
     "flag": robust.Flag(),
     "flag, q = 1": robust.Flag(q=1),
-    "flag with pairs, q = 1": robust.Flag(q=1, lam=1.0),
     "median": robust.CoordinateMedian(),
     "multi-Krum": robust.Krum(BAD, WORKERS - BAD),
 }
@@ -59,8 +59,8 @@ def run() -> Outcome:
         "in few dimensions, and they enter the result at their full length; a line (q = 1) leaves "
         "them out. Distance: of the aggregate from the mean of the good rows, in units of its "
         "norm, where 12 good rows are a signal of rank 3 with noise 0.1 in 1000 dimensions and 3 "
-        "random ones are ten times as long. A line keeps 12/15 of the mean there: bad rows count "
-        "as zeros."
+        "random ones are ten times as long. A line keeps 12/15 of the mean there, since "
+        "bad rows count as zeros: the median and multi-Krum come closer."
     )
     why = f"ours: unit gradients lose {100 * (free - unit):.1f} points, the mean {free - mean:.2f}"
     return Outcome(table, unit >= free - 0.03 and mean <= free - 0.1, note, why)
