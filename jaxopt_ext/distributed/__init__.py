@@ -25,6 +25,7 @@ Small messages (the compressors themselves are in `compression`):
 
 - `PowerSGD`, `powersgd`: data-parallel training with low-rank gradients, by two small means;
   `sum_momentum` is its momentum.
+- `signum`: a majority vote with one bit an entry.
 - `EControl`: compressed gradients with controlled error feedback; exact, and averages noise.
   `error_controlled` is its gradient transformation, `compressed_mean` that of any feedback.
 - `EF21SGD`, `EF21SGDM`, `EF14SGD`, `CompressedSGD`, `DoubleEC`, `ECIdeal`, `ECApproximate`: its
@@ -92,6 +93,7 @@ from .mixing import (
 from .network import Network
 from .powersgd import PowerMemory, PowerSGD, powersgd, sum_momentum
 from .run import Run, consensus_distance, run
+from .signum import signum
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 from .vra_tracking import (
     VRADGT,
@@ -170,6 +172,7 @@ __all__ = [
     "receive",
     "ring",
     "run",
+    "signum",
     "spectral_gap",
     "star",
     "sum_momentum",
