@@ -38,6 +38,7 @@ Small messages (the compressors themselves are in `compression`):
   `sum_momentum` is its momentum.
 - `MoNNA`: no server; each node averages the parameters nearest to its own; `StaircaseStepSize`,
   `reduction_constants` and `at_honest` go with it. `LEARN` is what it is compared with.
+- `signum`: a majority vote with one bit an entry.
 - `EControl`: compressed gradients with controlled error feedback; exact, and averages noise.
   `error_controlled` is its gradient transformation, `compressed_mean` that of any feedback.
 - `EF21SGD`, `EF21SGDM`, `EF14SGD`, `CompressedSGD`, `DoubleEC`, `ECIdeal`, `ECApproximate`: its
@@ -192,6 +193,7 @@ from .slowly_varying import (
     bridge_swap,
     laplacian_schedule,
 )
+from .signum import signum
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 from .vra_tracking import (
     VRADGT,
@@ -336,6 +338,7 @@ __all__ = [
     "run_events",
     "smoothing_bound",
     "simple_random_walk",
+    "signum",
     "spectral_gap",
     "star",
     "sum_momentum",

@@ -28,6 +28,7 @@ COMPRESSORS = {
     "random k": cc.RandK(K),
     "unbiased random k": cc.RandK(K, unbiased=True),
     "shared random k": cc.RandK(0.25, unbiased=True, shared_seed=True, per_leaf=False),
+    "random k in a block": cc.RandBlock(K),
     "sign": cc.ScaledSign(),
     "whole sign": cc.ScaledSign(per_leaf=False),
     "qsgd 1": cc.QSGD(1),
@@ -96,7 +97,7 @@ def test_bounds_hold(name):
 def test_unbiased(name):
     compressor, x = COMPRESSORS[name], vectors().astype(np.float64)
     if compressor.omega(VECTOR) is None and name != "grid":
-        assert "scaled" in name or name == "random k"
+        assert "scaled" in name or name in ("random k", "random k in a block")
         return
     usable = np.isfinite(draws(name)).all(axis=(1, 2))
     rng = np.random.default_rng(2)
@@ -113,8 +114,9 @@ def test_unbiased(name):
 def test_the_two_equalities():
     x = vectors().astype(np.float64)
     some = squares(x) > 0
-    loss = np.mean(squares(draws("random k") - x[:, None]), axis=1)
-    np.testing.assert_allclose(np.mean(loss[some] / squares(x)[some]), 1 - K / D, rtol=0.02)
+    for name in ("random k", "random k in a block"):
+        loss = np.mean(squares(draws(name) - x[:, None]), axis=1)
+        np.testing.assert_allclose(np.mean(loss[some] / squares(x)[some]), 1 - K / D, rtol=0.02)
     wanted = squares(x) - np.sum(np.abs(x), axis=1) ** 2 / D
     found = squares(draws("sign") - x[:, None])[:, 0]
     np.testing.assert_allclose(
@@ -177,6 +179,7 @@ def test_bits_are_those_of_the_papers():
     assert cc.TopK(3).bits((1000,)) == 3 * (32 + 10)
     assert cc.BlockTopK(1, 16).bits((64,)) == 4 * (32 + 4)
     assert cc.RandK(3, shared_seed=True).bits((1000,)) == 3 * 32
+    assert cc.RandBlock(3).bits((1000,)) == 3 * 32 + 10
     assert cc.ScaledSign().bits((1000,)) == 1000 + 32
     assert cc.ScaledSign().bits({"a": jnp.ones(10), "b": jnp.ones(3)}) == 13 + 2 * 64
     assert cc.QSGD(7).bits((10,)) == 40 + 32  # a sign and three bits of level
@@ -242,7 +245,8 @@ def test_packing():
 def test_shared_seeds_commute_with_means():
     x = jnp.asarray(np.random.default_rng(6).normal(size=(4, 6, 5)))
     key = jax.random.key(2)
-    compressors = [COMPRESSORS["shared random k"], COMPRESSORS["unbiased low rank"]]
+    block = cc.RandBlock(7, shared_seed=True)
+    compressors = [COMPRESSORS["shared random k"], COMPRESSORS["unbiased low rank"], block]
 
     def run(x):
         for c in compressors:

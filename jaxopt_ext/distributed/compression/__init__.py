@@ -11,7 +11,7 @@ the compressor does both. `delta(shape)` or `omega(shape)` says how much is lost
 $x$ is a pytree of real arrays. Each leaf is a vector of its own, or with `per_leaf=False` all
 leaves together are one. A zero gives zero, and a NaN stays visible.
 
-- Some entries: `TopK`, `BlockTopK`, `RandK`.
+- Some entries: `TopK`, `BlockTopK`, `RandK`, `RandBlock`.
 - All entries, roughly: `ScaledSign`, `QSGD`, `Natural`, `Grid` (absolute error).
 - Matrices: `LowRank`, `UnbiasedLowRank`.
 - `Identity`.
@@ -47,7 +47,7 @@ from .compressor import AbstractCompressor, Identity, Scaled
 from .feedback import EF14, EF21, AbstractFeedback, ErrorControl, FeedbackState, NoFeedback
 from .low_rank import LowRank, LowRankMessage, UnbiasedLowRank
 from .quantizers import QSGD, Grid, Natural, QuantizedMessage, ScaledSign
-from .sparse import BlockTopK, RandK, SparseMessage, TopK
+from .sparse import BlockTopK, RandBlock, RandK, SparseMessage, TopK
 
 __all__ = [
     "EF14",
@@ -66,6 +66,7 @@ __all__ = [
     "Natural",
     "NoFeedback",
     "QuantizedMessage",
+    "RandBlock",
     "RandK",
     "Scaled",
     "ScaledSign",

@@ -58,13 +58,17 @@ def mean_message_over(
         return compressor.decompress(message, shape, key)
     if compressor.linear:
         return compressor.decompress(jax.lax.pmean(message, axis_name), shape, key)
+    return _read(compressor, gathered(message, axis_name), shape, key)
+
+
+def gathered(x: PyTree[Array], axis_name: str) -> PyTree[Array]:
+    """All workers' values over an axis of `shard_map` or `vmap`, stacked."""
     # What all have gathered is the same everywhere, which the check of shard_map is told; older
     # versions of JAX cannot say so.
     known = "to" in inspect.signature(jax.lax.all_gather).parameters
-    checked = axis_name in loops.varying_axes(message)
+    checked = axis_name in loops.varying_axes(x)
     options: dict[str, Any] = {"to": "invarying"} if known and checked else {}
-    everyone = jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, **options), message)
-    return _read(compressor, everyone, shape, key)
+    return jax.tree.map(lambda a: jax.lax.all_gather(a, axis_name, **options), x)
 
 
 def _read(compressor, messages, shape, key):
