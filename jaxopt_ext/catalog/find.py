@@ -9,13 +9,14 @@ from .aggregators import AGGREGATORS
 from .estimators import ESTIMATORS
 from .kernels import KERNELS
 from .network import NETWORK
+from .network_layers import NETWORK_LAYERS
 from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
 
 ROWS: tuple[Row, ...] = (
-    SOLVERS + OPTIMIZERS + NETWORK + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
+    SOLVERS + OPTIMIZERS + NETWORK + NETWORK_LAYERS + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -14,7 +14,7 @@
   `with_delays`, `merge` make `Events` of a `Kind`, and `run_events` runs them.
 - Accelerated gossip: `chebyshev_gossip`, `fast_mix`.
 - `run`: rounds with a progress bar, metrics and resumable checkpoints.
-- `collective_bytes`: what a compiled round sends.
+- `collective_bytes`: what a compiled round sends; `overlap_report`: what may run beside it.
 
 Algorithms for a constant step size and exact optimum:
 
@@ -22,6 +22,12 @@ Algorithms for a constant step size and exact optimum:
 - `EXTRA`, `ExactDiffusion`: one value an edge.
 - `DecentralizedADMM`: local solves and a non-smooth regularizer; few rounds.
 - `DecentralizedGradient`: the biased baseline.
+
+Layers whose experts are spread over the nodes, `expert_parallel`:
+
+- `ScMoEPair`: talk that depends on an earlier layer only, and may run beside the next two.
+- `DGMoEPair`: half of the talk does.
+- `TopKMoE`, `SharedExpertMoE`: the baselines, whose talk everything waits for.
 """
 
 from .admm import DecentralizedADMM
@@ -74,7 +80,9 @@ from .mixing import (
     weighted_laplacian,
 )
 from .network import Network
+from .overlap import Overlap, overlap_report
 from .run import Run, consensus_distance, run
+from .scmoe import DGMoEPair, ScMoEPair, SharedExpertMoE, TopKMoE, expert_parallel
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 
 __all__ = [
@@ -82,6 +90,7 @@ __all__ = [
     "AbstractGradientAlgorithm",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
+    "DGMoEPair",
     "DecentralizedADMM",
     "DecentralizedGradient",
     "DelayedLinks",
@@ -91,8 +100,12 @@ __all__ = [
     "GradientTracking",
     "Kind",
     "Network",
+    "Overlap",
     "Run",
+    "ScMoEPair",
+    "SharedExpertMoE",
     "TimeVarying",
+    "TopKMoE",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -107,6 +120,7 @@ __all__ = [
     "consensus_distance",
     "edge_list",
     "erdos_renyi",
+    "expert_parallel",
     "exponential",
     "fast_mix",
     "hypercube",
@@ -120,6 +134,7 @@ __all__ = [
     "metropolis",
     "model_bits",
     "one_peer_exponential",
+    "overlap_report",
     "path",
     "poisson_events",
     "random_geometric",
