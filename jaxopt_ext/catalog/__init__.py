@@ -11,10 +11,13 @@ from .estimators import ESTIMATORS
 from .find import ROWS, find
 from .kernels import KERNELS
 from .network import NETWORK
+from .network_layers import NETWORK_LAYERS
 from .optimizers import OPTIMIZERS
 from .rows import (
+    AbstractFunctionCase,
     AggregatorRow,
     EstimatorRow,
+    FunctionRow,
     KernelRow,
     NetworkRow,
     OptimizerRow,
@@ -38,12 +41,15 @@ __all__ = [
     "ESTIMATORS",
     "KERNELS",
     "NETWORK",
+    "NETWORK_LAYERS",
     "OPTIMIZERS",
     "ROWS",
     "SAMPLERS",
     "SOLVERS",
+    "AbstractFunctionCase",
     "AggregatorRow",
     "EstimatorRow",
+    "FunctionRow",
     "KernelRow",
     "NetworkRow",
     "OptimizerRow",

@@ -13,6 +13,7 @@ from .network_compressed import NETWORK_COMPRESSED
 from .network_robust import ROBUST
 from .network_learning import NETWORK_LEARNING
 from .network_events import NETWORK_EVENTS
+from .network_layers import NETWORK_LAYERS
 from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
@@ -37,6 +38,7 @@ ROWS: tuple[Row, ...] = (
     + ESTIMATORS
     + KERNELS
     SOLVERS + OPTIMIZERS + NETWORK + NETWORK_EVENTS + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
+    SOLVERS + OPTIMIZERS + NETWORK + NETWORK_LAYERS + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -19,7 +19,7 @@
   `PlainGossip`, `NesterovGossip`, `ChebyshevGossip` are the parts, `laplacian_schedule` makes the
   weights, and `bridge_swap` is the sequence that no method can be fast on.
 - `run`: rounds with a progress bar, metrics and resumable checkpoints.
-- `collective_bytes`: what a compiled round sends.
+- `collective_bytes`: what a compiled round sends; `overlap_report`: what may run beside it.
 
 Algorithms for a constant step size and exact optimum:
 
@@ -67,6 +67,10 @@ have more and less data (`Padded`):
   (`metropolis_hastings`, `simple_random_walk`), a `NonBacktrackingWalk` or `IndependentSampling`;
   `visit_covariance` and `asymptotic_covariance` say what is lost by walking.
 - `RunningAverage`: any of these, with means over the rounds.
+Layers whose experts are spread over the nodes, `expert_parallel`:
+- `ScMoEPair`: talk that depends on an earlier layer only, and may run beside the next two.
+- `DGMoEPair`: half of the talk does.
+- `TopKMoE`, `SharedExpertMoE`: the baselines, whose talk everything waits for.
 """
 
 from . import attacks, compression, robust
@@ -194,6 +198,8 @@ from .slowly_varying import (
     laplacian_schedule,
 )
 from .signum import signum
+from .overlap import Overlap, overlap_report
+from .scmoe import DGMoEPair, ScMoEPair, SharedExpertMoE, TopKMoE, expert_parallel
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 from .vra_tracking import (
     VRADGT,
@@ -226,6 +232,7 @@ __all__ = [
     "BridgeSwap",
     "Chain",
     "ChebyshevGossip",
+    "DGMoEPair",
     "DecentralizedADMM",
     "DecentralizedFederated",
     "DecentralizedGradient",
@@ -279,6 +286,10 @@ __all__ = [
     "WalkState",
     "accelerated_gossip",
     "asymptotic_covariance",
+    "Overlap",
+    "ScMoEPair",
+    "SharedExpertMoE",
+    "TopKMoE",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -304,6 +315,7 @@ __all__ = [
     "edge_list",
     "erdos_renyi",
     "error_controlled",
+    "expert_parallel",
     "exponential",
     "fast_mix",
     "fedavg",
@@ -322,6 +334,7 @@ __all__ = [
     "model_bits",
     "one_peer_exponential",
     "optimal_rates",
+    "overlap_report",
     "path",
     "poisson_events",
     "powersgd",

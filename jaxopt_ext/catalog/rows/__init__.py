@@ -5,6 +5,7 @@ Each says how the example is built, which suite runs it, and what the suite does
 
 from .aggregator import AggregatorRow
 from .estimator import EstimatorRow
+from .function import AbstractFunctionCase, FunctionRow
 from .kernel import KernelRow
 from .network import NetworkRow
 from .optimizer import OptimizerRow
@@ -13,8 +14,10 @@ from .sampler import SamplerRow
 from .solver import SolverRow
 
 __all__ = [
+    "AbstractFunctionCase",
     "AggregatorRow",
     "EstimatorRow",
+    "FunctionRow",
     "KernelRow",
     "NetworkRow",
     "OptimizerRow",

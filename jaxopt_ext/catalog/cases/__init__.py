@@ -1,0 +1,1 @@
+"""Arguments and references of functions, from which the conformance suite makes its cases."""

@@ -1,0 +1,139 @@
+"""Every function in the catalogue keeps the contract of functions."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jaxopt_ext import catalog
+
+ROWS = catalog.rows(catalog.FunctionRow)
+EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+CHECKS = ("reference", "single", "jit", "vmap", "dtype", "gradient", "retrace", "nan")
+SEEDS = (0, 1)
+
+
+def _skip(row, check):
+    if row.reason(check):
+        pytest.skip(row.reason(check))
+
+
+def test_there_are_functions_and_known_opt_outs():
+    assert ROWS
+    for row in ROWS:
+        assert set(row.opt_outs) <= set(CHECKS), row.name
+
+
+@functools.cache
+def _case(row):
+    """The case, and its call as one compiled program, which all checks share."""
+    case = row.example()
+    return case, case.call if row.host else eqx.filter_jit(case.call)
+
+
+@functools.cache
+def _result(row, seed, dtype=jnp.float64):
+    case, call = _case(row)
+    arguments = case.draw(seed, dtype)
+    return arguments, call(*arguments)
+
+
+def _compare(found, wanted, tolerance):
+    found, wanted = jax.tree.leaves(found), jax.tree.leaves(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        a, b = np.asarray(a), np.asarray(b)
+        assert a.shape == b.shape
+        if np.issubdtype(a.dtype, np.inexact):
+            scale = max(1, np.max(np.abs(b), initial=0))
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * scale)
+        else:
+            np.testing.assert_array_equal(a, b)
+
+
+@EACH
+def test_equals_the_reference(row):
+    _skip(row, "reference")
+    for seed in SEEDS:
+        arguments, found = _result(row, seed)
+        _compare(found, _case(row)[0].reference(*arguments), 1e-10)
+
+
+@EACH
+def test_equals_the_reference_in_single_precision_and_keeps_it(row):
+    _skip(row, "single")
+    arguments, found = _result(row, 0, jnp.float32)
+    _compare(found, _case(row)[0].reference(*arguments), 1e-4)
+    if not row.reason("dtype"):
+        floats = filter(eqx.is_inexact_array_like, jax.tree.leaves(found))
+        assert {jnp.result_type(a) for a in floats} <= {jnp.dtype(jnp.float32)}
+
+
+@EACH
+def test_vmap_equals_a_loop(row):
+    _skip(row, "vmap")
+    case, _ = _case(row)
+    (first, a), (second, b) = (_result(row, seed) for seed in SEEDS)
+    dynamic, static = eqx.partition((first, second), eqx.is_array)
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *dynamic)
+    batched = jax.jit(jax.vmap(lambda one: case.call(*eqx.combine(one, static[0]))))
+    _compare(batched(stacked), jax.tree.map(lambda *leaves: np.stack(leaves), a, b), 1e-10)
+
+
+@EACH
+def test_a_second_call_does_not_trace_again(row, trace_count):
+    _skip(row, "retrace")
+    _, call = _case(row)
+    arguments, _ = _result(row, 0)
+    other, _ = _result(row, 1)
+    call(*arguments)
+    with trace_count() as traces:
+        call(*other)
+    assert traces.count == 0
+
+
+@EACH
+def test_derivatives_equal_differences(row):
+    _skip(row, "gradient")
+    case, call = _case(row)
+    arguments, found = _result(row, 0)
+    floats, rest = eqx.partition(arguments, eqx.is_inexact_array)
+    flat, unravel = ravel_pytree(floats)
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(3, flat.size))
+    weights = jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape), _floats(found))
+
+    def score(out):
+        return sum(jax.tree.leaves(jax.tree.map(lambda w, a: jnp.vdot(w, a), weights, out)))
+
+    @jax.jit
+    def gradient(flat):
+        fun = lambda z: score(_floats(case.call(*eqx.combine(unravel(z), rest))))
+        return jax.grad(fun)(flat)
+
+    slope = directions @ gradient(flat)
+    for direction, found in zip(directions, slope, strict=True):
+        moved = lambda h, d=direction: call(*eqx.combine(unravel(flat + h * d), rest))
+        wanted = (score(_floats(moved(1e-6))) - score(_floats(moved(-1e-6)))) / 2e-6
+        assert abs(wanted) > 1e-6
+        np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+
+
+def _floats(tree):
+    return eqx.filter(tree, eqx.is_inexact_array)
+
+
+@EACH
+def test_a_nan_stays_visible(row):
+    _skip(row, "nan")
+    _, call = _case(row)
+    arguments, _ = _result(row, 0)
+    spoiled = jax.tree.map(
+        lambda a: jnp.full_like(a, jnp.nan) if eqx.is_inexact_array(a) else a, arguments
+    )
+    floats = jax.tree.leaves(_floats(call(*spoiled)))
+    assert floats
+    assert not all(np.all(np.isfinite(a)) for a in floats)
