@@ -10,10 +10,10 @@ from .estimators import ESTIMATORS
 from .kernels import KERNELS
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
-from .network_robust import ROBUST
-from .network_learning import NETWORK_LEARNING
 from .network_events import NETWORK_EVENTS
 from .network_layers import NETWORK_LAYERS
+from .network_learning import NETWORK_LEARNING
+from .network_robust import NETWORK_ROBUST
 from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
@@ -23,22 +23,15 @@ ROWS: tuple[Row, ...] = (
     *SOLVERS,
     *OPTIMIZERS,
     *NETWORK,
+    *NETWORK_LEARNING,
+    *NETWORK_EVENTS,
     *NETWORK_COMPRESSED,
-    *ROBUST,
+    *NETWORK_ROBUST,
+    *NETWORK_LAYERS,
     *AGGREGATORS,
     *SAMPLERS,
     *ESTIMATORS,
     *KERNELS,
-    SOLVERS
-    + OPTIMIZERS
-    + NETWORK
-    + NETWORK_LEARNING
-    + AGGREGATORS
-    + SAMPLERS
-    + ESTIMATORS
-    + KERNELS
-    SOLVERS + OPTIMIZERS + NETWORK + NETWORK_EVENTS + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
-    SOLVERS + OPTIMIZERS + NETWORK + NETWORK_LAYERS + AGGREGATORS + SAMPLERS + ESTIMATORS + KERNELS
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

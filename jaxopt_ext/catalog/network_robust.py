@@ -15,7 +15,7 @@ _MONNA = (
     "Linear Gradient Overhead, 2023, arXiv:2210.00253"
 )
 
-ROBUST: tuple[NetworkRow, ...] = (
+NETWORK_ROBUST: tuple[NetworkRow, ...] = (
     NetworkRow(
         "Centered clipping with worker momentum",
         "distributed.RobustSGD",

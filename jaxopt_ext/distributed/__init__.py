@@ -9,36 +9,50 @@
 - `Network.simulated` on one device, `Network.on_mesh` over many, `Network.clients` of a server;
   the numbers are the same.
 - Weights that change: `TimeVarying`, `one_peer_exponential`, `random_matching`, `b_connectivity`.
-- Links: `lose_edges`, `GaussianNoise`, `receive`, `DelayedLinks`.
+- Links: `lose_edges`, `GaussianNoise`, `LaplaceNoise`, `Quantized`, `receive`, `DelayedLinks`.
 - Asynchronous time: `poisson_events`, `random_walks`, `link_failures`, `without_failed`,
   `with_delays`, `merge` make `Events` of a `Kind`, and `run_events` runs them.
-- Links: `lose_edges`, `GaussianNoise`, `LaplaceNoise`, `Quantized`, `receive`, `DelayedLinks`.
-- Accelerated gossip: `chebyshev_gossip`, `fast_mix`.
 - Accelerated gossip: `chebyshev_gossip`, `fast_mix`. While links change: `accelerated_gossip`,
   where lost links do not return; `RestartedGossip`, where all may change now and then; of which
   `PlainGossip`, `NesterovGossip`, `ChebyshevGossip` are the parts, `laplacian_schedule` makes the
   weights, and `bridge_swap` is the sequence that no method can be fast on.
-- `run`: rounds with a progress bar, metrics and resumable checkpoints.
-- `collective_bytes`: what a compiled round sends; `overlap_report`: what may run beside it.
+- Parts: `compression` (small messages, error feedback), `robust` (rules for bad rows), `attacks`.
+- `run`: rounds with a progress bar, metrics and resumable checkpoints. `RunningAverage`: any
+  algorithm, with means over the rounds.
+- `collective_bytes`: what a compiled round sends.
 
 Algorithms for a constant step size and exact optimum:
 
 - `GradientTracking` (DIGing), `AdaptThenCombineTracking`: two values an edge, simple and robust.
 - `EXTRA`, `ExactDiffusion`: one value an edge.
 - `DecentralizedADMM`: local solves and a non-smooth regularizer; few rounds.
+- `AcceleratedDGD`: Nesterov's method with gossip for a mean, also while links change.
+- `DADAO`: accelerated, on the clocks of nodes and links, of which none waits for another;
+  `dadao_events`, `communication_rates` and `optimal_rates` set the clocks.
 - `DecentralizedGradient`: the biased baseline.
 
-Where some nodes are bad; rules are in `robust`, what bad nodes do in `attacks`:
+Stochastic gradients:
 
-- `RobustSGD`: workers' momentum and any rule, `CenteredClip` say; `clipping_radius` for that one.
+- `DistributedSGD` with a `PowerDecay` of steps and of mixing (`consensus_decay`): for losses that
+  are neither convex nor smooth; `SubspaceConstrainedSGD` is its general form.
+- `DecentralizedSGD` with schedules, `warmup_step_decay` and `RandomRelabelling`, and what makes it
+  prefer flat minima: `average_direction_gradient`, `average_direction_expansion`,
+  `AverageDirectionSAM`, `weight_diversity`, `trace_diversity`, `predictive_moments`,
+  `smoothing_bound`.
+- `TokenSGD`, `TokenHeavyBall`: one copy that walks, by a `SelfRepellentWalk` of a `Chain`
+  (`metropolis_hastings`, `simple_random_walk`), a `NonBacktrackingWalk` or `IndependentSampling`;
+  `visit_covariance` and `asymptotic_covariance` say what is lost by walking.
 
-Small messages (the compressors themselves are in `compression`):
+Federated learning, several local steps (`LocalSGD`, `LocalSAM`) between two talks, on clients that
+have more and less data (`Padded`):
+
+- `DecentralizedFederated`, composed by `dfedsam`, `dfedsam_mgs`, `dfedavg`, `fedavg`, `fedsam`; the
+  talk is `MultipleGossip`, `ChebyshevAverage` or `ServerAverage`.
+
+Small messages:
 
 - `PowerSGD`, `powersgd`: data-parallel training with low-rank gradients, by two small means;
   `sum_momentum` is its momentum.
-- `MoNNA`: no server; each node averages the parameters nearest to its own; `StaircaseStepSize`,
-  `reduction_constants` and `at_honest` go with it. `LEARN` is what it is compared with.
-- `signum`: a majority vote with one bit an entry.
 - `EControl`: compressed gradients with controlled error feedback; exact, and averages noise.
   `error_controlled` is its gradient transformation, `compressed_mean` that of any feedback.
 - `EF21SGD`, `EF21SGDM`, `EF14SGD`, `CompressedSGD`, `DoubleEC`, `ECIdeal`, `ECApproximate`: its
@@ -49,39 +63,47 @@ Noisy links:
 - `VRADGT`, `VRADSGT`: exact gradient tracking over links with noise, by
   `VarianceReducedAggregation`; `Harmonic` is their step size.
 - `RobustTracking`: the slower way, with gains that fall, `PowerGain`.
-Stochastic gradients:
-- `DistributedSGD` with a `PowerDecay` of steps and of mixing (`consensus_decay`): for losses that
-  are neither convex nor smooth; `SubspaceConstrainedSGD` is its general form.
-- `DecentralizedSGD` with schedules, `warmup_step_decay` and `RandomRelabelling`, and what makes it
-  prefer flat minima: `average_direction_gradient`, `average_direction_expansion`,
-  `AverageDirectionSAM`, `weight_diversity`, `trace_diversity`, `predictive_moments`,
-  `smoothing_bound`.
-Federated learning, several local steps (`LocalSGD`, `LocalSAM`) between two talks, on clients that
-have more and less data (`Padded`):
-- `DecentralizedFederated`, composed by `dfedsam`, `dfedsam_mgs`, `dfedavg`, `fedavg`, `fedsam`; the
-  talk is `MultipleGossip`, `ChebyshevGossip` or `ServerAverage`.
-- `AcceleratedDGD`: Nesterov's method with gossip for a mean, also while links change.
-- `DADAO`: accelerated, on the clocks of nodes and links, of which none waits for another;
-  `dadao_events`, `communication_rates` and `optimal_rates` set the clocks.
-- `TokenSGD`, `TokenHeavyBall`: one copy that walks, by a `SelfRepellentWalk` of a `Chain`
-  (`metropolis_hastings`, `simple_random_walk`), a `NonBacktrackingWalk` or `IndependentSampling`;
-  `visit_covariance` and `asymptotic_covariance` say what is lost by walking.
-- `RunningAverage`: any of these, with means over the rounds.
+
+Where some nodes are bad:
+
+- `RobustSGD`: workers' momentum and any rule, `CenteredClip` say; `clipping_radius` for that one.
+- `MoNNA`: no server; each node averages the parameters nearest to its own; `StaircaseStepSize`,
+  `reduction_constants` and `at_honest` go with it. `LEARN` is what it is compared with.
+
 Layers whose experts are spread over the nodes, `expert_parallel`:
+
 - `ScMoEPair`: talk that depends on an earlier layer only, and may run beside the next two.
 - `DGMoEPair`: half of the talk does.
 - `TopKMoE`, `SharedExpertMoE`: the baselines, whose talk everything waits for.
 """
 
-from . import attacks, compression, robust
-from .admm import DecentralizedADMM
-from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
-from .centered_clipping import RobustSGD, clipping_radius
-from .averaging import RunningAverage
-from .dadao import DADAO, communication_rates, dadao_events, optimal_rates
-from .decentralized_gradient import DecentralizedGradient
+from . import attacks, robust, secure_inference
+from .admm import (
+    DecentralizedADMM,
+)
+from .algorithm import (
+    AbstractGradientAlgorithm,
+    AbstractNetworkAlgorithm,
+    model_bits,
+)
+from .averaging import (
+    RunningAverage,
+)
+from .centered_clipping import (
+    RobustSGD,
+    clipping_radius,
+)
+from .dadao import (
+    DADAO,
+    communication_rates,
+    dadao_events,
+    optimal_rates,
+)
+from .decentralized_gradient import (
+    DecentralizedGradient,
+)
 from .dfedsam import (
-    ChebyshevGossip,
+    ChebyshevAverage,
     DecentralizedFederated,
     MultipleGossip,
     ServerAverage,
@@ -107,16 +129,6 @@ from .dsgd import (
     warmup_step_decay,
     weight_diversity,
 )
-from .events import (
-    Events,
-    Kind,
-    link_failures,
-    merge,
-    poisson_events,
-    random_walks,
-    run_events,
-    with_delays,
-    without_failed,
 from .econtrol import (
     EF14SGD,
     EF21SGD,
@@ -131,10 +143,31 @@ from .econtrol import (
     compressed_mean,
     error_controlled,
 )
-from .exact_diffusion import ExactDiffusion
-from .extra import EXTRA
-from .gossip import chebyshev_gossip, fast_mix
-from .gradient_tracking import AdaptThenCombineTracking, GradientTracking
+from .events import (
+    Events,
+    Kind,
+    link_failures,
+    merge,
+    poisson_events,
+    random_walks,
+    run_events,
+    with_delays,
+    without_failed,
+)
+from .exact_diffusion import (
+    ExactDiffusion,
+)
+from .extra import (
+    EXTRA,
+)
+from .gossip import (
+    chebyshev_gossip,
+    fast_mix,
+)
+from .gradient_tracking import (
+    AdaptThenCombineTracking,
+    GradientTracking,
+)
 from .graphs import (
     barbell,
     binary_tree,
@@ -150,10 +183,23 @@ from .graphs import (
     star,
     torus,
 )
-from .hlo import collective_bytes
-from .links import DelayedLinks, GaussianNoise, LaplaceNoise, Quantized, lose_edges, receive
-from .links import DelayedLinks, GaussianNoise, lose_edges, receive
-from .local import AbstractLocalSolver, LocalSAM, LocalSGD, Padded
+from .hlo import (
+    collective_bytes,
+)
+from .links import (
+    DelayedLinks,
+    GaussianNoise,
+    LaplaceNoise,
+    Quantized,
+    lose_edges,
+    receive,
+)
+from .local import (
+    AbstractLocalSolver,
+    LocalSAM,
+    LocalSGD,
+    Padded,
+)
 from .mixing import (
     best_constant,
     chi,
@@ -168,9 +214,26 @@ from .mixing import (
     spectral_gap,
     weighted_laplacian,
 )
-from .monna import LEARN, MoNNA, StaircaseStepSize, at_honest, reduction_constants
-from .network import Network
-from .powersgd import PowerMemory, PowerSGD, powersgd, sum_momentum
+from .monna import (
+    LEARN,
+    MoNNA,
+    StaircaseStepSize,
+    at_honest,
+    reduction_constants,
+)
+from .network import (
+    Network,
+)
+from .overlap import (
+    Overlap,
+    overlap_report,
+)
+from .powersgd import (
+    PowerMemory,
+    PowerSGD,
+    powersgd,
+    sum_momentum,
+)
 from .random_walk import (
     AbstractWalk,
     Chain,
@@ -185,7 +248,21 @@ from .random_walk import (
     simple_random_walk,
     visit_covariance,
 )
-from .run import Run, consensus_distance, run
+from .run import (
+    Run,
+    consensus_distance,
+    run,
+)
+from .scmoe import (
+    DGMoEPair,
+    ScMoEPair,
+    SharedExpertMoE,
+    TopKMoE,
+    expert_parallel,
+)
+from .signum import (
+    signum,
+)
 from .slowly_varying import (
     AcceleratedDGD,
     BridgeSwap,
@@ -197,10 +274,12 @@ from .slowly_varying import (
     bridge_swap,
     laplacian_schedule,
 )
-from .signum import signum
-from .overlap import Overlap, overlap_report
-from .scmoe import DGMoEPair, ScMoEPair, SharedExpertMoE, TopKMoE, expert_parallel
-from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
+from .time_varying import (
+    TimeVarying,
+    b_connectivity,
+    one_peer_exponential,
+    random_matching,
+)
 from .vra_tracking import (
     VRADGT,
     VRADSGT,
@@ -211,10 +290,10 @@ from .vra_tracking import (
 )
 
 __all__ = [
+    "DADAO",
     "EF14SGD",
     "EF21SGD",
     "EF21SGDM",
-    "DADAO",
     "EXTRA",
     "LEARN",
     "VRADGT",
@@ -226,12 +305,13 @@ __all__ = [
     "AbstractWalk",
     "AcceleratedDGD",
     "AdaptThenCombineTracking",
-    "CompressedSGD",
-    "CompressedState",
     "AverageDirectionSAM",
     "BridgeSwap",
     "Chain",
+    "ChebyshevAverage",
     "ChebyshevGossip",
+    "CompressedSGD",
+    "CompressedState",
     "DGMoEPair",
     "DecentralizedADMM",
     "DecentralizedFederated",
@@ -239,57 +319,57 @@ __all__ = [
     "DecentralizedSGD",
     "DelayedLinks",
     "DistributedSGD",
-    "Events",
-    "ExactDiffusion",
-    "GaussianNoise",
-    "GradientTracking",
-    "IndependentSampling",
-    "Kind",
-    "MoNNA",
     "DoubleEC",
     "ECApproximate",
     "ECIdeal",
     "EControl",
+    "Events",
+    "ExactDiffusion",
+    "GaussianNoise",
+    "GradientTracking",
     "Harmonic",
+    "IndependentSampling",
+    "Kind",
     "LaplaceNoise",
+    "LocalSAM",
+    "LocalSGD",
+    "MoNNA",
+    "MultipleGossip",
+    "NesterovGossip",
     "Network",
+    "NonBacktrackingWalk",
+    "Overlap",
+    "Padded",
+    "PlainGossip",
+    "PowerDecay",
     "PowerGain",
     "PowerMemory",
     "PowerSGD",
-    "RobustSGD",
     "Quantized",
+    "RandomRelabelling",
+    "RestartedGossip",
+    "RobustSGD",
     "RobustTracking",
     "Run",
-    "StaircaseStepSize",
-    "TimeVarying",
-    "at_honest",
-    "attacks",
-    "VarianceReducedAggregation",
-    "LocalSAM",
-    "LocalSGD",
-    "MultipleGossip",
-    "Padded",
-    "PowerDecay",
-    "RandomRelabelling",
-    "ServerAverage",
-    "SubspaceConstrainedSGD",
-    "average_direction_expansion",
-    "average_direction_gradient",
-    "NesterovGossip",
-    "NonBacktrackingWalk",
-    "PlainGossip",
-    "RestartedGossip",
     "RunningAverage",
+    "ScMoEPair",
     "SelfRepellentWalk",
+    "ServerAverage",
+    "SharedExpertMoE",
+    "StaircaseStepSize",
+    "SubspaceConstrainedSGD",
+    "TimeVarying",
     "TokenHeavyBall",
     "TokenSGD",
+    "TopKMoE",
+    "VarianceReducedAggregation",
     "WalkState",
     "accelerated_gossip",
     "asymptotic_covariance",
-    "Overlap",
-    "ScMoEPair",
-    "SharedExpertMoE",
-    "TopKMoE",
+    "at_honest",
+    "attacks",
+    "average_direction_expansion",
+    "average_direction_gradient",
     "b_connectivity",
     "barbell",
     "best_constant",
@@ -304,14 +384,13 @@ __all__ = [
     "collective_bytes",
     "communication_rates",
     "complete",
-    "compression",
     "compressed_mean",
     "consensus_decay",
     "consensus_distance",
+    "dadao_events",
     "dfedavg",
     "dfedsam",
     "dfedsam_mgs",
-    "dadao_events",
     "edge_list",
     "erdos_renyi",
     "error_controlled",
@@ -349,17 +428,18 @@ __all__ = [
     "robust",
     "run",
     "run_events",
-    "smoothing_bound",
-    "simple_random_walk",
+    "secure_inference",
     "signum",
+    "simple_random_walk",
+    "smoothing_bound",
     "spectral_gap",
     "star",
     "sum_momentum",
     "torus",
     "trace_diversity",
+    "visit_covariance",
     "warmup_step_decay",
     "weight_diversity",
-    "visit_covariance",
     "weighted_laplacian",
     "with_delays",
     "without_failed",

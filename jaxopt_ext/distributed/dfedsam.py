@@ -49,7 +49,7 @@ class MultipleGossip(AbstractAveraging):
         return self.num_steps * network.max_degree * model_bits(params)
 
 
-class ChebyshevGossip(AbstractAveraging):
+class ChebyshevAverage(AbstractAveraging):
     """Q steps of `chebyshev_gossip`, which bring the clients closer than Q plain ones.
 
     **Arguments:**
@@ -111,7 +111,7 @@ class DecentralizedFederated(AbstractNetworkAlgorithm):
 
     - `loss`: `(params, minibatch) -> scalar` of one client.
     - `local`: `LocalSGD` or `LocalSAM`.
-    - `averaging`: `MultipleGossip(Q)`, `ChebyshevGossip` or `ServerAverage`.
+    - `averaging`: `MultipleGossip(Q)`, `ChebyshevAverage` or `ServerAverage`.
     - `decay`: d, in (0, 1], by which the step size falls from round to round.
 
     **Raises:** `TypeError` if `local` or `averaging` is something else; `ValueError` on a decay

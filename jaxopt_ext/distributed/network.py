@@ -337,6 +337,11 @@ class Network(eqx.Module):
             lambda t, b: t + _column(excess.astype(b.real.dtype), b) * b, total, base
         )
 
+    def local_weights(self) -> tuple[Float[Array, " local"], Float[Array, "local k"]]:
+        """The network's own matrix at the local nodes: $w_{ii}$, and $w_{ij}$ in the order of
+        `neighbor_table`, zero where that has no neighbour."""
+        return self.local(self._graph().own), self.local(self._graph().weights)
+
     def neighbor_sum(self, x: PyTree[Array]) -> PyTree[Array]:
         """$\\sum_{j \\sim i} x_j$ at each local node."""
 

@@ -172,7 +172,7 @@ def test_chebyshev_is_closer_than_plain_gossip_and_bits():
             distance(averaging)
             for averaging in (
                 dd.MultipleGossip(3),
-                dd.ChebyshevGossip(3, spectrum),
+                dd.ChebyshevAverage(3, spectrum),
                 dd.ServerAverage(),
             )
         ]
@@ -190,7 +190,7 @@ def test_chebyshev_is_closer_than_plain_gossip_and_bits():
     ):
         assert algorithm.bits_per_round(x, NETWORK) == bits
     local = dd.LocalSGD(0.1, 1)
-    fast = dd.DecentralizedFederated(quadratic, local, dd.ChebyshevGossip(3, spectrum))
+    fast = dd.DecentralizedFederated(quadratic, local, dd.ChebyshevAverage(3, spectrum))
     assert fast.bits_per_round(x, NETWORK) == 6 * model
 
 

@@ -57,7 +57,9 @@ class _Model(eqx.Module):
         self.norm = eqx.nn.LayerNorm(DIM)
 
     def __call__(self, text):
-        x, aux = jax.lax.scan(lambda x, pair: pair(x), self.embedding[text] + self.places, self.pairs)
+        x, aux = jax.lax.scan(
+            lambda x, pair: pair(x), self.embedding[text] + self.places, self.pairs
+        )
         return jax.vmap(jax.vmap(self.norm))(x) @ self.embedding.T / 8, jnp.sum(aux)
 
 

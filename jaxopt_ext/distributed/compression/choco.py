@@ -6,7 +6,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ...core import Scalar, checks
-from ..network import OnMesh, Simulated
 from ..network import Network
 from .average import message_keys
 from .compressor import AbstractCompressor, structs
@@ -44,7 +43,7 @@ class ChocoGossip(eqx.Module):
         checks.instance("compressor", self.compressor, AbstractCompressor, "TopK(0.1)")
         checks.positive("step_size", self.step_size)
 
-    def init(self, x: PyTree[Array], network: Simulated | OnMesh, key: PRNGKeyArray) -> _State:
+    def init(self, x: PyTree[Array], network: Network, key: PRNGKeyArray) -> _State:
         """Copies at zero.
 
         **Arguments:**
@@ -57,7 +56,7 @@ class ChocoGossip(eqx.Module):
         return _State(start(zeros, message_keys(self.compressor, network, key)), zeros)
 
     def round(
-        self, x: PyTree[Array], state: _State, network: Simulated | OnMesh, key: PRNGKeyArray
+        self, x: PyTree[Array], state: _State, network: Network, key: PRNGKeyArray
     ) -> tuple[PyTree[Array], _State]:
         """Every node talks once to its neighbours.
 
@@ -74,12 +73,15 @@ class ChocoGossip(eqx.Module):
         read = lambda message: self.compressor.decompress(message, one, key)
         talk = jax.vmap(lambda s, value, k: EF21().apply(s, value, self.compressor, k))
         message, sender = talk(state.sender, x, message_keys(self.compressor, network, key))
-        around, _ = network.neighbors(message)
-        index = network.index()
-        own = jnp.asarray(network.tables.own)[index]
-        weights = jnp.asarray(network.tables.weights)[index]
-        total = _weigh(own[:, None], jax.vmap(lambda m: jax.tree.map(_axis, read(m)))(message))
-        total = jax.tree.map(jnp.add, total, _weigh(weights, jax.vmap(jax.vmap(read))(around)))
+        own, weights = network.local_weights()
+
+        def add(total, message, mask, weight):
+            del mask  # the weight is zero where there is no neighbour
+            meaning = jax.vmap(read)(message)
+            return jax.tree.map(lambda t, v: t + _column(weight, v) * v, total, meaning)
+
+        total = add(jax.tree.map(jnp.zeros_like, x), message, None, own)
+        total = network.fold(add, total, message, weights)
         mixed = jax.tree.map(jnp.add, state.mixed, total)
         moved = jax.tree.map(
             lambda a, s, h: a + self.step_size.astype(a.dtype) * (s - h), x, mixed, sender.copy
@@ -87,9 +89,5 @@ class ChocoGossip(eqx.Module):
         return moved, _State(sender, mixed)
 
 
-def _axis(a):
-    return a[None]
-
-
-def _weigh(weights, values):
-    return jax.tree.map(lambda v: jnp.einsum("nk,nk...->n...", weights.astype(v.dtype), v), values)
+def _column(weights, like):
+    return weights.astype(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
