@@ -77,7 +77,7 @@ Layers whose experts are spread over the nodes, `expert_parallel`:
 - `TopKMoE`, `SharedExpertMoE`: the baselines, whose talk everything waits for.
 """
 
-from . import attacks, robust, secure_inference
+from . import attacks, compression, robust
 from .admm import (
     DecentralizedADMM,
 )
@@ -385,6 +385,7 @@ __all__ = [
     "communication_rates",
     "complete",
     "compressed_mean",
+    "compression",
     "consensus_decay",
     "consensus_distance",
     "dadao_events",
@@ -428,7 +429,6 @@ __all__ = [
     "robust",
     "run",
     "run_events",
-    "secure_inference",
     "signum",
     "simple_random_walk",
     "smoothing_bound",

@@ -1,7 +1,7 @@
 """EControl and its relatives: gradient methods whose nodes send compressed messages to a server."""
 
 import abc
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -518,7 +518,7 @@ def compressed_mean(
         estimate, memory = feedback.receive(state.memory, increment)
         return estimate, _MeanState(count, sender, memory)
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
 
 
 def error_controlled(

@@ -55,7 +55,8 @@ def _length(data: PyTree[Any]) -> int:
     lengths = {shape[0] if shape else None for shape in shapes}
     if len(lengths) != 1 or None in lengths:
         raise ValueError(f"samples must lie along the first axis of all leaves, got {shapes}")
-    return lengths.pop()
+    (length,) = lengths
+    return int(length or 0)
 
 
 class AbstractLocalSolver(eqx.Module):

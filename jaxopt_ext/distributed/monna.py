@@ -152,8 +152,8 @@ class MoNNA(AbstractNetworkAlgorithm):
         return self.coordination_steps * network.max_degree * model_bits(params)
 
     def _clipped(self, gradient):
-        norm = tree.norm(gradient)
-        scale = jnp.where(norm > self.clip, self.clip / jnp.where(norm > 0, norm, 1), 1)
+        norm, clip = tree.norm(gradient), jnp.asarray(self.clip)
+        scale = jnp.where(norm > clip, clip / jnp.where(norm > 0, norm, 1), 1)
         return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
 
     def _poison(self, network, old, new, batch, step):

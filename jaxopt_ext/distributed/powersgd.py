@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -269,8 +269,8 @@ class _Scheme:
             odd = (memory.count * self.power_iterations + iteration) % 2 == 1
             pieces, more, left, right = loops.cond(
                 odd,
-                lambda *args, f=first: half(True, *args, f),
-                lambda *args, f=first: half(False, *args, f),
+                lambda *args, f=first: half(True, *args, others=f),
+                lambda *args, f=first: half(False, *args, others=f),
                 matrices,
                 tuple(left),
                 tuple(right),
@@ -369,7 +369,7 @@ def powersgd(
         found, state = scheme.step(leaves, _likes(leaves), state, workers)
         return jax.tree.unflatten(treedef, found), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
 
 
 def sum_momentum(decay: float = 0.9) -> optax.GradientTransformation:

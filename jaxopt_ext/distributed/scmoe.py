@@ -12,6 +12,7 @@ each part behind a normalization of its own. They differ in what the mixture loo
 
 import math
 from collections.abc import Callable
+from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -545,7 +546,7 @@ class ScMoEPair(eqx.Module):
         """
         if network is None:
             return _alone(self, x, key)
-        h, sent = x, None
+        h, sent = x, cast(Any, None)
         for position, part in enumerate(self.backbone.parts(), 1):
             if position == self.position:  # the tokens leave before anything that need not be first
                 v = _tokens(_each(self.norm, h))
@@ -607,7 +608,7 @@ class DGMoEPair(eqx.Module):
         if network is None:
             return _alone(self, x, key)
         early, late = (None, None) if key is None else jax.random.split(key)
-        h, sent = x, None
+        h, sent = x, cast(Any, None)
         for position, part in enumerate(self.backbone.parts(), 1):
             if position == self.position:
                 v = _tokens(_each(self.norm, h))

@@ -254,7 +254,7 @@ def test_the_network_sorts(n):
     else:
         rows = np.random.default_rng(n).integers(0, 9, size=(n, 4000))
     wanted = np.sort(rows, axis=0)
-    for i, j in coordinatewise.comparators(n):
+    for i, j in itertools.chain.from_iterable(coordinatewise.layers(n)):
         rows[i], rows[j] = np.minimum(rows[i], rows[j]), np.maximum(rows[i], rows[j])
     np.testing.assert_array_equal(rows, wanted)
 
