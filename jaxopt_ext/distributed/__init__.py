@@ -31,6 +31,8 @@ Algorithms for a constant step size and exact optimum:
 - `TokenSGD`, `TokenHeavyBall`: one copy that walks, by a `SelfRepellentWalk` of a `Chain`
   (`metropolis_hastings`, `simple_random_walk`), a `NonBacktrackingWalk` or `IndependentSampling`;
   `visit_covariance` and `asymptotic_covariance` say what is lost by walking.
+- `OwnerEigensolver`, `ReplicatedEigensolver`: the smallest eigenvalue of a matrix, of a `partition`
+  of its rows into `Blocks` or of one that all nodes have; `eigen_status` tells how near they are.
 - `RunningAverage`: any of these, with means over the rounds.
 """
 
@@ -39,6 +41,15 @@ from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, mode
 from .averaging import RunningAverage
 from .dadao import DADAO, communication_rates, dadao_events, optimal_rates
 from .decentralized_gradient import DecentralizedGradient
+from .eigenvalue import (
+    Blocks,
+    EigenStatus,
+    OwnerEigensolver,
+    Partition,
+    ReplicatedEigensolver,
+    eigen_status,
+    partition,
+)
 from .events import (
     Events,
     Kind,
@@ -122,12 +133,14 @@ __all__ = [
     "AbstractWalk",
     "AcceleratedDGD",
     "AdaptThenCombineTracking",
+    "Blocks",
     "BridgeSwap",
     "Chain",
     "ChebyshevGossip",
     "DecentralizedADMM",
     "DecentralizedGradient",
     "DelayedLinks",
+    "EigenStatus",
     "Events",
     "ExactDiffusion",
     "GaussianNoise",
@@ -137,7 +150,10 @@ __all__ = [
     "NesterovGossip",
     "Network",
     "NonBacktrackingWalk",
+    "OwnerEigensolver",
+    "Partition",
     "PlainGossip",
+    "ReplicatedEigensolver",
     "RestartedGossip",
     "Run",
     "RunningAverage",
@@ -164,6 +180,7 @@ __all__ = [
     "consensus_distance",
     "dadao_events",
     "edge_list",
+    "eigen_status",
     "erdos_renyi",
     "exponential",
     "fast_mix",
@@ -181,6 +198,7 @@ __all__ = [
     "model_bits",
     "one_peer_exponential",
     "optimal_rates",
+    "partition",
     "path",
     "poisson_events",
     "random_geometric",
