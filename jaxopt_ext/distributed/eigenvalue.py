@@ -137,7 +137,7 @@ class ReplicatedEigensolver(AbstractNetworkAlgorithm):
             links, known, sent = self.links.exchange(
                 state.links, estimate, state.count[0], network, key
             )
-            table = network.local(network._graph().weights).astype(known.dtype)
+            table = network.local(jnp.asarray(network._graph().weights, known.dtype))
             # Of a neighbour that was never heard, the own value counts.
             apart = jnp.where(sent >= 0, known - estimate[:, None], 0)
             mixed = estimate + jnp.sum(table * apart, axis=1)
@@ -195,7 +195,7 @@ class Partition(NamedTuple):
         matrix, starts, nodes = self.matrix, self.starts, len(self.graph)
         counts = np.diff(matrix.indptr)
         width = max(int(counts.max(initial=0)), 1)
-        rows = np.repeat(np.arange(matrix.shape[0]), counts)
+        rows = np.repeat(np.arange(starts[-1]), counts)
         place = np.arange(len(rows)) - np.repeat(matrix.indptr[:-1], counts)
         owner = np.searchsorted(starts, rows, side="right") - 1
         other = np.searchsorted(starts, matrix.indices, side="right") - 1
@@ -211,10 +211,10 @@ class Partition(NamedTuple):
 
     def split(self, vector: Float[Array, " n"]) -> Float[Array, "nodes m"]:
         """A vector as blocks, padded with zeros."""
-        vector = np.asarray(vector)
-        blocks = np.zeros((len(self.graph), self.block_size), vector.dtype)
+        entries = np.asarray(vector)
+        blocks = np.zeros((len(self.graph), self.block_size), entries.dtype)
         for i, (first, last) in enumerate(zip(self.starts[:-1], self.starts[1:], strict=True)):
-            blocks[i, : last - first] = vector[first:last]
+            blocks[i, : last - first] = entries[first:last]
         return jnp.asarray(blocks)
 
     def join(self, blocks: Float[Array, "nodes m"]) -> Float[Array, " n"]:
