@@ -3,6 +3,9 @@
 import functools
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 
 import jaxopt_ext as jxt
 from jaxopt_ext.distributed.algorithm import model_bits
@@ -41,6 +44,58 @@ def _gradient_and_visits(params, network):
     """The token's gradient, and a number of each node: so small a gather is a sum on TPUs."""
     return {"all-reduce": model_bits(params) // 8 + 4 * network.size}
 
+
+@functools.cache
+def _parts():
+    """A matrix whose blocks meet around the suite's ring."""
+    shift = np.roll(np.eye(32), 1, axis=0)
+    matrix = np.diag(2 + np.linspace(0, 1, 32) ** 2) - shift - shift.T
+    return jxt.distributed.partition(matrix, 8)
+
+
+class _Partitioned(jxt.distributed.AbstractNetworkAlgorithm):
+    """With blocks of a matrix in the place of the suite's batch."""
+
+    algorithm: jxt.distributed.OwnerEigensolver
+    blocks: jxt.distributed.Blocks
+
+    def _batch(self, network):
+        return jax.tree.map(network.local, (self.blocks, jnp.eye(8, 4) + 0.25))
+
+    def init(self, params, batch, network, key):
+        return self.algorithm.init(params, self._batch(network), network, key)
+
+    def round(self, state, batch, network, key):
+        return self.algorithm.round(state, self._batch(network), network, key)
+
+    def bits_per_round(self, params, network):
+        return self.algorithm.bits_per_round(params, network)
+
+
+def _owner(loss):
+    parts = _parts()
+    network = jxt.distributed.Network.simulated(parts.graph)
+    solver = jxt.distributed.OwnerEigensolver(
+        parts.block_size,
+        parts.step_size,
+        lambda w, start: start.astype(w["b"].dtype) + jnp.concatenate([w["a"], w["b"]]),
+    )
+    return _Partitioned(solver, parts.blocks(network))
+
+
+def _replicated(loss):
+    return jxt.distributed.ReplicatedEigensolver(
+        lambda u: jnp.arange(1, 5) * u - jnp.roll(u, 1) - jnp.roll(u, -1),
+        lambda w: 1 + jnp.concatenate([w["a"], w["b"]]),
+        optax.adam(0.02),
+        links=jxt.distributed.DelayedLinks(2, 0.2),
+    )
+
+
+_EIGENVALUE = (
+    "Katende, Decentralized Neural Networks for Robust and Scalable Eigenvalue Computation, 2024"
+)
+_NO_LOSS = "it finds an eigenvalue, not the minimum of a loss"
 
 _TOKEN = (
     "Hu, Doshi, Eun, Accelerating Distributed Stochastic Optimization via Self-Repellent Random "
@@ -91,5 +146,23 @@ NETWORK_EVENTS: tuple[NetworkRow, ...] = (
         system=("S151",),
         opt_outs={"exact": _DECREASING},
         collectives=_gradient_and_visits,
+    ),
+    NetworkRow(
+        "Decentralized eigenvalues, blocks with owners",
+        "distributed.OwnerEigensolver",
+        _EIGENVALUE,
+        _owner,
+        claim="distributed/eigenvalue",
+        system=("S045",),
+        opt_outs={"exact": _NO_LOSS},
+    ),
+    NetworkRow(
+        "Decentralized eigenvalues, replicated networks",
+        "distributed.ReplicatedEigensolver",
+        _EIGENVALUE,
+        _replicated,
+        claim="distributed/eigenvalue",
+        system=("S045",),
+        opt_outs={"exact": _NO_LOSS},
     ),
 )

@@ -142,6 +142,22 @@ from .econtrol import (
     EControl,
     compressed_mean,
     error_controlled,
+- `OwnerEigensolver`, `ReplicatedEigensolver`: the smallest eigenvalue of a matrix, of a `partition`
+  of its rows into `Blocks` or of one that all nodes have; `eigen_status` tells how near they are.
+- `RunningAverage`: any of these, with means over the rounds.
+from .admm import DecentralizedADMM
+from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
+from .averaging import RunningAverage
+from .dadao import DADAO, communication_rates, dadao_events, optimal_rates
+from .decentralized_gradient import DecentralizedGradient
+from .eigenvalue import (
+    Blocks,
+    EigenStatus,
+    OwnerEigensolver,
+    Partition,
+    ReplicatedEigensolver,
+    eigen_status,
+    partition,
 )
 from .events import (
     Events,
@@ -306,6 +322,7 @@ __all__ = [
     "AcceleratedDGD",
     "AdaptThenCombineTracking",
     "AverageDirectionSAM",
+    "Blocks",
     "BridgeSwap",
     "Chain",
     "ChebyshevAverage",
@@ -323,6 +340,7 @@ __all__ = [
     "ECApproximate",
     "ECIdeal",
     "EControl",
+    "EigenStatus",
     "Events",
     "ExactDiffusion",
     "GaussianNoise",
@@ -347,6 +365,9 @@ __all__ = [
     "PowerSGD",
     "Quantized",
     "RandomRelabelling",
+    "OwnerEigensolver",
+    "Partition",
+    "ReplicatedEigensolver",
     "RestartedGossip",
     "RobustSGD",
     "RobustTracking",
@@ -393,6 +414,7 @@ __all__ = [
     "dfedsam",
     "dfedsam_mgs",
     "edge_list",
+    "eigen_status",
     "erdos_renyi",
     "error_controlled",
     "expert_parallel",
@@ -415,6 +437,7 @@ __all__ = [
     "one_peer_exponential",
     "optimal_rates",
     "overlap_report",
+    "partition",
     "path",
     "poisson_events",
     "powersgd",
