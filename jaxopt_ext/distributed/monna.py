@@ -132,7 +132,7 @@ class MoNNA(AbstractNetworkAlgorithm):
         step = _step_size(self.step_size, state.rounds[0])
         gradient = _gradients(self.loss, state.params, batch)
         if self.clip is not None:
-            gradient = jax.vmap(self._clipped)(gradient)
+            gradient = jax.vmap(lambda g: _clipped(g, self.clip))(gradient)
         momentum = jax.tree.map(
             lambda m, g: _average(self.momentum.astype(g.dtype), m, g), state.momentum, gradient
         )
@@ -150,11 +150,6 @@ class MoNNA(AbstractNetworkAlgorithm):
 
     def bits_per_round(self, params, network):
         return self.coordination_steps * network.max_degree * model_bits(params)
-
-    def _clipped(self, gradient):
-        norm = tree.norm(gradient)
-        scale = jnp.where(norm > self.clip, self.clip / jnp.where(norm > 0, norm, 1), 1)
-        return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
 
     def _poison(self, network, old, new, batch, step):
         honest = network.local(honest_nodes(self.faulty, network.size))
@@ -319,6 +314,12 @@ def _step_size(step_size, t):
 
 def _gradients(loss, params, batch):
     return jax.vmap(lambda p, b: tree.gradient(lambda q: loss(q, b), p))(params, batch)
+
+
+def _clipped(gradient, largest):
+    norm = tree.norm(gradient)
+    scale = jnp.where(norm > largest, largest / jnp.where(norm > 0, norm, 1), 1)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
 
 
 def _average(weight, old, new):
