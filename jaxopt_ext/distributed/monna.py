@@ -132,7 +132,7 @@ class MoNNA(AbstractNetworkAlgorithm):
         step = _step_size(self.step_size, state.rounds[0])
         gradient = _gradients(self.loss, state.params, batch)
         if self.clip is not None:
-            gradient = jax.vmap(self._clipped)(gradient)
+            gradient = jax.vmap(lambda g: _clipped(g, self.clip))(gradient)
         momentum = jax.tree.map(
             lambda m, g: _average(self.momentum.astype(g.dtype), m, g), state.momentum, gradient
         )
@@ -319,6 +319,12 @@ def _step_size(step_size, t):
 
 def _gradients(loss, params, batch):
     return jax.vmap(lambda p, b: tree.gradient(lambda q: loss(q, b), p))(params, batch)
+
+
+def _clipped(gradient, largest):
+    norm = tree.norm(gradient)
+    scale = jnp.where(norm > largest, largest / jnp.where(norm > 0, norm, 1), 1)
+    return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
 
 
 def _average(weight, old, new):

@@ -29,8 +29,10 @@ class Flag(AbstractAggregator):
     of the columns, never from a matrix $d \\times d$.
 
     Rows that are zero, absent or not finite take no part in the choice of the subspace; the latter
-    two not in the mean either. Large rows outside of the subspace shrink, but do not vanish: bound
-    them first, or use `normalized`.
+    two not in the mean either. Large rows outside of the subspace shrink, but do not vanish, and a
+    subspace of more dimensions than the good rows need has room for bad ones, at their full length:
+    bound rows first, use a small `q`, or train with `RobustSGD` and `normalized`, which gives no
+    row more than the length one.
 
     **Arguments:**
 
