@@ -229,7 +229,9 @@ def check_count(name: str, k: int | float) -> None:
 class Identity(AbstractCompressor):
     """$C(x) = x$: everything is sent; $\\delta = 1$, $\\omega = 0$."""
 
-    linear = True
+    @property
+    def linear(self):
+        return True
 
     def encode(self, x, key, state):
         return x
