@@ -502,14 +502,14 @@ def compressed_mean(
             return key, key
         return key, jax.random.fold_in(key, jax.lax.axis_index(axis_name))
 
-    def init(params):
+    def init(params) -> Any:
         # What the server remembers is the same at all workers, whatever the parameters are.
         zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), params)
         key = jax.random.fold_in(jax.random.key(seed), 0)
         sender = feedback.init(zeros, compressor, key)
         return _MeanState(jnp.zeros((), jnp.int32), sender, feedback.listen(zeros))
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args) -> tuple[Any, Any]:
         del params, extra_args
         count = state.count + 1
         common, own = keys(count)

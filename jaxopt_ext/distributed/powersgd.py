@@ -271,6 +271,8 @@ class _Scheme:
                 odd,
                 lambda *args, f=first: half(True, *args, others=f),
                 lambda *args, f=first: half(False, *args, others=f),
+                lambda m, p, q, f=first: half(True, m, p, q, f),
+                lambda m, p, q, f=first: half(False, m, p, q, f),
                 matrices,
                 tuple(left),
                 tuple(right),
@@ -360,10 +362,10 @@ def powersgd(
     average = (lambda x: x) if axis_name is None else (lambda x: jax.lax.pmean(x, axis_name))
     workers = _Workers(lambda f: f, average)
 
-    def init(params):
+    def init(params) -> Any:
         return scheme.init(_likes(jax.tree.leaves(params)))
 
-    def update(updates, state, params=None, **extra_args):
+    def update(updates, state, params=None, **extra_args) -> tuple[Any, Any]:
         del params, extra_args
         leaves, treedef = jax.tree.flatten(updates)
         found, state = scheme.step(leaves, _likes(leaves), state, workers)

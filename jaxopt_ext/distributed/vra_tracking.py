@@ -124,7 +124,7 @@ def _deliver(network, x, channel, key):
 
 def _pull(network: Network, z: PyTree[Array], v: PyTree[Array]) -> PyTree[Array]:
     """$\\sum_j w_{ij} (z_{ij} - v_i)$."""
-    weights = network.local(network._graph().weights)
+    weights = network.local(jnp.asarray(network._graph().weights))
 
     def leaf(a, b):
         w = weights.reshape(*weights.shape, *([1] * (b.ndim - 1))).astype(b.real.dtype)

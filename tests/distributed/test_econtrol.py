@@ -138,7 +138,7 @@ def walk(algorithm, network, batch_of, rounds, dtype=None):
 def found():
     network = dd.Network.clients(N)
     same = lambda batch, r: batch
-    single = {"EControl", "double"}
+    single = {"EControl"}
 
     def run(params, batch):
         last = lambda a: walk(a, network, same, ROUNDS)

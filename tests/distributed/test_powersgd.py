@@ -1,5 +1,7 @@
 """PowerSGD against a loop in numpy over workers, matrices and columns."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,6 +25,12 @@ VARIANTS = {
     "alternate twice": {"alternate": True, "power_iterations": 2},
     "last axis": {"channel_axis": -1},
 }
+
+
+QUICK = ("plain", "alternate", "late and rarely")
+EACH = pytest.mark.parametrize(
+    "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS]
+)
 
 
 def gram_schmidt(a):
@@ -91,9 +99,9 @@ def steps(tx, gradients):
     return outputs, state
 
 
-@pytest.fixture(scope="module")
-def found():
-    """All variants with K workers, and one worker with the mean gradient in single precision."""
+@functools.cache
+def found(quick):
+    """Variants with K workers, and one worker with the mean gradient in single precision."""
 
     def run(gradients):
         by_worker = jax.tree.map(lambda a: jnp.swapaxes(a, 0, 1), gradients)
@@ -105,10 +113,10 @@ def found():
                 steps(transformation(options, False), mean) if name == "plain" else None,
             )
             for name, options in VARIANTS.items()
+            if (name in QUICK) == quick
         }
 
-    double = {name: jnp.asarray(g) for name, g in GRADIENTS.items()}
-    return jax.jit(run)(double)
+    return jax.jit(run)({name: jnp.asarray(g) for name, g in GRADIENTS.items()})
 
 
 def compressed_by(options):
@@ -130,12 +138,12 @@ def first_factors(options):
     return by_name(memory.left), by_name(memory.right)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_equals_a_loop(found, name):
+@EACH
+def test_equals_a_loop(name):
     options = VARIANTS[name]
     names = compressed_by(options)
     wanted, errors = in_numpy(*first_factors(options), names, options)
-    (outputs, state), alone = found[name]
+    (outputs, state), alone = found(name in QUICK)[name]
     for leaf in SHAPES:
         for worker in range(WORKERS):
             np.testing.assert_allclose(outputs[leaf][worker], wanted[leaf], atol=1e-10)
@@ -151,10 +159,10 @@ def test_equals_a_loop(found, name):
         assert state.error == ()
 
 
-def test_nothing_is_lost(found):
+def test_nothing_is_lost():
     """Outputs, and the mean of what is not sent, are all that was to be sent."""
     for name in ("plain", "alternate"):
-        outputs, state = found[name][0]
+        outputs, state = found(True)[name][0]
         sums = [np.sum(GRADIENTS[leaf], axis=0).mean(axis=0) for leaf in ("second", "conv")]
         sent = [np.sum(outputs[leaf][0], axis=0) for leaf in ("second", "conv")]
         left = np.stack([np.mean(state.error[s][:, i], axis=0) for s, i in ((0, 1), (0, 0))])
@@ -240,8 +248,8 @@ def test_on_a_mesh_it_sends_factors(options):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["plain", "alternate", "late and rarely"])
-def test_in_shard_map_with_its_check(found, name):
+@pytest.mark.parametrize("name", QUICK)
+def test_in_shard_map_with_its_check(name):
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:WORKERS]), ("workers",))
     tx = transformation(VARIANTS[name])
 
@@ -252,7 +260,7 @@ def test_in_shard_map_with_its_check(found, name):
     spec = P(None, "workers")
     mapped = jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=(P(), P("workers")))
     outputs, error = jax.jit(mapped)({n: jnp.asarray(g) for n, g in GRADIENTS.items()})
-    wanted, state = found[name][0]
+    wanted, state = found(True)[name][0]
     first = jax.tree.map(lambda a: a[0], wanted)
     pairs = zip(*map(jax.tree.leaves, ((outputs, error), (first, state.error))), strict=True)
     for a, b in pairs:
