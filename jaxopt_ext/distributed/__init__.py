@@ -1,8 +1,8 @@
 """Decentralized optimization: nodes with their own data that talk to neighbours only.
 
-- Graphs: `ring`, `path`, `torus`, `star`, `complete`, `hypercube`, `exponential`, `binary_tree`,
-  `barbell`; random ones `erdos_renyi`, `random_regular`, `random_geometric`; `edge_list` numbers
-  the edges.
+- Graphs: `ring`, `path`, `grid`, `torus`, `star`, `complete`, `hypercube`, `exponential`,
+  `binary_tree`, `barbell`; random ones `erdos_renyi`, `random_regular`, `random_geometric`;
+  `edge_list` numbers the edges.
 - Mixing matrices, sparse: `metropolis`, `max_degree`, `laplacian`, `best_constant`, `lazy`;
   `closed_neighborhood`, which is stochastic by rows only. Spectra: `spectral_gap`,
   `weighted_laplacian`, `laplacian_spectrum`, `chi`, `chi_1`, `chi_2`.
@@ -37,6 +37,9 @@ have more and less data (`Padded`):
 
 - `DecentralizedFederated`, composed by `dfedsam`, `dfedsam_mgs`, `dfedavg`, `fedavg`, `fedsam`; the
   talk is `MultipleGossip`, `ChebyshevGossip` or `ServerAverage`.
+- Nodes that start from models drawn apart (`independent_init`): `GossipLearning` with
+  `VarianceCorrected` averages (`variance_corrected_mean`) or the `PlainAverage`,
+  `BufferedGossipLearning`; `PartitionedGossip` sends parts. `sample_weights` are weights by data.
 """
 
 from .admm import DecentralizedADMM
@@ -91,6 +94,7 @@ from .graphs import (
     edge_list,
     erdos_renyi,
     exponential,
+    grid,
     hypercube,
     path,
     random_geometric,
@@ -119,14 +123,27 @@ from .mixing import (
 from .network import Network
 from .run import Run, consensus_distance, run
 from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
+from .variance_corrected import (
+    AbstractModelAverage,
+    BufferedGossipLearning,
+    GossipLearning,
+    PartitionedGossip,
+    PlainAverage,
+    VarianceCorrected,
+    independent_init,
+    sample_weights,
+    variance_corrected_mean,
+)
 
 __all__ = [
     "EXTRA",
     "AbstractGradientAlgorithm",
     "AbstractLocalSolver",
+    "AbstractModelAverage",
     "AbstractNetworkAlgorithm",
     "AdaptThenCombineTracking",
     "AverageDirectionSAM",
+    "BufferedGossipLearning",
     "ChebyshevGossip",
     "DecentralizedADMM",
     "DecentralizedFederated",
@@ -137,6 +154,7 @@ __all__ = [
     "Events",
     "ExactDiffusion",
     "GaussianNoise",
+    "GossipLearning",
     "GradientTracking",
     "Kind",
     "LocalSAM",
@@ -144,12 +162,15 @@ __all__ = [
     "MultipleGossip",
     "Network",
     "Padded",
+    "PartitionedGossip",
+    "PlainAverage",
     "PowerDecay",
     "RandomRelabelling",
     "Run",
     "ServerAverage",
     "SubspaceConstrainedSGD",
     "TimeVarying",
+    "VarianceCorrected",
     "average_direction_expansion",
     "average_direction_gradient",
     "b_connectivity",
@@ -174,7 +195,9 @@ __all__ = [
     "fast_mix",
     "fedavg",
     "fedsam",
+    "grid",
     "hypercube",
+    "independent_init",
     "laplacian",
     "laplacian_spectrum",
     "lazy",
@@ -196,11 +219,13 @@ __all__ = [
     "ring",
     "run",
     "run_events",
+    "sample_weights",
     "smoothing_bound",
     "spectral_gap",
     "star",
     "torus",
     "trace_diversity",
+    "variance_corrected_mean",
     "warmup_step_decay",
     "weight_diversity",
     "weighted_laplacian",
