@@ -248,7 +248,7 @@ class DecentralizedSGD(AbstractNetworkAlgorithm):
         r = state.count[0]
         gradient = node_gradients(self.loss, state.params, batch)
         mixed = network.mix(state.params, None if self.weights is None else self.weights(r))
-        step = self.step_size(r) if callable(self.step_size) else self.step_size
+        step: Any = self.step_size(r) if callable(self.step_size) else self.step_size
         return _State(tree.axpy(mixed, -step, gradient), state.count + 1)
 
 
