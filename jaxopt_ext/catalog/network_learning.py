@@ -56,4 +56,14 @@ NETWORK_LEARNING: tuple[NetworkRow, ...] = (
         opt_outs={"exact": "local steps apart from the others leave a bias"},
         collectives=_once,
     ),
+    NetworkRow(
+        "Variance-corrected model averaging",
+        "distributed.GossipLearning",
+        "Tian, Al-Ars, Kitsak, Hofstee, Vanishing Variance Problem in Fully Decentralized "
+        "Neural-Network Systems, 2024, arXiv:2404.04616",
+        lambda loss: jxt.distributed.GossipLearning(loss, jxt.distributed.LocalSGD(0.02, 3)),
+        claim="distributed/variance_corrected",
+        system=("S032",),
+        opt_outs={"exact": "local steps apart from the others leave a bias"},
+    ),
 )

@@ -1,8 +1,8 @@
 """Decentralized optimization: nodes with their own data that talk to neighbours only.
 
-- Graphs: `ring`, `path`, `torus`, `star`, `complete`, `hypercube`, `exponential`, `binary_tree`,
-  `barbell`; random ones `erdos_renyi`, `random_regular`, `random_geometric`; `edge_list` numbers
-  the edges.
+- Graphs: `ring`, `path`, `grid`, `torus`, `star`, `complete`, `hypercube`, `exponential`,
+  `binary_tree`, `barbell`; random ones `erdos_renyi`, `random_regular`, `random_geometric`;
+  `edge_list` numbers the edges.
 - Mixing matrices, sparse: `metropolis`, `max_degree`, `laplacian`, `best_constant`, `lazy`;
   `closed_neighborhood`, which is stochastic by rows only. Spectra: `spectral_gap`,
   `weighted_laplacian`, `laplacian_spectrum`, `chi`, `chi_1`, `chi_2`.
@@ -75,6 +75,10 @@ Layers whose experts are spread over the nodes, `expert_parallel`:
 - `ScMoEPair`: talk that depends on an earlier layer only, and may run beside the next two.
 - `DGMoEPair`: half of the talk does.
 - `TopKMoE`, `SharedExpertMoE`: the baselines, whose talk everything waits for.
+  talk is `MultipleGossip`, `ChebyshevGossip` or `ServerAverage`.
+- Nodes that start from models drawn apart (`independent_init`): `GossipLearning` with
+  `VarianceCorrected` averages (`variance_corrected_mean`) or the `PlainAverage`,
+  `BufferedGossipLearning`; `PartitionedGossip` sends parts. `sample_weights` are weights by data.
 """
 
 from . import attacks, compression, robust
@@ -191,6 +195,7 @@ from .graphs import (
     edge_list,
     erdos_renyi,
     exponential,
+    grid,
     hypercube,
     path,
     random_geometric,
@@ -303,6 +308,19 @@ from .vra_tracking import (
     PowerGain,
     RobustTracking,
     VarianceReducedAggregation,
+from .network import Network
+from .run import Run, consensus_distance, run
+from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
+from .variance_corrected import (
+    AbstractModelAverage,
+    BufferedGossipLearning,
+    GossipLearning,
+    PartitionedGossip,
+    PlainAverage,
+    VarianceCorrected,
+    independent_init,
+    sample_weights,
+    variance_corrected_mean,
 )
 
 __all__ = [
@@ -317,6 +335,7 @@ __all__ = [
     "AbstractCompressedGradient",
     "AbstractGradientAlgorithm",
     "AbstractLocalSolver",
+    "AbstractModelAverage",
     "AbstractNetworkAlgorithm",
     "AbstractWalk",
     "AcceleratedDGD",
@@ -326,6 +345,7 @@ __all__ = [
     "BridgeSwap",
     "Chain",
     "ChebyshevAverage",
+    "BufferedGossipLearning",
     "ChebyshevGossip",
     "CompressedSGD",
     "CompressedState",
@@ -344,6 +364,7 @@ __all__ = [
     "Events",
     "ExactDiffusion",
     "GaussianNoise",
+    "GossipLearning",
     "GradientTracking",
     "Harmonic",
     "IndependentSampling",
@@ -359,6 +380,8 @@ __all__ = [
     "Overlap",
     "Padded",
     "PlainGossip",
+    "PartitionedGossip",
+    "PlainAverage",
     "PowerDecay",
     "PowerGain",
     "PowerMemory",
@@ -389,6 +412,7 @@ __all__ = [
     "asymptotic_covariance",
     "at_honest",
     "attacks",
+    "VarianceCorrected",
     "average_direction_expansion",
     "average_direction_gradient",
     "b_connectivity",
@@ -422,7 +446,9 @@ __all__ = [
     "fast_mix",
     "fedavg",
     "fedsam",
+    "grid",
     "hypercube",
+    "independent_init",
     "laplacian",
     "laplacian_schedule",
     "laplacian_spectrum",
@@ -454,6 +480,7 @@ __all__ = [
     "run_events",
     "signum",
     "simple_random_walk",
+    "sample_weights",
     "smoothing_bound",
     "spectral_gap",
     "star",
@@ -461,6 +488,7 @@ __all__ = [
     "torus",
     "trace_diversity",
     "visit_covariance",
+    "variance_corrected_mean",
     "warmup_step_decay",
     "weight_diversity",
     "weighted_laplacian",

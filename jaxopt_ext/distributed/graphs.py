@@ -48,6 +48,13 @@ def path(n: int) -> nx.Graph:
     return nx.path_graph(n)
 
 
+def grid(rows: int, columns: int) -> nx.Graph:
+    """A grid that ends at its sides; node `(i, j)` has number `i * columns + j`."""
+    checks.count("rows", rows)
+    checks.count("columns", columns)
+    return _relabel(nx.grid_2d_graph(rows, columns))
+
+
 def torus(rows: int, columns: int) -> nx.Graph:
     """A periodic grid; node `(i, j)` has number `i * columns + j`."""
     checks.count("rows", rows)

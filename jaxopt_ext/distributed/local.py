@@ -52,11 +52,11 @@ class Padded(eqx.Module):
 
 def _length(data: PyTree[Any]) -> int:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
-    lengths = {shape[0] if shape else None for shape in shapes}
-    if len(lengths) != 1 or None in lengths:
+    if () in shapes or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(f"samples must lie along the first axis of all leaves, got {shapes}")
     (length,) = lengths
     return int(length or 0)
+    return shapes[0][0]
 
 
 class AbstractLocalSolver(eqx.Module):

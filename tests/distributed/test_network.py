@@ -34,6 +34,8 @@ EACH = pytest.mark.parametrize("graph", GRAPHS.values(), ids=GRAPHS.keys())
 
 def test_sizes_and_degrees():
     assert dd.torus(4, 4).number_of_edges() == 32
+    assert sorted(dict(dd.grid(3, 4).degree).values()) == 4 * [2] + 6 * [3] + 2 * [4]
+    assert sorted(dd.grid(3, 4)[5]) == [1, 4, 6, 9]
     assert dict(dd.hypercube(3).degree) == dict.fromkeys(range(8), 3)
     assert sorted(dd.exponential(8).neighbors(0)) == [1, 2, 4, 6, 7]
     assert set(dict(dd.torus(3, 4).degree).values()) == {4}

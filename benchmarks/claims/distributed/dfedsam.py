@@ -51,7 +51,7 @@ def run() -> Outcome:
             params = NETWORK.replicate(weights(init_key, (64, 32, 10)))
             return _clients.train(
                 METHODS[name](step, rho), NETWORK, params, batch, key, rounds, EVERY
-            )
+            )[1]
 
         over_seeds = jax.vmap(one, (None, None, 0, 0))
         return jax.jit(lambda s, r, b, k: jax.lax.map(lambda p: over_seeds(*p, b, k), (s, r)))
