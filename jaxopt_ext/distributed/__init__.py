@@ -28,8 +28,11 @@ Layers whose experts are spread over the nodes, `expert_parallel`:
 - `ScMoEPair`: talk that depends on an earlier layer only, and may run beside the next two.
 - `DGMoEPair`: half of the talk does.
 - `TopKMoE`, `SharedExpertMoE`: the baselines, whose talk everything waits for.
+
+Nodes that are not trusted with inference: `secure_inference`.
 """
 
+from . import secure_inference
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
 from .decentralized_gradient import DecentralizedGradient
@@ -145,6 +148,7 @@ __all__ = [
     "ring",
     "run",
     "run_events",
+    "secure_inference",
     "spectral_gap",
     "star",
     "torus",
