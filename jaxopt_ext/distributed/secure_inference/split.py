@@ -48,7 +48,8 @@ def gaussian_scale(epsilon: float, delta: float, sensitivity: float) -> float:
         low -= 1
     while excess(high) > 0:
         high += 1
-    return float(sensitivity * np.exp(brentq(excess, low, high, xtol=1e-13)))
+    root: Any = brentq(excess, low, high, xtol=1e-13)
+    return float(sensitivity * np.exp(root))
 
 
 class CutNoise(eqx.Module):
@@ -138,8 +139,6 @@ class SplitModel(eqx.Module):
         nodes = self.stages if nodes is None else nodes
         if len(nodes) != len(self.stages):
             raise ValueError(f"{len(self.stages)} stages need as many nodes, got {len(nodes)}")
-        if self.noise is not None and key is None:
-            raise ValueError("noise needs a key")
         activations, chain = [x], []
         for k, (node, digest) in enumerate(zip(nodes, self.commitments(), strict=True)):
             activations.append(self.leave(k, node(activations[-1]), key))
@@ -150,6 +149,8 @@ class SplitModel(eqx.Module):
         """What node `k` sends on of its result."""
         if self.noise is None or k == len(self.stages) - 1:
             return a
+        if key is None:
+            raise ValueError("noise needs a key")
         return self.noise(a, jax.random.fold_in(key, k))
 
 

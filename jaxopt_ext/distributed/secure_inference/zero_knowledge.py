@@ -145,12 +145,12 @@ def verify(
     and Private AI: A Framework for Decentralized Inference, 2024, arXiv:2407.19401.
     """
     point = _point(commitment, x)
-    y = _integers("y", y, 1).tolist()
-    if len(y) != len(commitment.rows):
+    result = _integers("y", y, 1).tolist()
+    if len(result) != len(commitment.rows):
         return False
-    merging = _merging(commitment, point, y)
-    c = _challenge(commitment, proof.announcement, proof.product, merging, point, y)
-    return holds(commitment, x, np.array(y), proof, c)
+    merging = _merging(commitment, point, result)
+    c = _challenge(commitment, proof.announcement, proof.product, merging, point, result)
+    return holds(commitment, x, y, proof, c)
 
 
 def holds(
@@ -165,19 +165,20 @@ def holds(
     **Reference:** Schnorr, Efficient Signature Generation by Smart Cards, 1991.
     """
     group, q = commitment.group, commitment.group.order
-    point, y = _point(commitment, x), _integers("y", y, 1).tolist()
+    point, result = _point(commitment, x), _integers("y", y, 1).tolist()
     scalars = (*proof.response, proof.product, proof.randomness)
     sizes = (commitment.columns, len(commitment.rows))
-    if (len(proof.response), len(y)) != sizes or not all(0 <= a < q for a in scalars):
+    if (len(proof.response), len(result)) != sizes or not all(0 <= a < q for a in scalars):
         return False
     if not all(value in group for value in (*commitment.rows, proof.announcement)):
         return False
-    merging = _merging(commitment, point, y)
+    merging = _merging(commitment, point, result)
     right = pow(group.product(commitment.rows, merging), challenge, group.prime)
     left = _commit(group, proof.response, proof.randomness)
     return (
         left == proof.announcement * right % group.prime
-        and (_dot(proof.response, point) - proof.product - challenge * _dot(merging, y)) % q == 0
+        and (_dot(proof.response, point) - proof.product - challenge * _dot(merging, result)) % q
+        == 0
     )
 
 
@@ -198,13 +199,13 @@ def simulate(
     """
     source = source or random.SystemRandom()
     group, q = commitment.group, commitment.group.order
-    point, y = _point(commitment, x), _integers("y", y, 1).tolist()
+    point, result = _point(commitment, x), _integers("y", y, 1).tolist()
     response = tuple(source.randrange(q) for _ in point)
     randomness = source.randrange(q)
-    merging = _merging(commitment, point, y)
+    merging = _merging(commitment, point, result)
     right = pow(group.product(commitment.rows, merging), -challenge, group.prime)
     announcement = _commit(group, response, randomness) * right % group.prime
-    product = (_dot(response, point) - challenge * _dot(merging, y)) % q
+    product = (_dot(response, point) - challenge * _dot(merging, result)) % q
     return Proof(announcement, product, response, randomness)
 
 
