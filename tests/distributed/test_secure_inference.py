@@ -138,6 +138,9 @@ def test_transcripts_tell_nothing_of_the_matrix():
         proofs = [secure.prove(commitment, opening, x, source) for _ in range(60)]
         assert {int(y[0]) for y, _ in proofs} == {11}
         remainders.append([p.response[0] % 10007 for _, p in proofs])
+        assert len({p.announcement for _, p in proofs}) == 60  # s is used once
+        products = [p.product / SMALL.order for _, p in proofs]
+        assert scipy.stats.kstest(products, "uniform").pvalue > 0.01
     assert scipy.stats.ks_2samp(*remainders).pvalue > 0.01
     assert scipy.stats.kstest(remainders[0], "uniform", (0, 10007)).pvalue > 0.01
 
