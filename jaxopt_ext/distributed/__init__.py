@@ -32,7 +32,6 @@ Layers whose experts are spread over the nodes, `expert_parallel`:
 Nodes that are not trusted with inference: `secure_inference`.
 """
 
-from . import secure_inference
 from .admm import DecentralizedADMM
 from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
 from .decentralized_gradient import DecentralizedGradient
@@ -148,7 +147,6 @@ __all__ = [
     "ring",
     "run",
     "run_events",
-    "secure_inference",
     "spectral_gap",
     "star",
     "torus",
