@@ -163,6 +163,10 @@ def check_estimator(names):
     assert names["slope"] < 0
 
 
+def check_function(names):
+    np.testing.assert_allclose(names["found"], names["wanted"], rtol=1e-5)
+
+
 def check_kernel(names):
     for body in names["bodies"]:
         np.testing.assert_allclose(body, names["wanted"], rtol=1e-5, atol=1e-6)
@@ -176,6 +180,7 @@ def check_aggregator(names):
 CHECKS = {
     "aggregator": check_aggregator,
     "estimator": check_estimator,
+    "function": check_function,
     "kernel": check_kernel,
     "network": check_network,
     "optimizer": check_optimizer,

@@ -79,6 +79,8 @@ Layers whose experts are spread over the nodes, `expert_parallel`:
 - Nodes that start from models drawn apart (`independent_init`): `GossipLearning` with
   `VarianceCorrected` averages (`variance_corrected_mean`) or the `PlainAverage`,
   `BufferedGossipLearning`; `PartitionedGossip` sends parts. `sample_weights` are weights by data.
+
+Nodes that are not trusted with inference: `secure_inference`.
 """
 
 from . import attacks, compression, robust

@@ -213,28 +213,14 @@ class Backbone(eqx.Module):
         )
         self.mlp = Expert(dim, hidden, key=mlp)
 
-    def parts(self) -> tuple[Callable[[Array], Array], ...]:
-        """The maps from $h_0$ to $h_a$, on to $h_1$ and on to $h_b$."""
-
-        def attend(number, norm, h):
-            with jax.named_scope(f"attention_{number + 1}"):
-                return h + self.attention[number](_each(norm, h))
-
-        def feed(h):
-            with jax.named_scope("mlp"):
-                return h + self.mlp(_each(self.norms[1], h))
-
-        return (
-            lambda h: attend(0, self.norms[0], h),
-            feed,
-            lambda h: attend(1, self.norms[2], h),
-        )
-
-    def __call__(self, h0: Array) -> Array:
-        """$h_b$ of $h_0$."""
-        h = h0
-        for part in self.parts():
-            h = part(h)
+    def __call__(self, h: Array, start: int = 1, stop: int = 4) -> Array:
+        """From one point to a later one; 1 is $h_0$, 2 is $h_a$, 3 is $h_1$ and 4 is $h_b$."""
+        names = ("attention_1", "mlp", "attention_2")
+        parts = (self.attention[0], self.mlp, self.attention[1])
+        steps = list(zip(names, parts, self.norms[:3], strict=True))
+        for name, part, norm in steps[start - 1 : stop - 1]:
+            with jax.named_scope(name):
+                h = h + part(_each(norm, h))
         return h
 
     def last(self, hb: Array) -> Array:
@@ -553,6 +539,11 @@ class ScMoEPair(eqx.Module):
                 sent = self.experts.send(self.gate, v, self.k, network, key)
             h = part(h)
         arrived, routing = sent
+        s = self.backbone(x, 1, self.position)
+        # The tokens leave before anything that need not come first.
+        v = _tokens(_each(self.norm, s))
+        arrived, routing = self.experts.send(self.gate, v, self.k, network, key)
+        h = self.backbone(s, self.position, 4)
         done = self.experts.compute(arrived)
         shared = self.shared(self.backbone.last(h))
         routed = self.experts.receive(done, routing, network).reshape(h.shape)
@@ -615,6 +606,10 @@ class DGMoEPair(eqx.Module):
                 sent = self.experts.send(self.gate, v, 1, network, early)
             h = part(h)
         arrived, first = sent
+        s = self.backbone(x, 1, self.position)
+        v = _tokens(_each(self.norm, s))
+        arrived, first = self.experts.send(self.gate, v, 1, network, early)
+        h = self.backbone(s, self.position, 4)
         done = self.experts.compute(arrived)
         u = _tokens(self.backbone.last(h))
         taken = first.experts[..., 0]

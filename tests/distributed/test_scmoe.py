@@ -40,9 +40,9 @@ def _forward(name, factor):
     return run(build(name, factor), jnp.asarray(X))
 
 
-# With capacity 0.5 there is one place for eight choices of an expert: many are dropped.
-CHEAP = [("k2", 0.5)]
-ALL = [(name, factor) for name in PAIRS for factor in (0.5, 8.0)]
+# With 0.5 there is one place at each expert, with 1.5 there are two: some choices are dropped.
+CHEAP = [("double", 1.5)]
+ALL = [(name, factor) for name in PAIRS for factor in (0.5, 1.5, 8.0)]
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,9 @@ def test_equals_a_loop_over_tokens(name, factor):
 
 
 def test_drops_are_there_to_be_tested():
-    ample, tight = (reference(build("position2", factor), X)[0] for factor in (8.0, 0.5))
+    ample, tight, tighter = (reference(build("double", f), X)[0] for f in (8.0, 1.5, 0.5))
     assert np.max(np.abs(ample - tight)) > 0.1
+    assert np.max(np.abs(tight - tighter)) > 0.1
 
 
 def _on(devices):
@@ -73,13 +74,13 @@ DEVICES = pytest.mark.parametrize(
 
 @DEVICES
 def test_devices_equal_simulation_and_send_what_they_say(devices):
-    network, pair = _on(devices), build("k2", 0.5)
+    network, pair = _on(devices), build("double", 1.5)
     run = jax.jit(lambda p, x: dd.expert_parallel(p, x, network))
     compiled = run.lower(pair, jnp.asarray(X)).compile()
-    for a, b in zip(_forward("k2", 0.5), compiled(pair, jnp.asarray(X)), strict=True):
+    for a, b in zip(_forward("double", 1.5), compiled(pair, jnp.asarray(X)), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
-    if devices > 1:  # there and back, E places of each of the device's nodes
-        size = 2 * (NODES // devices) * EXPERTS * pair.experts.capacity(8, 2) * DIM * 8
+    if devices > 1:  # two choices, there and back, E places of each of the device's nodes
+        size = 4 * (NODES // devices) * EXPERTS * pair.experts.capacity(8, 1) * DIM * 8
         assert dd.collective_bytes(compiled)["all-to-all"] == size
 
 
@@ -90,7 +91,7 @@ def _gradients(network):
         y, aux = dd.expert_parallel(*arguments, network)
         return jnp.sum(jnp.sin(jnp.arange(y.size)).reshape(y.shape) * y) + 1e3 * aux
 
-    return jax.jit(jax.grad(score))((build("k2"), jnp.asarray(X)))
+    return jax.jit(jax.grad(score))((build("double"), jnp.asarray(X)))
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ CLAIM = (
 )
 SETTINGS = (
     "Text: the topics of Python's own help, characters of ASCII, the last tenth for validation. "
-    "Width 64, 4 heads, sequences of 32, batches of 8, 80 steps of Adam with the auxiliary loss. "
+    "Width 64, 4 heads, sequences of 32, batches of 8, 60 steps of Adam with the auxiliary loss. "
     "ScMoE, top-1 and top-2 each take the step size of one grid, 0.002 * 2^k, k = 0..3, whose "
     "validation loss is least after as many steps on seed 0, the other variants that of ScMoE; "
     "seeds 10 to 12 are reported."
@@ -38,8 +38,9 @@ VARIANTS = {
 TUNED = ("ScMoE", "top-1", "top-2")
 TUNING, REPORTED = 0, (10, 11, 12)
 GRID = 0.002 * 2.0 ** np.arange(4)
-DIM, HEADS, EXPERTS, LENGTH, BATCH, STEPS = 64, 4, 4, 32, 8, 80
+DIM, HEADS, EXPERTS, LENGTH, BATCH, STEPS = 64, 4, 4, 32, 8, 60
 SYMBOLS = 128
+FAST = {"xla_backend_optimization_level": 1, "xla_llvm_disable_expensive_passes": True}
 
 
 class _Model(eqx.Module):
@@ -69,7 +70,9 @@ def run() -> Outcome:
     cut = len(text) * 9 // 10
     losses, chosen = {}, {}
     for name, make in VARIANTS.items():
-        after = functools.partial(_after, make, jax.jit(_train), jnp.asarray(text), cut)
+        after = functools.partial(
+            _after, make, jax.jit(_train, compiler_options=FAST), jnp.asarray(text), cut
+        )
         if name in TUNED:
             tuned = [after(step, TUNING) for step in GRID]
             chosen[name] = GRID[int(np.argmin(np.where(np.isfinite(tuned), tuned, np.inf)))]
@@ -103,6 +106,8 @@ def run() -> Outcome:
         "one of 4 devices with 512 tokens each, at capacity 1. Free share: of the multiplications "
         "of the pair, what may run beside each all-to-all, at least. No seconds are claimed: on "
         "CPU nothing overlaps in time, and the TPU compiler overlaps all-to-alls only if asked to.",
+        why="scale: after 60 steps of so small a model losses differ by more between seeds than "
+        "between variants; ScMoE is ahead of top-2 on each seed, of top-1 on two of three",
     )
 
 
