@@ -1,8 +1,8 @@
 """Decentralized optimization: nodes with their own data that talk to neighbours only.
 
-- Graphs: `ring`, `path`, `grid`, `torus`, `star`, `complete`, `hypercube`, `exponential`,
-  `binary_tree`, `barbell`; random ones `erdos_renyi`, `random_regular`, `random_geometric`;
-  `edge_list` numbers the edges.
+- Graphs: `ring`, `path`, `torus`, `star`, `complete`, `hypercube`, `exponential`, `binary_tree`,
+  `barbell`; random ones `erdos_renyi`, `random_regular`, `random_geometric`; `edge_list` numbers
+  the edges.
 - Mixing matrices, sparse: `metropolis`, `max_degree`, `laplacian`, `best_constant`, `lazy`;
   `closed_neighborhood`, which is stochastic by rows only. Spectra: `spectral_gap`,
   `weighted_laplacian`, `laplacian_spectrum`, `chi`, `chi_1`, `chi_2`.
@@ -75,12 +75,6 @@ Layers whose experts are spread over the nodes, `expert_parallel`:
 - `ScMoEPair`: talk that depends on an earlier layer only, and may run beside the next two.
 - `DGMoEPair`: half of the talk does.
 - `TopKMoE`, `SharedExpertMoE`: the baselines, whose talk everything waits for.
-  talk is `MultipleGossip`, `ChebyshevGossip` or `ServerAverage`.
-- Nodes that start from models drawn apart (`independent_init`): `GossipLearning` with
-  `VarianceCorrected` averages (`variance_corrected_mean`) or the `PlainAverage`,
-  `BufferedGossipLearning`; `PartitionedGossip` sends parts. `sample_weights` are weights by data.
-
-Nodes that are not trusted with inference: `secure_inference`.
 """
 
 from . import attacks, compression, robust
@@ -148,14 +142,7 @@ from .econtrol import (
     EControl,
     compressed_mean,
     error_controlled,
-- `OwnerEigensolver`, `ReplicatedEigensolver`: the smallest eigenvalue of a matrix, of a `partition`
-  of its rows into `Blocks` or of one that all nodes have; `eigen_status` tells how near they are.
-- `RunningAverage`: any of these, with means over the rounds.
-from .admm import DecentralizedADMM
-from .algorithm import AbstractGradientAlgorithm, AbstractNetworkAlgorithm, model_bits
-from .averaging import RunningAverage
-from .dadao import DADAO, communication_rates, dadao_events, optimal_rates
-from .decentralized_gradient import DecentralizedGradient
+)
 from .eigenvalue import (
     Blocks,
     EigenStatus,
@@ -303,16 +290,6 @@ from .time_varying import (
     one_peer_exponential,
     random_matching,
 )
-from .vra_tracking import (
-    VRADGT,
-    VRADSGT,
-    Harmonic,
-    PowerGain,
-    RobustTracking,
-    VarianceReducedAggregation,
-from .network import Network
-from .run import Run, consensus_distance, run
-from .time_varying import TimeVarying, b_connectivity, one_peer_exponential, random_matching
 from .variance_corrected import (
     AbstractModelAverage,
     BufferedGossipLearning,
@@ -323,6 +300,14 @@ from .variance_corrected import (
     independent_init,
     sample_weights,
     variance_corrected_mean,
+)
+from .vra_tracking import (
+    VRADGT,
+    VRADSGT,
+    Harmonic,
+    PowerGain,
+    RobustTracking,
+    VarianceReducedAggregation,
 )
 
 __all__ = [
@@ -345,9 +330,9 @@ __all__ = [
     "AverageDirectionSAM",
     "Blocks",
     "BridgeSwap",
+    "BufferedGossipLearning",
     "Chain",
     "ChebyshevAverage",
-    "BufferedGossipLearning",
     "ChebyshevGossip",
     "CompressedSGD",
     "CompressedState",
@@ -380,18 +365,18 @@ __all__ = [
     "Network",
     "NonBacktrackingWalk",
     "Overlap",
+    "OwnerEigensolver",
     "Padded",
-    "PlainGossip",
+    "Partition",
     "PartitionedGossip",
     "PlainAverage",
+    "PlainGossip",
     "PowerDecay",
     "PowerGain",
     "PowerMemory",
     "PowerSGD",
     "Quantized",
     "RandomRelabelling",
-    "OwnerEigensolver",
-    "Partition",
     "ReplicatedEigensolver",
     "RestartedGossip",
     "RobustSGD",
@@ -408,13 +393,13 @@ __all__ = [
     "TokenHeavyBall",
     "TokenSGD",
     "TopKMoE",
+    "VarianceCorrected",
     "VarianceReducedAggregation",
     "WalkState",
     "accelerated_gossip",
     "asymptotic_covariance",
     "at_honest",
     "attacks",
-    "VarianceCorrected",
     "average_direction_expansion",
     "average_direction_gradient",
     "b_connectivity",
@@ -480,17 +465,17 @@ __all__ = [
     "robust",
     "run",
     "run_events",
+    "sample_weights",
     "signum",
     "simple_random_walk",
-    "sample_weights",
     "smoothing_bound",
     "spectral_gap",
     "star",
     "sum_momentum",
     "torus",
     "trace_diversity",
-    "visit_covariance",
     "variance_corrected_mean",
+    "visit_covariance",
     "warmup_step_decay",
     "weight_diversity",
     "weighted_laplacian",

@@ -54,8 +54,6 @@ def _length(data: PyTree[Any]) -> int:
     shapes = [np.shape(leaf) for leaf in jax.tree.leaves(data)]
     if () in shapes or len({shape[0] for shape in shapes}) != 1:
         raise ValueError(f"samples must lie along the first axis of all leaves, got {shapes}")
-    (length,) = lengths
-    return int(length or 0)
     return shapes[0][0]
 
 

@@ -151,11 +151,6 @@ class MoNNA(AbstractNetworkAlgorithm):
     def bits_per_round(self, params, network):
         return self.coordination_steps * network.max_degree * model_bits(params)
 
-    def _clipped(self, gradient):
-        norm, clip = tree.norm(gradient), jnp.asarray(self.clip)
-        scale = jnp.where(norm > clip, clip / jnp.where(norm > 0, norm, 1), 1)
-        return jax.tree.map(lambda g: g * scale.astype(g.dtype), gradient)
-
     def _poison(self, network, old, new, batch, step):
         honest = network.local(honest_nodes(self.faulty, network.size))
         gradient = _gradients(self.poisoned, old, batch)

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -269,8 +269,6 @@ class _Scheme:
             odd = (memory.count * self.power_iterations + iteration) % 2 == 1
             pieces, more, left, right = loops.cond(
                 odd,
-                lambda *args, f=first: half(True, *args, others=f),
-                lambda *args, f=first: half(False, *args, others=f),
                 lambda m, p, q, f=first: half(True, m, p, q, f),
                 lambda m, p, q, f=first: half(False, m, p, q, f),
                 matrices,
@@ -371,7 +369,7 @@ def powersgd(
         found, state = scheme.step(leaves, _likes(leaves), state, workers)
         return jax.tree.unflatten(treedef, found), state
 
-    return optax.GradientTransformationExtraArgs(cast(Any, init), cast(Any, update))
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def sum_momentum(decay: float = 0.9) -> optax.GradientTransformation:

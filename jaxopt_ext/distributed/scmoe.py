@@ -11,8 +11,6 @@ each part behind a normalization of its own. They differ in what the mixture loo
 """
 
 import math
-from collections.abc import Callable
-from typing import Any, cast
 
 import equinox as eqx
 import jax
@@ -532,13 +530,6 @@ class ScMoEPair(eqx.Module):
         """
         if network is None:
             return _alone(self, x, key)
-        h, sent = x, cast(Any, None)
-        for position, part in enumerate(self.backbone.parts(), 1):
-            if position == self.position:  # the tokens leave before anything that need not be first
-                v = _tokens(_each(self.norm, h))
-                sent = self.experts.send(self.gate, v, self.k, network, key)
-            h = part(h)
-        arrived, routing = sent
         s = self.backbone(x, 1, self.position)
         # The tokens leave before anything that need not come first.
         v = _tokens(_each(self.norm, s))
@@ -599,13 +590,6 @@ class DGMoEPair(eqx.Module):
         if network is None:
             return _alone(self, x, key)
         early, late = (None, None) if key is None else jax.random.split(key)
-        h, sent = x, cast(Any, None)
-        for position, part in enumerate(self.backbone.parts(), 1):
-            if position == self.position:
-                v = _tokens(_each(self.norm, h))
-                sent = self.experts.send(self.gate, v, 1, network, early)
-            h = part(h)
-        arrived, first = sent
         s = self.backbone(x, 1, self.position)
         v = _tokens(_each(self.norm, s))
         arrived, first = self.experts.send(self.gate, v, 1, network, early)

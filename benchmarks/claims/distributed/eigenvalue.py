@@ -14,19 +14,19 @@ from jaxopt_ext import distributed as dd
 
 CLAIM = (
     "For the smallest eigenvalue of a tridiagonal matrix of size 1000, whose rows 10 nodes on a "
-    "line own, every node is within 1e-10 of it after 1000 rounds at the default step, also if "
-    "messages take up to 10 rounds and 30% are lost, as is the power method in one place at "
-    "Gershgorin's shift, on 3 seeds; and 8 nodes that each fit a network to the ground state of an "
-    "oscillator all have it within 1e-3 after 3000 rounds, with and without such links."
+    "line own, the nodes need at most 1.5 times the rounds of the power method in one place until "
+    "all stay within 1e-6 of it, and at most twice as many if messages take up to 10 rounds and "
+    "30% are lost, both at their best step size, on 3 seeds; and 8 nodes that each fit a network "
+    "to the ground state of an oscillator all have it within 1e-3 after 3000 rounds, with and "
+    "without such links."
 )
 SETTINGS = (
-    "The claim is of defaults. For the rounds to 1e-6, step sizes of the owners are 2^(k/6), "
+    "Step sizes of the owners are 2^(k/6), "
     "k = -6..5, times Partition.step_size, and the power method runs on c I - A with c that many "
     "times the bound of Gershgorin's circles; each takes the one whose largest number of rounds is "
     "least on seeds 0 and 1, and with late messages one of its own. Seeds 10 to 12 are reported. "
     "Networks: one hidden layer of 32, 500 points, the optimizer Adam with 2e-2 and cosine decay, "
-    "nothing tuned. A first wording of the claim asked that these rounds be at most 1.5 times "
-    "those of the power method in time, and twice if late: if late that does not hold."
+    "nothing tuned."
 )
 
 SIZE, NODES, LIMIT = 1000, 10, 1500
@@ -47,10 +47,11 @@ def run() -> Outcome:
             row = {"problem": "owners", "seed": seed}
             for kind in KINDS:
                 row[kind] = float(_errors(kind, seed, np.ones(1))[0, 999])
-                holds &= row[kind] < 1e-10
             for kind in KINDS:
                 rounds = _rounds(kind, seed, np.array([chosen[kind]]))
                 row[f"{kind}, rounds"] = int(rounds[0])
+            rounds = row["power method, rounds"]
+            holds &= row["in time, rounds"] <= 1.5 * rounds and row["late, rounds"] <= 2 * rounds
             table.append(row)
     with jax.enable_x64(False):
         for seed in REPORTED:
@@ -66,7 +67,8 @@ def run() -> Outcome:
         f"{factors}; networks after 3000 rounds, where no node's quotient is below the eigenvalue "
         "but by rounding, 1e-4 of it."
     )
-    return Outcome(table, bool(holds), note)
+    why = "ours: late messages cost the owners up to 2.2 times the rounds of the power method"
+    return Outcome(table, bool(holds), note, why=why)
 
 
 @functools.cache
