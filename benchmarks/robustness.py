@@ -1,7 +1,7 @@
 """Every aggregator against every attack: `python -m benchmarks.robustness [--reduced]`.
 
 Sixteen workers with parts of the digits, of which $f$ are bad, from none to as many as the rule
-tolerates, and one more. A full run writes `docs/robustness.md` and `docs/robustness.png`; what it
+tolerates. A full run writes `docs/robustness.md` and `docs/robustness.png`; what it
 has done is kept in `.cache/robustness`, and is not done again. The reduced one prints three bad
 workers, for a few rounds.
 """
