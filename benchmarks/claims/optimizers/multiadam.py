@@ -113,4 +113,5 @@ def run() -> Outcome:
         table,
         mine[at] <= 0.5 * adam[at] and mine["least squares"] <= 0.2 * adam["least squares"],
         f"Means over {SEEDS} seeds; L = 1 and 8, at rate 1e-3, are shown without a threshold.",
+        why="ours: it has 0.4 to 0.6 of Adam's error, by rate and seeds, and we asked for half",
     )
