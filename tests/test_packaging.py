@@ -35,6 +35,7 @@ def test_imports_are_declared():
             needed = set(third_party(path)) - set(sys.stdlib_module_names) - set(PACKAGES)
             extra = DEMO_ONLY if path.name == "_demo.py" else set()
             extra = PLOTS_ONLY if path.parent.name == "plots" else extra
+            extra = {"cvxpy"} if path.name == "dadao.py" else extra  # in one function of it
             assert needed <= declared | extra, (path, needed - declared)
 
 

@@ -55,7 +55,10 @@ def optimal_rates(graph: nx.Graph, *, num_trials: int = 12) -> Float[np.ndarray,
 
     **Raises:** `ImportError` without `cvxpy`.
     """
-    import cvxpy as cp
+    try:
+        import cvxpy as cp
+    except ImportError as error:
+        raise ImportError("optimal_rates needs cvxpy: pip install 'jaxopt-ext[rates]'") from error
 
     edges, n = edge_list(graph), graph.number_of_nodes()
     uniform = communication_rates(graph)

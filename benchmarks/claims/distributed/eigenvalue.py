@@ -67,8 +67,12 @@ def run() -> Outcome:
         f"{factors}; networks after 3000 rounds, where no node's quotient is below the eigenvalue "
         "but by rounding, 1e-4 of it."
     )
-    why = "ours: late messages cost the owners up to 2.2 times the rounds of the power method"
-    return Outcome(table, bool(holds), note, why=why)
+    return Outcome(
+        table,
+        bool(holds),
+        note,
+        why="ours: late messages cost the owners up to 2.2 times the rounds of the power method",
+    )
 
 
 @functools.cache
