@@ -180,6 +180,7 @@ def families() -> tuple[Family, ...]:
         for inner in sorted(path.glob("*/__init__.py"))
         if not inner.parent.name.startswith("_")
         and not set(_exports(inner) or []) <= set(_exports(_source(path)) or [])
+        and inner.parent.name not in (_exports(_source(path)) or [])  # on the page of that one
     ]
     found = [_family(".".join(path.relative_to(folder.parent).parts), path) for path in paths]
     found.append(
