@@ -276,7 +276,24 @@ class EF14SGD(AbstractCompressedGradient):
         return jax.tree.map(jnp.subtract, params, estimate)
 
 
-class ECIdeal(AbstractCompressedGradient):
+class _AbstractCompensation(AbstractCompressedGradient):
+    """Error compensation of what differs from a fixed reference, which `begin` gives."""
+
+    def __check_init__(self):
+        _check(self.compressor)
+
+    @property
+    def feedback(self):
+        return EF14()
+
+    def value(self, gradients, extra):
+        return extra.taken_from(gradients), extra
+
+    def move(self, params, estimate, extra):
+        return self.descend(params, extra.added_to(estimate))
+
+
+class ECIdeal(_AbstractCompensation):
     """Error compensation of what differs from the gradients at the optimum,
 
     $$D_i = C(e_i + g_i - h_i^*), \\qquad e_i \\leftarrow e_i + g_i - h_i^* - D_i, \\qquad
@@ -301,24 +318,11 @@ class ECIdeal(AbstractCompressedGradient):
     compressor: AbstractCompressor
     optimum: PyTree[Array]
 
-    def __check_init__(self):
-        _check(self.compressor)
-
-    @property
-    def feedback(self):
-        return EF14()
-
     def begin(self, params, gradients, batch, network):
         return _Reference.of(self.gradients(_copies(self.optimum, params), batch), network)
 
-    def value(self, gradients, extra):
-        return extra.taken_from(gradients), extra
 
-    def move(self, params, estimate, extra):
-        return self.descend(params, extra.added_to(estimate))
-
-
-class ECApproximate(AbstractCompressedGradient):
+class ECApproximate(_AbstractCompensation):
     """`ECIdeal` with any fixed guess in place of the gradients at the optimum. It stalls the nearer
     to the optimum the better the guess is.
 
@@ -338,21 +342,8 @@ class ECApproximate(AbstractCompressedGradient):
     compressor: AbstractCompressor
     reference: PyTree[Array]
 
-    def __check_init__(self):
-        _check(self.compressor)
-
-    @property
-    def feedback(self):
-        return EF14()
-
     def begin(self, params, gradients, batch, network):
         return _Reference.of(jax.tree.map(network.local, self.reference), network)
-
-    def value(self, gradients, extra):
-        return extra.taken_from(gradients), extra
-
-    def move(self, params, estimate, extra):
-        return self.descend(params, extra.added_to(estimate))
 
 
 class _Reference(eqx.Module):

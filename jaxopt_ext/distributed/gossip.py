@@ -1,14 +1,15 @@
 """Accelerated gossip: several rounds of talk that bring nodes closer to their mean than plain
 mixing does, and keep the mean."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
-from ..core import checks, loops
-from .network import Network
+from ..core import checks, loops, tree
+from .network import Network, column
 
 
 def chebyshev_gossip(
@@ -43,31 +44,51 @@ def chebyshev_gossip(
     checks.positive("spectrum", second)
     checks.positive("spectrum", last)
     degrees = network.degrees()
-    # 1 / c, which is zero where all eigenvalues are one, rather than c, which is infinite there.
-    inverse = (jnp.asarray(last) - second) / (jnp.asarray(last) + second)
-    step = 2 / (jnp.asarray(last) + second)
 
-    def descend(y):
+    def laplacian(y):
         def leaf(a, s):
-            degree = degrees.reshape(-1, *([1] * (a.ndim - 1))).astype(a.real.dtype)
-            return a - step.astype(a.real.dtype) * (degree * a - s)
+            return column(degrees.astype(a.real.dtype), a) * a - s
 
         return jax.tree.map(leaf, y, network.neighbor_sum(y))
 
-    def one(_, carry):
-        y, old, r = carry
-        twice = 1 / (2 - inverse * r)  # c r_{k+1}
-        new = inverse * twice
+    def one(_, state):
+        return chebyshev_step(state, laplacian, spectrum)
 
-        def leaf(a, b):
-            dtype = a.real.dtype
-            return (2 * twice).astype(dtype) * a - (new * r).astype(dtype) * b
+    return loops.fori_loop(0, num_steps, one, chebyshev_start(x))[0] if num_steps else x
 
-        return jax.tree.map(leaf, descend(y), old), y, new
 
-    if num_steps == 0:
-        return x
-    return loops.fori_loop(1, num_steps, one, (descend(x), x, inverse))[0]
+def chebyshev_start(x: PyTree[Array]) -> tuple[PyTree[Array], PyTree[Array], Array]:
+    """The state before the first `chebyshev_step`: the values, those before, and r."""
+    # With r = 0 the recursion's first step is the plain one, whatever stands for the past.
+    return x, x, jnp.zeros(())
+
+
+def chebyshev_step(
+    state: tuple[PyTree[Array], PyTree[Array], Array],
+    laplacian: Callable[[PyTree[Array]], PyTree[Array]],
+    spectrum: tuple[Any, Any],
+) -> tuple[PyTree[Array], PyTree[Array], Array]:
+    """One step of the recursion of `chebyshev_gossip`.
+
+    **Arguments:**
+
+    - `laplacian`: `y -> L y`, called once.
+    """
+    y, old, r = state
+    low, high = spectrum
+    # 1 / c, which is zero where all eigenvalues are one, rather than c, which is infinite there.
+    inverse = (jnp.asarray(high) - low) / (jnp.asarray(high) + low)
+    first = r == 0
+    twice = jnp.where(first, 0.5, 1 / (2 - inverse * r))  # c r_{k+1}
+    # With all eigenvalues alike r stays zero, and each step is exact.
+    new = jnp.where(first, 1, twice) * inverse
+    down = tree.axpy(y, -2 / (jnp.asarray(low) + high), laplacian(y))
+
+    def leaf(a, b):
+        dtype = a.real.dtype
+        return (2 * twice).astype(dtype) * a - (new * r).astype(dtype) * b
+
+    return jax.tree.map(leaf, down, old), y, new.astype(r.dtype)
 
 
 def fast_mix(network: Network, x: PyTree[Array], num_steps: int, contraction: Any) -> PyTree[Array]:

@@ -314,7 +314,7 @@ class Network(eqx.Module):
         own, table = self.local(own), self.local(table)
         # A compiler may fuse a product with the sum that follows. With one product for each sum,
         # as here, it does so alike in both kinds of network, and nodes that agree stay as they are.
-        base = jax.tree.map(lambda a: jnp.where(_column(own == 0, a), 0, a), x)
+        base = jax.tree.map(lambda a: jnp.where(column(own == 0, a), 0, a), x)
 
         tables = [table]
         if channel is not None:
@@ -327,14 +327,14 @@ class Network(eqx.Module):
                 values = jax.vmap(channel)(keys, values)
 
             def leaf(t, v, b):
-                new = t + _column(weight.astype(v.real.dtype), v) * (v - b)
-                return jnp.where(_column(weight == 0, v), t, new)
+                new = t + column(weight.astype(v.real.dtype), v) * (v - b)
+                return jnp.where(column(weight == 0, v), t, new)
 
             return jax.tree.map(leaf, total, values, base)
 
         total = self.fold(add, base, x, *tables)
         return jax.tree.map(
-            lambda t, b: t + _column(excess.astype(b.real.dtype), b) * b, total, base
+            lambda t, b: t + column(excess.astype(b.real.dtype), b) * b, total, base
         )
 
     def local_weights(self) -> tuple[Float[Array, " local"], Float[Array, "local k"]]:
@@ -346,7 +346,7 @@ class Network(eqx.Module):
         """$\\sum_{j \\sim i} x_j$ at each local node."""
 
         def add(total, values, mask):
-            return jax.tree.map(lambda t, v: t + jnp.where(_column(mask, v), v, 0), total, values)
+            return jax.tree.map(lambda t, v: t + jnp.where(column(mask, v), v, 0), total, values)
 
         return self.fold(add, jax.tree.map(jnp.zeros_like, x), x)
 
@@ -437,7 +437,7 @@ class Network(eqx.Module):
         return self.tables
 
 
-def _column(per_node: Array, like: Array) -> Array:
+def column(per_node: Array, like: Array) -> Array:
     """One number for each node, shaped to act on a stacked array."""
     return per_node.reshape(-1, *([1] * (like.ndim - 1)))
 
@@ -451,8 +451,8 @@ def _excess(own: Any, table: Any) -> Any:
 
 
 def _sum_of_weighted(weights, x):
-    product = _column(jnp.asarray(weights, x.real.dtype), x) * x
-    return jnp.sum(jnp.where(_column(weights == 0, x), 0, product), axis=0)
+    product = column(jnp.asarray(weights, x.real.dtype), x) * x
+    return jnp.sum(jnp.where(column(weights == 0, x), 0, product), axis=0)
 
 
 def _by_column(fun, start, pool, sources, tables):
@@ -601,7 +601,7 @@ class OnMesh(Network):
         for colour in range(len(self.rounds)):
             here = mask[:, colour]
             arrived = self._receive(x, colour)
-            yield jax.tree.map(lambda a, v: jnp.where(_column(here, a), v, a), x, arrived)  # noqa: B023
+            yield jax.tree.map(lambda a, v: jnp.where(column(here, a), v, a), x, arrived)  # noqa: B023
 
     def fold(self, fun, start, x, *tables):
         mask = self.local(self._graph().mask)

@@ -12,8 +12,9 @@ import numpy as np
 import scipy.sparse
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core import checks, loops
+from ..core import checks, loops, tree
 from .algorithm import AbstractGradientAlgorithm, Loss, model_bits
+from .gossip import chebyshev_start, chebyshev_step
 from .graphs import edge_list
 from .mixing import Sparse, laplacian_spectrum, weighted_laplacian
 from .network import Network, Weights
@@ -105,10 +106,6 @@ class AbstractGossip(eqx.Module):
         return loops.fori_loop(0, num_steps, one, self.start(x))[0] if num_steps else x
 
 
-def _axpy(x, a, y):
-    return jax.tree.map(lambda u, v: u + jnp.asarray(a).astype(u.real.dtype) * v, x, y)
-
-
 def _check_spectrum(spectrum):
     low, high = spectrum
     checks.positive("spectrum", low)
@@ -134,7 +131,7 @@ class PlainGossip(AbstractGossip):
         return (x,)
 
     def step(self, state, descent, round):
-        return (_axpy(state[0], -self.step_size, descent(state[0])),)
+        return (tree.axpy(state[0], -self.step_size, descent(state[0])),)
 
 
 class NesterovGossip(AbstractGossip):
@@ -179,9 +176,9 @@ class NesterovGossip(AbstractGossip):
     def step(self, state, descent, round):
         old, x = state
         low, high = map(jnp.sqrt, self.spectrum)
-        y = _axpy(x, -1 / self.spectrum[1], descent(x))
+        y = tree.axpy(x, -1 / self.spectrum[1], descent(x))
         moved = jax.tree.map(jnp.subtract, y, old)
-        return y, _axpy(y, (high - low) / (high + low), moved)
+        return y, tree.axpy(y, (high - low) / (high + low), moved)
 
 
 class ChebyshevGossip(AbstractGossip):
@@ -207,24 +204,10 @@ class ChebyshevGossip(AbstractGossip):
         _check_spectrum(self.spectrum)
 
     def start(self, x):
-        # With r = 0 the recursion's first step is the plain one, whatever stands for the past.
-        return x, x, jnp.zeros(())
+        return chebyshev_start(x)
 
     def step(self, state, descent, round):
-        y, old, r = state
-        low, high = self.spectrum
-        inverse = (jnp.asarray(high) - low) / (jnp.asarray(high) + low)  # 1 / c
-        first = r == 0
-        twice = jnp.where(first, 0.5, 1 / (2 - inverse * r))  # c r_{k+1}
-        # With all eigenvalues alike r stays zero, and each step is exact.
-        new = jnp.where(first, 1, twice) * inverse
-        down = _axpy(y, -2 / (jnp.asarray(low) + high), descent(y))
-
-        def leaf(a, b):
-            dtype = a.real.dtype
-            return (2 * twice).astype(dtype) * a - (new * r).astype(dtype) * b
-
-        return jax.tree.map(leaf, down, old), y, new.astype(r.dtype)
+        return chebyshev_step(state, descent, self.spectrum)
 
 
 class RestartedGossip(AbstractGossip):
@@ -349,7 +332,7 @@ class AcceleratedDGD(AbstractGradientAlgorithm):
         params = self.gossip(network, adapted, self.inner_steps, self.schedule, first)
         root = jnp.sqrt(self.step_size * self.strong_convexity)
         moved = jax.tree.map(jnp.subtract, params, state.params)
-        point = _axpy(params, (1 - root) / (1 + root), moved)
+        point = tree.axpy(params, (1 - root) / (1 + root), moved)
         return _State(params, point, state.count + 1)
 
     def bits_per_round(self, params, network):

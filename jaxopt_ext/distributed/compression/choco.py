@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ...core import Scalar, checks
-from ..network import Network
+from ..network import Network, column
 from .average import message_keys
 from .compressor import AbstractCompressor, structs
 from .feedback import EF21, FeedbackState
@@ -78,7 +78,9 @@ class ChocoGossip(eqx.Module):
         def add(total, message, mask, weight):
             del mask  # the weight is zero where there is no neighbour
             meaning = jax.vmap(read)(message)
-            return jax.tree.map(lambda t, v: t + _column(weight, v) * v, total, meaning)
+            return jax.tree.map(
+                lambda t, v: t + column(weight.astype(v.dtype), v) * v, total, meaning
+            )
 
         total = add(jax.tree.map(jnp.zeros_like, x), message, None, own)
         total = network.fold(add, total, message, weights)
@@ -87,7 +89,3 @@ class ChocoGossip(eqx.Module):
             lambda a, s, h: a + self.step_size.astype(a.dtype) * (s - h), x, mixed, sender.copy
         )
         return moved, _State(sender, mixed)
-
-
-def _column(weights, like):
-    return weights.astype(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
