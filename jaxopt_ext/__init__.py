@@ -5,6 +5,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `core`: problems, `solve`, adjoints, objectives, checkpoints.
 - `prox`: functions with a value and a proximal operator.
 - `fixed_point`: Picard, Krasnosel'skii-Mann, Anderson, Halpern.
+- `linalg`: matrix functions, updates, solvers for sequences of systems.
 - `minimize`: gradient, proximal, coordinate and projection-free methods.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
 - `optimizers`: gradient transformations for `optax`.
@@ -27,6 +28,7 @@ _FAMILIES = (
     "distributed",
     "estimators",
     "fixed_point",
+    "linalg",
     "minimize",
     "optimizers",
     "plots",
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
         distributed as distributed,
         estimators as estimators,
         fixed_point as fixed_point,
+        linalg as linalg,
         minimize as minimize,
         optimizers as optimizers,
         plots as plots,

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from .aggregators import AGGREGATORS
 from .estimators import ESTIMATORS
 from .kernels import KERNELS
+from .kernels_products import KERNELS_PRODUCTS
+from .linalg import LINALG
+from .linalg_sequences import LINALG_SEQUENCES
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
 from .network_events import NETWORK_EVENTS
@@ -32,6 +35,9 @@ ROWS: tuple[Row, ...] = (
     *SAMPLERS,
     *ESTIMATORS,
     *KERNELS,
+    *KERNELS_PRODUCTS,
+    *LINALG,
+    *LINALG_SEQUENCES,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

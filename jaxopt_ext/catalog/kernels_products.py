@@ -1,0 +1,5 @@
+"""Rows of the dense kernels."""
+
+from .rows import Row
+
+KERNELS_PRODUCTS: tuple[Row, ...] = ()

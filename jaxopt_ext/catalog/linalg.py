@@ -1,0 +1,5 @@
+"""Rows of the matrix functions."""
+
+from .rows import Row
+
+LINALG: tuple[Row, ...] = ()
