@@ -1,5 +1,6 @@
 """Matrix and sparse kernels, each with a Pallas and an XLA body.
 
+- `CSR`: sparse matrices in compressed rows, linear maps by `@`.
 - `BCSR`: block-sparse matrices. `bcsr_matmul`: block-sparse times dense.
 
 A kernel is a pure function with one signature; `implementation=None` picks Pallas on TPU and GPU
@@ -7,7 +8,7 @@ and XLA on CPU, where Pallas is only interpreted. To add one: a file with both b
 derivative, a dense reference in its tests, and a row in the catalogue.
 """
 
-from .formats import BCSR
+from .formats import BCSR, CSR
 from .spmm import bcsr_matmul
 
-__all__ = ["BCSR", "bcsr_matmul"]
+__all__ = ["BCSR", "CSR", "bcsr_matmul"]

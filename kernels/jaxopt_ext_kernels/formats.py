@@ -1,11 +1,234 @@
 """Sparse formats as pytrees with static shapes."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Num
+
+
+class CSR(eqx.Module):
+    """A matrix in compressed rows: entries sorted by row, then by column, no place twice.
+
+    The number of stored entries is static. Those at and behind `pointers[-1]` are padding: value 0,
+    column 0, the last row. So a product whose structure is only found at run time is a `CSR` too.
+
+    `A @ x` and `x @ A` are products with dense vectors and matrices, with derivatives of any order
+    in both the stored values and `x`; nothing dense is made. Half precision is accumulated in
+    single precision.
+
+    Build it with `from_dense`, `from_scipy`, `from_arrays` or `from_coo`.
+
+    **Attributes:**
+
+    - `values`: stored entries, shape `(nnz,)`; differentiable.
+    - `columns`, `rows`: place of each entry.
+    - `pointers`: where each row starts, shape `(m + 1,)`; its last entry counts those in use.
+    - `order`: the entries sorted by column, then by row, padding last; `None` where the structure
+      was found at run time, and then the transpose sorts.
+    - `shape`: of the matrix.
+    """
+
+    values: Num[Array, " nnz"]
+    columns: Int[Array, " nnz"]
+    rows: Int[Array, " nnz"]
+    pointers: Int[Array, " m_1"]
+    order: Int[Array, " nnz"] | None
+    shape: tuple[int, int] = eqx.field(static=True)
+
+    __array_ufunc__: ClassVar[None] = None  # so that numpy's `x @ A` comes to us
+
+    @classmethod
+    def from_coo(
+        cls, values: Any, rows: Any, columns: Any, shape: tuple[int, int], *, nnz: int | None = None
+    ) -> "CSR":
+        """From entries at given places, in any order; those at one place are summed.
+
+        `values` may be traced, the places may not.
+
+        **Arguments:**
+
+        - `values`, `rows`, `columns`: one entry each, shape `(entries,)`.
+        - `shape`: of the matrix.
+        - `nnz`: stored entries, the rest of them padding; `None` for as many as there are.
+
+        **Raises:** `ValueError` if the arrays do not fit each other, a place lies outside, or `nnz`
+        is too small; `TypeError` if values are not numbers with a fraction, or places no integers.
+        """
+        values = jnp.asarray(values)
+        m, n = shape = _checked_shape(shape)
+        rows, columns = _indices("rows", rows), _indices("columns", columns)
+        if values.ndim != 1 or rows.shape != values.shape or columns.shape != values.shape:
+            raise ValueError(
+                f"values {values.shape}, rows {rows.shape} and columns {columns.shape} do not fit"
+            )
+        if not jnp.issubdtype(values.dtype, jnp.inexact):
+            raise TypeError(f"values must be floating-point or complex, got {values.dtype}")
+        outside = (rows < 0) | (rows >= m) | (columns < 0) | (columns >= n)
+        if outside.any():
+            i = int(np.argmax(outside))
+            place = (int(rows[i]), int(columns[i]))
+            raise ValueError(f"entry {i} at {place} lies outside of {shape}")
+        by_place = np.lexsort((columns, rows))
+        sorted_already = bool((np.diff(by_place) == 1).all())
+        rows, columns = rows[by_place], columns[by_place]
+        if not sorted_already:
+            values = values[by_place]
+        first = np.ones(len(rows), bool)
+        first[1:] = (np.diff(rows) != 0) | (np.diff(columns) != 0)
+        if not first.all():
+            values = jax.ops.segment_sum(
+                values, np.cumsum(first) - 1, int(first.sum()), indices_are_sorted=True
+            )
+        rows, columns = rows[first], columns[first]
+        count = len(rows)
+        nnz = count if nnz is None else nnz
+        if nnz < count:
+            raise ValueError(f"nnz={nnz} is too small for {count} entries")
+        if nnz >= 2**31:
+            raise ValueError(f"{nnz} entries do not fit 32-bit indices")
+        extra = nnz - count
+        order = np.concatenate([np.lexsort((rows, columns)), np.arange(count, nnz)])
+        pointers = np.searchsorted(rows, np.arange(m + 1))
+        return cls(
+            jnp.pad(values, (0, extra)),
+            jnp.asarray(np.pad(columns, (0, extra)), jnp.int32),
+            jnp.asarray(np.pad(rows, (0, extra), constant_values=max(m - 1, 0)), jnp.int32),
+            jnp.asarray(pointers, jnp.int32),
+            jnp.asarray(order, jnp.int32),
+            shape,
+        )
+
+    @classmethod
+    def from_arrays(cls, values: Any, columns: Any, pointers: Any, shape: tuple[int, int]) -> "CSR":
+        """From the three arrays of the format, which must be in order.
+
+        **Raises:** `ValueError` if pointers do not start at 0, end at the number of entries and
+        never fall, or columns are out of range or do not rise within a row; `TypeError` as
+        `from_coo` does.
+        """
+        pointers, columns = _indices("pointers", pointers), _indices("columns", columns)
+        m = _checked_shape(shape)[0]
+        if pointers.shape != (m + 1,):
+            raise ValueError(f"pointers must have shape {(m + 1,)}, got {pointers.shape}")
+        if pointers[0] != 0 or pointers[-1] != len(columns):
+            raise ValueError(
+                f"pointers must go from 0 to {len(columns)}, got {pointers[0]} to {pointers[-1]}"
+            )
+        if (np.diff(pointers) < 0).any():
+            raise ValueError(f"pointers fall after row {int(np.argmax(np.diff(pointers) < 0))}")
+        rows = np.repeat(np.arange(m), np.diff(pointers))
+        falls = (np.diff(columns) <= 0) & (np.diff(rows) == 0)
+        if falls.any():
+            i = int(np.argmax(falls))
+            raise ValueError(
+                f"columns of row {rows[i]} are not sorted: {columns[i]} before {columns[i + 1]}"
+            )
+        return cls.from_coo(values, rows, columns, shape)
+
+    @classmethod
+    def from_dense(cls, matrix: Any, *, nnz: int | None = None) -> "CSR":
+        """The entries of a dense matrix that are not zero.
+
+        **Raises:** `ValueError` if it is no matrix, or has more than `nnz` entries.
+        """
+        matrix = np.asarray(matrix)
+        if matrix.ndim != 2:
+            raise ValueError(f"expected a matrix, got shape {matrix.shape}")
+        rows, columns = np.nonzero(matrix)
+        return cls.from_coo(matrix[rows, columns], rows, columns, matrix.shape, nnz=nnz)
+
+    @classmethod
+    def from_scipy(cls, matrix: Any, *, nnz: int | None = None) -> "CSR":
+        """From any `scipy.sparse` matrix; never dense. Stored zeros are kept, duplicates summed."""
+        import scipy.sparse as sp
+
+        coo = sp.coo_array(matrix)
+        return cls.from_coo(coo.data, *coo.coords, coo.shape, nnz=nnz)
+
+    def to_scipy(self) -> Any:
+        """As `scipy.sparse.csr_array`, without padding."""
+        import scipy.sparse as sp
+
+        count = int(self.count)
+        parts = np.asarray(self.values)[:count], np.asarray(self.columns)[:count]
+        return sp.csr_array((*parts, np.asarray(self.pointers)), shape=self.shape)
+
+    @property
+    def nnz(self) -> int:
+        """Stored entries, padding included."""
+        return self.values.shape[0]
+
+    @property
+    def count(self) -> Int[Array, ""]:
+        """Entries in use."""
+        return self.pointers[-1]
+
+    @property
+    def in_use(self) -> Bool[Array, " nnz"]:
+        """Which stored entries are no padding."""
+        return jnp.arange(self.nnz, dtype=jnp.int32) < self.count
+
+    @property
+    def ndim(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the values."""
+        return self.values.dtype
+
+    @property
+    def T(self) -> "CSR":
+        """The transpose; sorts nothing if `order` is known."""
+        m, n = self.shape
+        if self.order is None:  # entries are sorted by row, and a stable sort keeps that
+            order = jnp.argsort(jnp.where(self.in_use, self.columns, n), stable=True)
+            order = order.astype(jnp.int32)
+        else:
+            order = self.order
+        # Padding stays behind; as an entry of row n it is counted by no pointer.
+        rows = jnp.where(self.in_use, self.columns[order], n)
+        pointers = jnp.searchsorted(rows, jnp.arange(n + 1)).astype(jnp.int32)
+        inverse = jnp.zeros_like(order).at[order].set(jnp.arange(self.nnz, dtype=jnp.int32))
+        return CSR(
+            self.values[order],
+            jnp.where(self.in_use, self.rows[order], 0),
+            jnp.minimum(rows, max(n - 1, 0)),
+            pointers,
+            inverse,
+            (n, m),
+        )
+
+    def conj(self) -> "CSR":
+        """The complex conjugate."""
+        return self.with_values(jnp.conj(self.values))
+
+    def with_values(self, values: Num[Array, " nnz"]) -> "CSR":
+        """The same structure with other values; those of the padding must be 0."""
+        return eqx.tree_at(lambda s: s.values, self, values)
+
+    def todense(self) -> Num[Array, "m n"]:
+        """The matrix with its zeros."""
+        return jnp.zeros(self.shape, self.dtype).at[self.rows, self.columns].add(self.values)
+
+    def __matmul__(self, other: Num[Array, "n *k"]) -> Num[Array, "m *k"]:
+        if not eqx.is_array_like(other):
+            return NotImplemented
+        return _gather_product(self.values, self.columns, self.rows, self.shape, other, True)
+
+    def __rmatmul__(self, other: Num[Array, "*k m"]) -> Num[Array, "*k n"]:
+        if not eqx.is_array_like(other):
+            return NotImplemented
+        shape = self.shape[::-1]
+        # Entry by entry, the transpose is the same product: it needs no order of its own.
+        product = _gather_product(
+            self.values, self.rows, self.columns, shape, jnp.asarray(other).T, False
+        )
+        return product.T
 
 
 class BCSR(eqx.Module):
@@ -106,6 +329,26 @@ class BCSR(eqx.Module):
         rows = np.repeat(np.arange(len(bsr.indptr) - 1), np.diff(bsr.indptr))
         return cls.from_blocks(bsr.data.reshape(-1, r, c), rows, bsr.indices, (m, n))
 
+    @classmethod
+    def from_csr(cls, matrix: CSR, block: tuple[int, int]) -> "BCSR":
+        """The blocks that hold an entry of a `CSR`; its values may be traced, its places may not.
+
+        The derivative in the blocks goes back to the entries.
+
+        **Raises:** `ValueError` if the block is empty.
+        """
+        r, c = block
+        if min(r, c) < 1:
+            raise ValueError(f"bad block {(r, c)}")
+        count = int(matrix.count)
+        rows = np.asarray(matrix.rows)[:count].astype(np.int64)
+        columns = np.asarray(matrix.columns)[:count].astype(np.int64)
+        wide = max(-(-matrix.shape[1] // c), 1)
+        places, which = np.unique(rows // r * wide + columns // c, return_inverse=True)
+        blocks = jnp.zeros((len(places), r, c), matrix.dtype)
+        blocks = blocks.at[which, rows % r, columns % c].set(matrix.values[:count])
+        return cls.from_blocks(blocks, places // wide, places % wide, matrix.shape)
+
     @property
     def block(self) -> tuple[int, int]:
         """Rows and columns of a block."""
@@ -139,3 +382,30 @@ class BCSR(eqx.Module):
         blocks = blocks.at[self.rows, self.columns].add(self.values)
         full = jnp.swapaxes(blocks, 1, 2).reshape(self.block_rows * r, self.block_columns * c)
         return full[:m, :n]
+
+
+def _checked_shape(shape):
+    if len(shape) != 2 or min(shape) < 0 or max(shape) >= 2**31:
+        raise ValueError(f"bad shape of a matrix: {tuple(shape)}")
+    return int(shape[0]), int(shape[1])
+
+
+def _indices(name, array):
+    array = np.asarray(array)
+    if array.size and not np.issubdtype(array.dtype, np.integer):
+        raise TypeError(f"{name} must be integers, got {array.dtype}")
+    return array.astype(np.int64)
+
+
+def _gather_product(values, columns, rows, shape, dense, is_sorted):
+    dense = jnp.asarray(dense)
+    if dense.ndim not in (1, 2) or dense.shape[0] != shape[1]:
+        raise ValueError(f"shapes do not fit: {shape} times {dense.shape}")
+    dtype = jnp.result_type(values, dense)
+    if not values.size or not dense.size:
+        return jnp.zeros((shape[0], *dense.shape[1:]), dtype)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    weights = values.reshape(-1, *(1,) * (dense.ndim - 1)).astype(wide)
+    products = weights * dense.astype(wide)[columns]
+    sums = jax.ops.segment_sum(products, rows, shape[0], indices_are_sorted=is_sorted)
+    return sums.astype(dtype)
