@@ -1,5 +1,6 @@
 """Sparse formats as pytrees with static shapes."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import equinox as eqx
@@ -7,6 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
+
+from ._chunks import sum_rows
+
+_PIECE = 1 << 15
+"""Numbers in a chunk of a product that does not fit the caches."""
 
 
 class CSR(eqx.Module):
@@ -57,7 +63,7 @@ class CSR(eqx.Module):
         **Raises:** `ValueError` if the arrays do not fit each other, a place lies outside, or `nnz`
         is too small; `TypeError` if values are not numbers with a fraction, or places no integers.
         """
-        values = jnp.asarray(values)
+        values = _host_if_known(values)
         m, n = shape = _checked_shape(shape)
         rows, columns = _indices("rows", rows), _indices("columns", columns)
         if values.ndim != 1 or rows.shape != values.shape or columns.shape != values.shape:
@@ -79,9 +85,7 @@ class CSR(eqx.Module):
         first = np.ones(len(rows), bool)
         first[1:] = (np.diff(rows) != 0) | (np.diff(columns) != 0)
         if not first.all():
-            values = jax.ops.segment_sum(
-                values, np.cumsum(first) - 1, int(first.sum()), indices_are_sorted=True
-            )
+            values = _sums(values, np.cumsum(first) - 1, (int(first.sum()),))
         rows, columns = rows[first], columns[first]
         count = len(rows)
         nnz = count if nnz is None else nnz
@@ -93,7 +97,7 @@ class CSR(eqx.Module):
         order = np.concatenate([np.lexsort((rows, columns)), np.arange(count, nnz)])
         pointers = np.searchsorted(rows, np.arange(m + 1))
         return cls(
-            jnp.pad(values, (0, extra)),
+            jnp.concatenate([values, np.zeros(extra, values.dtype)]),
             jnp.asarray(np.pad(columns, (0, extra)), jnp.int32),
             jnp.asarray(np.pad(rows, (0, extra), constant_values=max(m - 1, 0)), jnp.int32),
             jnp.asarray(pointers, jnp.int32),
@@ -152,9 +156,9 @@ class CSR(eqx.Module):
         """As `scipy.sparse.csr_array`, without padding."""
         import scipy.sparse as sp
 
-        count = int(self.count)
-        parts = np.asarray(self.values)[:count], np.asarray(self.columns)[:count]
-        return sp.csr_array((*parts, np.asarray(self.pointers)), shape=self.shape)
+        _, columns = known_places(self)
+        values = np.asarray(self.values)[: len(columns)]
+        return sp.csr_array((values, columns, np.asarray(self.pointers)), shape=self.shape)
 
     @property
     def nnz(self) -> int:
@@ -209,7 +213,7 @@ class CSR(eqx.Module):
 
     def with_values(self, values: Num[Array, " nnz"]) -> "CSR":
         """The same structure with other values; those of the padding must be 0."""
-        return eqx.tree_at(lambda s: s.values, self, values)
+        return dataclasses.replace(self, values=values)
 
     def todense(self) -> Num[Array, "m n"]:
         """The matrix with its zeros."""
@@ -231,13 +235,39 @@ class CSR(eqx.Module):
         return product.T
 
 
+class Permutation(eqx.Module):
+    """An order of rows or columns, with its inverse.
+
+    **Attributes:**
+
+    - `order`: what stands at each place.
+    - `places`: where each one stands.
+    """
+
+    order: Int[Array, " n"]
+    places: Int[Array, " n"]
+
+    @classmethod
+    def of(cls, order: Any, size: int) -> "Permutation":
+        """From `order`; **raises** `ValueError` if it is no permutation of `range(size)`."""
+        order = _indices("order", order)
+        if order.shape != (size,) or not np.array_equal(np.sort(order), np.arange(size)):
+            raise ValueError(f"not an order of {size} rows or columns: {order}")
+        places = np.empty(size, np.int64)
+        places[order] = np.arange(size)
+        return cls(jnp.asarray(order, jnp.int32), jnp.asarray(places, jnp.int32))
+
+
 class BCSR(eqx.Module):
     """A matrix in blocked compressed rows: dense blocks, sorted by row, then by column.
 
     Every block row has at least one block, of zeros if need be, so that kernels write all of their
     output. The order of the blocks in the transpose is found once, on the host.
 
-    Build it with `from_dense`, `from_scipy` or `from_blocks`.
+    The blocks may be cut from the matrix with its rows or columns in another order, in which fewer
+    of them are needed; `T`, `todense` and products still are those of the matrix itself.
+
+    Build it with `from_dense`, `from_scipy`, `from_csr` or `from_blocks`. `A @ x` is `spmm(A, x)`.
 
     **Attributes:**
 
@@ -246,6 +276,7 @@ class BCSR(eqx.Module):
     - `pointers`: where each block row starts, shape `(block_rows + 1,)`.
     - `order`: the blocks sorted by column, then by row.
     - `shape`: of the matrix, which the blocks may overhang.
+    - `row_order`, `column_order`: in which the blocks are cut; `None` for the matrix's own.
     """
 
     values: Float[Array, "blocks r c"]
@@ -254,6 +285,10 @@ class BCSR(eqx.Module):
     pointers: Int[Array, " block_rows_1"]
     order: Int[Array, " blocks"]
     shape: tuple[int, int] = eqx.field(static=True)
+    row_order: Permutation | None = None
+    column_order: Permutation | None = None
+
+    __array_ufunc__: ClassVar[None] = None
 
     @classmethod
     def from_blocks(cls, values: Any, rows: Any, columns: Any, shape: tuple[int, int]) -> "BCSR":
@@ -261,7 +296,7 @@ class BCSR(eqx.Module):
 
         **Raises:** `ValueError` if arrays do not fit, a block lies outside, or two share a place.
         """
-        values = jnp.asarray(values)
+        values = _host_if_known(values)
         rows, columns = np.asarray(rows, np.int32), np.asarray(columns, np.int32)
         if values.ndim != 3 or rows.shape != values.shape[:1] or columns.shape != rows.shape:
             raise ValueError(
@@ -287,16 +322,18 @@ class BCSR(eqx.Module):
         more_columns[: len(empty_columns)] = empty_columns
         rows = np.concatenate([rows, more_rows])
         columns = np.concatenate([columns, more_columns])
-        values = jnp.concatenate([values, jnp.zeros((extra, r, c), values.dtype)])
         place = rows.astype(np.int64) * max(block_columns, 1) + columns
         if len(np.unique(place)) != len(place):
             raise ValueError("two blocks share a place")
+        zeros = np.zeros((extra, r, c), values.dtype)
+        stack = np if isinstance(values, np.ndarray) else jnp
+        values = stack.concatenate([values, zeros])
         by_row = np.argsort(place, kind="stable")
         rows, columns = rows[by_row], columns[by_row]
         pointers = np.searchsorted(rows, np.arange(block_rows + 1)).astype(np.int32)
         order = np.lexsort((rows, columns)).astype(np.int32)
         return cls(
-            values[by_row],
+            jnp.asarray(values[by_row]),
             jnp.asarray(rows),
             jnp.asarray(columns),
             jnp.asarray(pointers),
@@ -330,24 +367,44 @@ class BCSR(eqx.Module):
         return cls.from_blocks(bsr.data.reshape(-1, r, c), rows, bsr.indices, (m, n))
 
     @classmethod
-    def from_csr(cls, matrix: CSR, block: tuple[int, int]) -> "BCSR":
+    def from_csr(
+        cls,
+        matrix: CSR,
+        block: tuple[int, int],
+        row_order: Any = None,
+        column_order: Any = None,
+    ) -> "BCSR":
         """The blocks that hold an entry of a `CSR`; its values may be traced, its places may not.
 
         The derivative in the blocks goes back to the entries.
 
-        **Raises:** `ValueError` if the block is empty.
+        **Arguments:**
+
+        - `matrix`: the entries.
+        - `block`: rows and columns of a block.
+        - `row_order`: in which rows are cut into blocks: a `RowOrder` of `reorder_rows`, an array,
+          or `None` for their own.
+        - `column_order`: the same of the columns; `reorder_rows(matrix.T, block[::-1])` finds one.
+
+        **Raises:** `ValueError` if the block is empty or an order is no permutation.
         """
         r, c = block
         if min(r, c) < 1:
             raise ValueError(f"bad block {(r, c)}")
-        count = int(matrix.count)
-        rows = np.asarray(matrix.rows)[:count].astype(np.int64)
-        columns = np.asarray(matrix.columns)[:count].astype(np.int64)
+        places = known_places(matrix)
+        orders = [None, None]
+        for axis, order in enumerate((row_order, column_order)):
+            if order is not None:
+                order = getattr(order, "order", order)
+                orders[axis] = Permutation.of(order, matrix.shape[axis])
+                places[axis] = np.argsort(np.asarray(order))[places[axis]]
+        rows, columns = places
         wide = max(-(-matrix.shape[1] // c), 1)
-        places, which = np.unique(rows // r * wide + columns // c, return_inverse=True)
-        blocks = jnp.zeros((len(places), r, c), matrix.dtype)
-        blocks = blocks.at[which, rows % r, columns % c].set(matrix.values[:count])
-        return cls.from_blocks(blocks, places // wide, places % wide, matrix.shape)
+        taken, which = np.unique(rows // r * wide + columns // c, return_inverse=True)
+        values = _host_if_known(matrix.values)[: len(rows)]
+        blocks = _sums(values, (which, rows % r, columns % c), (len(taken), r, c))
+        found = cls.from_blocks(blocks, taken // wide, taken % wide, matrix.shape)
+        return dataclasses.replace(found, row_order=orders[0], column_order=orders[1])
 
     @property
     def block(self) -> tuple[int, int]:
@@ -373,7 +430,8 @@ class BCSR(eqx.Module):
         # Where each block of ours went: the inverse permutation.
         inverse = jnp.zeros_like(order).at[order].set(jnp.arange(order.size, dtype=order.dtype))
         values = jnp.swapaxes(self.values[order], 1, 2)
-        return BCSR(values, rows, self.rows[order], pointers, inverse, (n, m))
+        orders = self.column_order, self.row_order
+        return BCSR(values, rows, self.rows[order], pointers, inverse, (n, m), *orders)
 
     def todense(self) -> Float[Array, "m n"]:
         """The matrix with its zeros."""
@@ -381,7 +439,58 @@ class BCSR(eqx.Module):
         blocks = jnp.zeros((self.block_rows, self.block_columns, r, c), self.values.dtype)
         blocks = blocks.at[self.rows, self.columns].add(self.values)
         full = jnp.swapaxes(blocks, 1, 2).reshape(self.block_rows * r, self.block_columns * c)
-        return full[:m, :n]
+        full = full[:m, :n]
+        if self.row_order is not None:
+            full = full[self.row_order.places]
+        return full if self.column_order is None else full[:, self.column_order.places]
+
+    @property
+    def ndim(self) -> int:
+        """Two."""
+        return 2
+
+    @property
+    def dtype(self) -> Any:
+        """Type of the values."""
+        return self.values.dtype
+
+    def conj(self) -> "BCSR":
+        """The complex conjugate."""
+        return dataclasses.replace(self, values=jnp.conj(self.values))
+
+    def __matmul__(self, other: Num[Array, "n *k"]) -> Num[Array, "m *k"]:
+        from .spmm import spmm  # which needs the format
+
+        return spmm(self, other) if eqx.is_array_like(other) else NotImplemented
+
+    def __rmatmul__(self, other: Num[Array, "*k m"]) -> Num[Array, "*k n"]:
+        return (self.T @ jnp.asarray(other).T).T if eqx.is_array_like(other) else NotImplemented
+
+
+def known_places(matrix: CSR) -> list[np.ndarray]:
+    """Rows and columns of the entries in use, on the host.
+
+    **Raises:** `TypeError` if they are traced.
+    """
+    arrays = matrix.pointers, matrix.rows, matrix.columns
+    if any(isinstance(a, jax.core.Tracer) for a in arrays):
+        raise TypeError("the places of entries are traced: do this outside of jit, vmap and grad")
+    pointers, *places = map(np.asarray, arrays)
+    return [indices[: pointers[-1]].astype(np.int64) for indices in places]
+
+
+def _host_if_known(values):
+    """On the host, where sums and sorts compile nothing, unless traced."""
+    values = jnp.asarray(values)
+    return values if isinstance(values, jax.core.Tracer) else np.asarray(values)
+
+
+def _sums(values, places, shape):
+    if isinstance(values, np.ndarray):
+        out = np.zeros(shape, values.dtype)
+        np.add.at(out, places, values)
+        return out
+    return jnp.zeros(shape, values.dtype).at[places].add(values)
 
 
 def _checked_shape(shape):
@@ -405,7 +514,17 @@ def _gather_product(values, columns, rows, shape, dense, is_sorted):
     if not values.size or not dense.size:
         return jnp.zeros((shape[0], *dense.shape[1:]), dtype)
     wide = jnp.promote_types(dtype, jnp.float32)
-    weights = values.reshape(-1, *(1,) * (dense.ndim - 1)).astype(wide)
-    products = weights * dense.astype(wide)[columns]
-    sums = jax.ops.segment_sum(products, rows, shape[0], indices_are_sorted=is_sorted)
+    width = dense.size // dense.shape[0]
+
+    def products(entries):
+        values, columns = entries
+        weights = values.reshape(-1, *(1,) * (dense.ndim - 1)).astype(wide)
+        return weights * dense[columns].astype(wide)
+
+    like = jax.ShapeDtypeStruct((shape[0], *dense.shape[1:]), wide)
+    # A few columns are fastest at once, many in pieces that stay in the caches.
+    chunk = max(_PIECE // width, 64) if width >= 8 and values.size * width > 8 * _PIECE else None
+    sums = sum_rows(
+        products, (values, columns), rows, like, chunk or values.size, is_sorted=is_sorted
+    )
     return sums.astype(dtype)
