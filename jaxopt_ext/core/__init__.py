@@ -2,6 +2,8 @@
 
 - Problems: `Smooth`, `Composite`, `Constrained`, `LeastSquares`, `RootFinding`, `FixedPoint`,
   `Saddle`, `Splitting`, `QuadraticProgram`; their points `PrimalDual` and `SplitPoint`.
+- Means over samples: `FiniteSum`, `Expectation`, drawn `WithReplacement` or `WithoutReplacement`;
+  `minibatches` asks other problems in the same way.
 - `solve(problem, solver, x0)` returns a `Solution` with a `Status`.
 - Derivatives: `ImplicitAdjoint` (default), `UnrolledAdjoint`, `OneStepAdjoint`; `attach` gives the
   implicit derivative to a solution found elsewhere.
@@ -13,6 +15,15 @@
 from . import checkpoint, checks, loops, objectives, operators, progress, ring, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
 from .closure import hoist
+from .finite_sum import (
+    AbstractExpectation,
+    AbstractSampling,
+    Expectation,
+    FiniteSum,
+    WithoutReplacement,
+    WithReplacement,
+    minibatches,
+)
 from .linear import LeastSquaresFallback
 from .problem import (
     AbstractProblem,
@@ -34,11 +45,15 @@ from .solver import AbstractSolver, AbstractSplittingSolver, Scalar, scalar_fiel
 
 __all__ = [
     "AbstractAdjoint",
+    "AbstractExpectation",
     "AbstractProblem",
+    "AbstractSampling",
     "AbstractSolver",
     "AbstractSplittingSolver",
     "Composite",
     "Constrained",
+    "Expectation",
+    "FiniteSum",
     "FixedPoint",
     "ImplicitAdjoint",
     "LeastSquares",
@@ -55,11 +70,14 @@ __all__ = [
     "Splitting",
     "Status",
     "UnrolledAdjoint",
+    "WithReplacement",
+    "WithoutReplacement",
     "attach",
     "checkpoint",
     "checks",
     "hoist",
     "loops",
+    "minibatches",
     "objectives",
     "operators",
     "progress",

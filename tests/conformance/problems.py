@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cvxpy as cp
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
@@ -124,6 +125,21 @@ def _solve_squares(theta):
     return scipy.optimize.least_squares(fun, start.x, **options).x
 
 
+def _finite_sum(theta):
+    """Ridge regression, a few rows at a time."""
+    fit = lambda w, row: 0.5 * (row[0] @ w - row[1]) ** 2
+    data = _cast(A, B, like=theta)
+    return jxt.FiniteSum(fit, data, prox.L2Squared(theta / ROWS), chunk=5)
+
+
+def _expectation(theta):
+    a, b = _cast(A, B, like=theta)
+    fit = lambda w, i: 0.5 * ROWS * (a[i] @ w - b[i]) ** 2
+    mean = lambda w: 0.5 * jnp.sum((a @ w - b) ** 2)
+    draw = lambda key, size: jax.random.randint(key, (size,), 0, ROWS)
+    return jxt.Expectation(fit, draw, prox.L2Squared(theta), mean)
+
+
 def _quadratic_prox(theta, rows=None):
     b = jnp.asarray(B, theta.dtype)
     return prox.Shifted(prox.L2Squared(1.0), b)
@@ -218,4 +234,6 @@ CASES: dict[type, Case] = {
         np.array([0.3, -0.2, 0.1, 0.4, -0.5]),
         primal=lambda value: value.primal,
     ),
+    jxt.FiniteSum: Case(_finite_sum, _zeros, _solve_ridge, np.linspace(0.5, 1.0, COLUMNS)),
+    jxt.Expectation: Case(_expectation, _zeros, _solve_ridge, np.linspace(0.5, 1.0, COLUMNS)),
 }
