@@ -4,6 +4,8 @@
   `Saddle`, `Splitting`, `QuadraticProgram`; their points `PrimalDual` and `SplitPoint`.
 - Means over samples: `FiniteSum`, `Expectation`, drawn `WithReplacement` or `WithoutReplacement`;
   `minibatches` asks other problems in the same way.
+- Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
+  `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
 - `solve(problem, solver, x0)` returns a `Solution` with a `Status`.
 - Derivatives: `ImplicitAdjoint` (default), `UnrolledAdjoint`, `OneStepAdjoint`; `attach` gives the
   implicit derivative to a solution found elsewhere.
@@ -14,6 +16,8 @@
 
 from . import checkpoint, checks, loops, objectives, operators, progress, ring, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
+from .bounded_root import BoundedRootFinding
+from .bounds import Bounds
 from .closure import hoist
 from .finite_sum import (
     AbstractExpectation,
@@ -24,7 +28,9 @@ from .finite_sum import (
     WithReplacement,
     minibatches,
 )
+from .fractional import Fractional
 from .linear import LeastSquaresFallback
+from .nonlinear_program import EqualityConstrained, Multipliers, NonlinearProgram
 from .problem import (
     AbstractProblem,
     Composite,
@@ -50,14 +56,20 @@ __all__ = [
     "AbstractSampling",
     "AbstractSolver",
     "AbstractSplittingSolver",
+    "BoundedRootFinding",
+    "Bounds",
     "Composite",
     "Constrained",
+    "EqualityConstrained",
     "Expectation",
     "FiniteSum",
     "FixedPoint",
+    "Fractional",
     "ImplicitAdjoint",
     "LeastSquares",
     "LeastSquaresFallback",
+    "Multipliers",
+    "NonlinearProgram",
     "OneStepAdjoint",
     "PrimalDual",
     "QuadraticProgram",

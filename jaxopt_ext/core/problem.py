@@ -16,7 +16,7 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from . import checks, tree
+from . import bounds, checks, tree
 from .operators import LinearMap, as_map, image_shape, matrix_or_operator
 from .restricted import Restricted
 
@@ -397,11 +397,7 @@ class QuadraticProgram(AbstractProblem):
                     raise ValueError(f"{name} must map as {shape}, got {size}")
         if self.l.shape != self.u.shape:
             raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
-        if not checks.is_traced((self.l, self.u)):
-            l, u = np.asarray(self.l), np.asarray(self.u)  # on the host, also inside of jit
-            if np.any(l == np.inf) or np.any(u == -np.inf):
-                raise ValueError("l must be below +inf and u above -inf")
-            checks.nonnegative("u - l", u - l)
+        bounds.ordered(self.l, self.u)
         if eqx.is_array(self.P) and not checks.is_traced(self.P):
             matrix = np.asarray(self.P)
             skew = np.max(np.abs(matrix - np.swapaxes(matrix, -1, -2)), initial=0)
@@ -435,13 +431,8 @@ class QuadraticProgram(AbstractProblem):
     def residual(self, x):
         primal, dual = x
         A = as_map(self.A)
-        Ax = A(primal)
         stationarity = as_map(self.P)(primal) + self.q + A.adjoint(dual)
-        v = Ax + dual
-        z = jnp.clip(v, self.l, self.u)
-        # At an equation without a multiplier a clip would have a quarter of its slope.
-        tie = (self.l == self.u) & (v == self.l)
-        return PrimalDual(stationarity, Ax - jnp.where(tie, 0.5 * (self.l + self.u), z))
+        return PrimalDual(stationarity, bounds.excess(A(primal), dual, self.l, self.u))
 
     def start(self, x):
         if isinstance(x, PrimalDual):

@@ -140,6 +140,57 @@ def _expectation(theta):
     return jxt.Expectation(fit, draw, prox.L2Squared(theta), mean)
 
 
+def _manifold(q):
+    """The quadratic program's objective on the unit sphere."""
+    a = jnp.asarray(A, q.dtype)
+    fun = lambda w: 0.5 * jnp.sum((a @ w) ** 2) + q @ w
+    return jxt.EqualityConstrained(fun, lambda w: (w @ w - 1)[None])
+
+
+def _solve_manifold(q):
+    """By the secular equation in the eigenbasis, whose least root is the minimizer's."""
+    values, vectors = np.linalg.eigh(A.T @ A)
+    b = vectors.T @ q
+    secular = lambda shift: np.sum((b / (values + shift)) ** 2) - 1
+    low = -values[0] + 1e-9
+    shift = scipy.optimize.brentq(secular, low, low + 10, xtol=1e-15, rtol=1e-14)
+    return -vectors @ (b / (values + shift))
+
+
+def _build_nonlinear(q):
+    """The quadratic program again, as functions."""
+    a = jnp.asarray(A, q.dtype)
+    fun = lambda w: 0.5 * jnp.sum((a @ w) ** 2) + q @ w
+    lower = jnp.asarray([0, 0, 0, -jnp.inf, -jnp.inf], q.dtype)
+    return jxt.NonlinearProgram(
+        fun, lambda w: (jnp.sum(w) - 1)[None], lambda w: w[3:] - 2, (lower, jnp.inf)
+    )
+
+
+def _ratio(theta):
+    a, b = _cast(A, B, like=theta)
+    fit = lambda w: 0.5 * jnp.sum((a @ w - b) ** 2)
+    return jxt.Fractional(fit, prox.L2Squared(1.0), lambda w: w @ theta + 3)
+
+
+def _solve_ratio(theta):
+    """Dinkelbach's iteration."""
+    w = np.zeros(COLUMNS)
+    for _ in range(100):
+        ratio = 0.5 * (np.sum((A @ w - B) ** 2) + w @ w) / (w @ theta + 3)
+        w = np.linalg.solve(A.T @ A + np.eye(COLUMNS), A.T @ B + ratio * theta)
+    return w
+
+
+def _bounded_root(theta):
+    return jxt.BoundedRootFinding(_root(theta), -3.0, 3.0)
+
+
+def _solve_root(theta):
+    fun = lambda x: x + np.tanh(CONTRACTION @ x) - theta
+    return scipy.optimize.root(fun, np.zeros(COLUMNS), tol=1e-14).x
+
+
 def _quadratic_prox(theta, rows=None):
     b = jnp.asarray(B, theta.dtype)
     return prox.Shifted(prox.L2Squared(1.0), b)
@@ -196,11 +247,7 @@ CASES: dict[type, Case] = {
     jxt.RootFinding: Case(
         lambda theta: jxt.RootFinding(_root(theta)),
         _zeros,
-        lambda theta: (
-            scipy.optimize.root(
-                lambda x: x + np.tanh(CONTRACTION @ x) - theta, np.zeros(COLUMNS), tol=1e-14
-            ).x
-        ),
+        _solve_root,
         np.linspace(-0.5, 0.5, COLUMNS),
     ),
     jxt.LeastSquares: Case(
@@ -236,4 +283,22 @@ CASES: dict[type, Case] = {
     ),
     jxt.FiniteSum: Case(_finite_sum, _zeros, _solve_ridge, np.linspace(0.5, 1.0, COLUMNS)),
     jxt.Expectation: Case(_expectation, _zeros, _solve_ridge, np.linspace(0.5, 1.0, COLUMNS)),
+    jxt.EqualityConstrained: Case(
+        _manifold,
+        lambda dtype: jnp.asarray([-0.6, 0.1, -0.3, -0.4, 0.5], dtype),
+        _solve_manifold,
+        np.array([0.9, -0.2, 0.5, 0.4, -0.5]),
+        primal=lambda value: value.primal,
+    ),
+    jxt.NonlinearProgram: Case(
+        _build_nonlinear,
+        lambda dtype: jnp.full(COLUMNS, 1 / COLUMNS, dtype),
+        _solve_qp,
+        np.array([0.3, -0.2, 0.1, 0.4, -0.5]),
+        primal=lambda value: value.primal,
+    ),
+    jxt.BoundedRootFinding: Case(
+        _bounded_root, _zeros, _solve_root, np.linspace(-0.5, 0.5, COLUMNS)
+    ),
+    jxt.Fractional: Case(_ratio, _zeros, _solve_ratio, np.linspace(0.1, 0.3, COLUMNS)),
 }

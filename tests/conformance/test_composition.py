@@ -38,7 +38,14 @@ SOLVERS = {
     jxt.QuadraticProgram: jxt.splitting.OSQP(tol=1e-10),
     jxt.FiniteSum: Newton(),
     jxt.Expectation: Newton(),
+    jxt.EqualityConstrained: Newton(),
+    jxt.NonlinearProgram: Newton(),
+    jxt.BoundedRootFinding: Newton(),
+    jxt.Fractional: Newton(),
 }
+ALIKE = {jxt.Expectation, jxt.EqualityConstrained, jxt.BoundedRootFinding, jxt.Fractional}
+"""Types whose residuals are made like those of others here: they wait for the slow tests."""
+KINDS = [pytest.param(k, marks=pytest.mark.slow if k in ALIKE else ()) for k in SOLVERS]
 NOT_IN_SHARD_MAP = {
     jxt.RootFinding: "its solvers are those of optimistix, which do not trace there",
 }
@@ -202,7 +209,7 @@ def check_contexts(kind, contexts):
         agree(inside(kind, contexts)[context], wanted(kind, context), err_msg=context, **loose)
 
 
-@pytest.mark.parametrize("kind", SOLVERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_in_batches_with_a_shared_leaf_and_in_scans(kind):
     check_contexts(kind, FIRST)
 
@@ -249,7 +256,7 @@ def over_devices(f, thetas, shift, check, derivative):
     return jax.shard_map(within, out_specs=(P("i"), P()), **specs)(thetas, shift)
 
 
-@pytest.mark.parametrize("kind", SOLVERS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_in_shard_map(kind):
     check_devices(kind, check=True)
 
