@@ -6,6 +6,7 @@
   `minibatches` asks other problems in the same way.
 - Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
   `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
+- Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
 - `solve(problem, solver, x0)` returns a `Solution` with a `Status`.
 - Derivatives: `ImplicitAdjoint` (default), `UnrolledAdjoint`, `OneStepAdjoint`; `attach` gives the
   implicit derivative to a solution found elsewhere.
@@ -19,6 +20,7 @@ from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledA
 from .bounded_root import BoundedRootFinding
 from .bounds import Bounds
 from .closure import hoist
+from .conic import LinearMatrixInequality, LinearProgram, SecondOrderConeProgram
 from .finite_sum import (
     AbstractExpectation,
     AbstractSampling,
@@ -68,6 +70,8 @@ __all__ = [
     "ImplicitAdjoint",
     "LeastSquares",
     "LeastSquaresFallback",
+    "LinearMatrixInequality",
+    "LinearProgram",
     "Multipliers",
     "NonlinearProgram",
     "OneStepAdjoint",
@@ -76,6 +80,7 @@ __all__ = [
     "RootFinding",
     "Saddle",
     "Scalar",
+    "SecondOrderConeProgram",
     "Smooth",
     "Solution",
     "SplitPoint",

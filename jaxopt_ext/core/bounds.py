@@ -31,6 +31,30 @@ def excess(value: Array, dual: Array, l: Array, u: Array) -> Array:
     return value - jnp.where(tie, half, jnp.clip(moved, l, u))
 
 
+def intervals(like: Array, A=None, b=None, G=None, h=None) -> tuple[Array, Array, Array]:
+    """$Ax = b$ and $Gx \\le h$ as rows, their lower and their upper bounds; either pair may be left
+    out.
+
+    **Arguments:**
+
+    - `like`: a vector shaped like $x$, in its type.
+    """
+    rows, lower, upper = [], [], []
+    for name, matrix, bound, equal in (("A", A, b, True), ("G", G, h, False)):
+        if (matrix is None) != (bound is None):
+            raise ValueError(f"{name} and its right-hand side come together")
+        if matrix is None:
+            continue
+        bound = jnp.asarray(bound, like.dtype)
+        rows.append(jnp.asarray(matrix, like.dtype))
+        upper.append(bound)
+        lower.append(bound if equal else jnp.full_like(bound, -jnp.inf))
+    if not rows:
+        rows, lower = [jnp.zeros((0, like.shape[-1]), like.dtype)], [jnp.zeros(0, like.dtype)]
+        upper = lower
+    return jnp.concatenate(rows), jnp.concatenate(lower), jnp.concatenate(upper)
+
+
 class Bounds(eqx.Module):
     """$l \\le x \\le u$ for the entries of a pytree.
 

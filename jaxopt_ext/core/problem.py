@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from . import bounds, checks, tree
-from .operators import LinearMap, as_map, image_shape, matrix_or_operator
+from .operators import LinearMap, as_map, image_shape, matrix_or_operator, require_size
 from .restricted import Restricted
 
 
@@ -385,16 +385,8 @@ class QuadraticProgram(AbstractProblem):
         self.P, self.A = matrix_or_operator(P), matrix_or_operator(A)
         self.q, self.l, self.u = (jnp.asarray(v) for v in (q, l, u))
         n, m = self.q.shape[-1:], self.l.shape[-1:]
-        for name, matrix, shape in (("P", self.P, n + n), ("A", self.A, m + n)):
-            if eqx.is_array(matrix) and matrix.shape[-2:] != shape:
-                raise ValueError(
-                    f"{name} must have shape {shape} to fit q {self.q.shape} and l "
-                    f"{self.l.shape}, got {matrix.shape}"
-                )
-            if isinstance(matrix, lx.AbstractLinearOperator):
-                size = (matrix.out_size(), matrix.in_size())
-                if size != shape:
-                    raise ValueError(f"{name} must map as {shape}, got {size}")
+        require_size("P", self.P, n + n)
+        require_size("A", self.A, m + n)
         if self.l.shape != self.u.shape:
             raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
         bounds.ordered(self.l, self.u)
@@ -409,20 +401,7 @@ class QuadraticProgram(AbstractProblem):
     def from_inequalities(cls, P, q, A=None, b=None, G=None, h=None) -> "QuadraticProgram":
         """The form $Ax = b$, $Gx \\le h$ of many textbooks; either pair may be left out."""
         q = jnp.asarray(q)
-        rows, lower, upper = [], [], []
-        for name, matrix, bound, equal in (("A", A, b, True), ("G", G, h, False)):
-            if (matrix is None) != (bound is None):
-                raise ValueError(f"{name} and its right-hand side come together")
-            if matrix is None:
-                continue
-            bound = jnp.asarray(bound, q.dtype)
-            rows.append(jnp.asarray(matrix, q.dtype))
-            upper.append(bound)
-            lower.append(bound if equal else jnp.full_like(bound, -jnp.inf))
-        if not rows:
-            rows, lower = [jnp.zeros((0, q.shape[-1]), q.dtype)], [jnp.zeros(0, q.dtype)]
-            upper = lower
-        return cls(P, q, *(jnp.concatenate(part) for part in (rows, lower, upper)))
+        return cls(P, q, *bounds.intervals(q, A, b, G, h))
 
     def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """$\\tfrac12 x^\\top P x + q^\\top x$."""

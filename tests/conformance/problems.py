@@ -191,6 +191,61 @@ def _solve_root(theta):
     return scipy.optimize.root(fun, np.zeros(COLUMNS), tol=1e-14).x
 
 
+CORNER = np.array([[2.0, -1, 0, 0, 0], [1, 2, 0, 1, 0], [0, 0, 1, -1, 0], [0, 1, 0, 2, 0], [0] * 5])
+CORNER[4] = [1, 0, 0, 0, 3]
+STRETCH = np.eye(COLUMNS) + 0.3 * CORNER
+
+
+def _linear(upper):
+    """The rows hold all of the point; others, slack here, stand beside them."""
+    rows = jnp.asarray(np.concatenate([CORNER, np.eye(COLUMNS)]), upper.dtype)
+    upper = jnp.concatenate([upper, jnp.full(COLUMNS, 9.0, upper.dtype)])
+    c = -jnp.asarray(CORNER.T @ np.arange(1.0, 1 + COLUMNS), upper.dtype)
+    return jxt.LinearProgram(c, rows, jnp.full_like(upper, -90), upper)
+
+
+def _solve_linear(upper):
+    c, x = -CORNER.T @ np.arange(1.0, 1 + COLUMNS), cp.Variable(COLUMNS)
+    return _cvx(c @ x, CORNER @ x <= upper, CORNER @ x >= -90, x <= 9, x >= -90, variable=x)
+
+
+def _ellipsoid_cone(theta):
+    rows = [jnp.zeros((1, COLUMNS)), -jnp.asarray(STRETCH)]
+    side = jnp.zeros(1 + COLUMNS, theta.dtype).at[0].set(1)
+    rows = jnp.concatenate(rows).astype(theta.dtype)
+    return jxt.SecondOrderConeProgram(theta, rows, side, second_order=(1 + COLUMNS,))
+
+
+def _ellipsoid_matrix(theta):
+    """The ball in other words: its Schur complement is nonnegative."""
+    generators = np.zeros((COLUMNS, 1 + COLUMNS, 1 + COLUMNS))
+    generators[:, 0, 1:] = generators[:, 1:, 0] = -STRETCH.T
+    constant = -jnp.eye(1 + COLUMNS, dtype=theta.dtype)
+    return jxt.LinearMatrixInequality(theta, constant, jnp.asarray(generators, theta.dtype))
+
+
+def _solve_ellipsoid(theta):
+    """$\\theta^\\top x$ is least on $|Sx| \\le 1$ where $S^\\top S x$ is along $-\\theta$."""
+    x = np.linalg.solve(STRETCH.T @ STRETCH, theta)
+    return -x / np.sqrt(theta @ x)
+
+
+ALONG = np.array([1.0, -0.5, 0.7, 0.3, -0.8])
+
+
+def _ellipsoid_start(kind):
+    """Multipliers are those of a neighbour's solution."""
+    x = _solve_ellipsoid(ALONG)
+    edge = np.concatenate([[1.0], STRETCH @ x])
+    if kind is jxt.LinearMatrixInequality:
+        edge = 0.5 * np.outer(edge, edge)
+        edge[0, 1:], edge[1:, 0] = -edge[0, 1:], -edge[1:, 0]
+    else:
+        edge[1:] *= -1
+    dual = edge * -(ALONG @ x)
+    return lambda dtype: jxt.PrimalDual(jnp.asarray(x, dtype), jnp.asarray(dual, dtype))
+
+
 def _quadratic_prox(theta, rows=None):
     b = jnp.asarray(B, theta.dtype)
     return prox.Shifted(prox.L2Squared(1.0), b)
@@ -301,4 +356,28 @@ CASES: dict[type, Case] = {
         _bounded_root, _zeros, _solve_root, np.linspace(-0.5, 0.5, COLUMNS)
     ),
     jxt.Fractional: Case(_ratio, _zeros, _solve_ratio, np.linspace(0.1, 0.3, COLUMNS)),
+    jxt.LinearProgram: Case(
+        _linear,
+        lambda dtype: jxt.PrimalDual(
+            jnp.zeros(COLUMNS, dtype),
+            jnp.concatenate([jnp.arange(1.0, 1 + COLUMNS), jnp.zeros(COLUMNS)]).astype(dtype),
+        ),
+        _solve_linear,
+        np.linspace(0.5, 1.0, COLUMNS),
+        primal=lambda value: value.primal,
+    ),
+    jxt.SecondOrderConeProgram: Case(
+        _ellipsoid_cone,
+        _ellipsoid_start(jxt.SecondOrderConeProgram),
+        _solve_ellipsoid,
+        ALONG * np.array([1.1, 1, 0.9, 1, 1]),
+        primal=lambda value: value.primal,
+    ),
+    jxt.LinearMatrixInequality: Case(
+        _ellipsoid_matrix,
+        _ellipsoid_start(jxt.LinearMatrixInequality),
+        _solve_ellipsoid,
+        ALONG * np.array([1.1, 1, 0.9, 1, 1]),
+        primal=lambda value: value.primal,
+    ),
 }

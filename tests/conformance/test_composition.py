@@ -42,8 +42,18 @@ SOLVERS = {
     jxt.NonlinearProgram: Newton(),
     jxt.BoundedRootFinding: Newton(),
     jxt.Fractional: Newton(),
+    jxt.LinearProgram: Newton(),
+    jxt.SecondOrderConeProgram: Newton(),
+    jxt.LinearMatrixInequality: Newton(),
 }
-ALIKE = {jxt.Expectation, jxt.EqualityConstrained, jxt.BoundedRootFinding, jxt.Fractional}
+ALIKE = {
+    jxt.Expectation,
+    jxt.EqualityConstrained,
+    jxt.BoundedRootFinding,
+    jxt.Fractional,
+    jxt.LinearProgram,
+    jxt.SecondOrderConeProgram,
+}
 """Types whose residuals are made like those of others here: they wait for the slow tests."""
 KINDS = [pytest.param(k, marks=pytest.mark.slow if k in ALIKE else ()) for k in SOLVERS]
 NOT_IN_SHARD_MAP = {
