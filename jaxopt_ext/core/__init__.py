@@ -7,6 +7,8 @@
 - Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
   `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
 - Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
+- Equilibria: `Inclusion`, `VariationalInequality`, `MinMax`, `Game`, `FiniteSumInclusion`, each an
+  `AbstractInclusion`; `as_inclusion` makes one of others.
 - `solve(problem, solver, x0)` returns a `Solution` with a `Status`.
 - Derivatives: `ImplicitAdjoint` (default), `UnrolledAdjoint`, `OneStepAdjoint`; `attach` gives the
   implicit derivative to a solution found elsewhere.
@@ -31,6 +33,15 @@ from .finite_sum import (
     minibatches,
 )
 from .fractional import Fractional
+from .inclusion import (
+    AbstractInclusion,
+    FiniteSumInclusion,
+    Game,
+    Inclusion,
+    MinMax,
+    VariationalInequality,
+    as_inclusion,
+)
 from .linear import LeastSquaresFallback
 from .nonlinear_program import EqualityConstrained, Multipliers, NonlinearProgram
 from .problem import (
@@ -54,6 +65,7 @@ from .solver import AbstractSolver, AbstractSplittingSolver, Scalar, scalar_fiel
 __all__ = [
     "AbstractAdjoint",
     "AbstractExpectation",
+    "AbstractInclusion",
     "AbstractProblem",
     "AbstractSampling",
     "AbstractSolver",
@@ -65,13 +77,17 @@ __all__ = [
     "EqualityConstrained",
     "Expectation",
     "FiniteSum",
+    "FiniteSumInclusion",
     "FixedPoint",
     "Fractional",
+    "Game",
     "ImplicitAdjoint",
+    "Inclusion",
     "LeastSquares",
     "LeastSquaresFallback",
     "LinearMatrixInequality",
     "LinearProgram",
+    "MinMax",
     "Multipliers",
     "NonlinearProgram",
     "OneStepAdjoint",
@@ -87,8 +103,10 @@ __all__ = [
     "Splitting",
     "Status",
     "UnrolledAdjoint",
+    "VariationalInequality",
     "WithReplacement",
     "WithoutReplacement",
+    "as_inclusion",
     "attach",
     "checkpoint",
     "checks",

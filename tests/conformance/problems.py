@@ -246,6 +246,69 @@ def _ellipsoid_start(kind):
     return lambda dtype: jxt.PrimalDual(jnp.asarray(x, dtype), jnp.asarray(dual, dtype))
 
 
+P_BLOCK = np.array([[1.2, 0.3], [0.3, 0.9]])
+Q_BLOCK = np.array([[1.0, 0.2, 0.0], [0.2, 0.8, -0.3], [0.0, -0.3, 1.1]])
+K_BLOCK = np.array([[0.4, -0.5, 0.2], [0.3, 0.1, -0.4]])
+MONOTONE = np.block([[P_BLOCK, K_BLOCK], [-K_BLOCK.T, Q_BLOCK]])
+LIMIT = 0.6
+BOX = prox.Box(-LIMIT, LIMIT)
+
+
+def _variational(theta):
+    M = jnp.asarray(MONOTONE, theta.dtype)
+    return jxt.VariationalInequality(lambda z: M @ z + theta, BOX)
+
+
+def _inclusion(theta):
+    M = jnp.asarray(MONOTONE, theta.dtype)
+    return jxt.Inclusion(lambda z: M @ z + theta, lambda z, t: jnp.clip(z, -LIMIT, LIMIT))
+
+
+def _min_max(theta):
+    """The same map: its blocks are those of a saddle."""
+    P, Q, K = _cast(P_BLOCK, Q_BLOCK, K_BLOCK, like=theta)
+    own = lambda x: 0.5 * x @ P @ x + theta[:2] @ x
+    return jxt.MinMax(lambda x, y: x @ K @ y - 0.5 * y @ Q @ y - theta[2:] @ y, BOX, BOX, own)
+
+
+def _game(theta):
+    """The same map: each block is a gradient of a loss."""
+    P, Q, K = _cast(P_BLOCK, Q_BLOCK, K_BLOCK, like=theta)
+
+    def losses(z):
+        x, y = z
+        first = 0.5 * x @ P @ x + x @ K @ y + theta[:2] @ x
+        return jnp.stack([first, 0.5 * y @ Q @ y - x @ K @ y + theta[2:] @ y])
+
+    return jxt.Game(losses, (BOX, BOX))
+
+
+def _mean_of_maps(theta):
+    noise = np.random.default_rng(1).normal(size=(6, COLUMNS, COLUMNS))
+    mats = jnp.asarray(MONOTONE + noise - noise.mean(0), theta.dtype)
+    return jxt.FiniteSumInclusion(lambda z, M: M @ z + theta, mats, BOX, chunk=4)
+
+
+def _solve_monotone(theta):
+    """By projections, with the step that contracts."""
+    z = np.zeros(COLUMNS)
+    for _ in range(2000):
+        z = np.clip(z - 0.3 * (MONOTONE @ z + theta), -LIMIT, LIMIT)
+    return z
+
+
+PULL = np.array([1.4, -0.3, 0.2, -0.4, 1.1])
+_MONOTONE_CASE = Case(
+    _variational,
+    _zeros,
+    _solve_monotone,
+    PULL,
+    pytree=lambda theta: jxt.VariationalInequality(
+        lambda t: _split(jnp.asarray(MONOTONE, theta.dtype) @ _join(t) + theta), BOX
+    ),
+)
+
+
 def _quadratic_prox(theta, rows=None):
     b = jnp.asarray(B, theta.dtype)
     return prox.Shifted(prox.L2Squared(1.0), b)
@@ -380,4 +443,22 @@ CASES: dict[type, Case] = {
         ALONG * np.array([1.1, 1, 0.9, 1, 1]),
         primal=lambda value: value.primal,
     ),
+    jxt.AbstractInclusion: _MONOTONE_CASE,
+    jxt.VariationalInequality: _MONOTONE_CASE,
+    jxt.Inclusion: Case(_inclusion, _zeros, _solve_monotone, PULL),
+    jxt.MinMax: Case(
+        _min_max,
+        lambda dtype: jxt.PrimalDual(jnp.zeros(2, dtype), jnp.zeros(3, dtype)),
+        _solve_monotone,
+        PULL,
+        primal=lambda value: jnp.concatenate(value),
+    ),
+    jxt.Game: Case(
+        _game,
+        lambda dtype: (jnp.zeros(2, dtype), jnp.zeros(3, dtype)),
+        _solve_monotone,
+        PULL,
+        primal=lambda value: jnp.concatenate(value),
+    ),
+    jxt.FiniteSumInclusion: Case(_mean_of_maps, _zeros, _solve_monotone, PULL),
 }

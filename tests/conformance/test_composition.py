@@ -45,6 +45,11 @@ SOLVERS = {
     jxt.LinearProgram: Newton(),
     jxt.SecondOrderConeProgram: Newton(),
     jxt.LinearMatrixInequality: Newton(),
+    jxt.VariationalInequality: Newton(),
+    jxt.Inclusion: Newton(),
+    jxt.MinMax: Newton(),
+    jxt.Game: Newton(),
+    jxt.FiniteSumInclusion: Newton(),
 }
 ALIKE = {
     jxt.Expectation,
@@ -53,6 +58,10 @@ ALIKE = {
     jxt.Fractional,
     jxt.LinearProgram,
     jxt.SecondOrderConeProgram,
+    jxt.Inclusion,
+    jxt.MinMax,
+    jxt.Game,
+    jxt.FiniteSumInclusion,
 }
 """Types whose residuals are made like those of others here: they wait for the slow tests."""
 KINDS = [pytest.param(k, marks=pytest.mark.slow if k in ALIKE else ()) for k in SOLVERS]
