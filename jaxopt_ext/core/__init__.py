@@ -2,6 +2,13 @@
 
 - Problems: `Smooth`, `Composite`, `Constrained`, `LeastSquares`, `RootFinding`, `FixedPoint`,
   `Saddle`, `Splitting`, `QuadraticProgram`; their points `PrimalDual` and `SplitPoint`.
+- Means over samples: `FiniteSum`, `Expectation`, drawn `WithReplacement` or `WithoutReplacement`;
+  `minibatches` asks other problems in the same way.
+- Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
+  `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
+- Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
+- Equilibria: `Inclusion`, `VariationalInequality`, `MinMax`, `Game`, `FiniteSumInclusion`, each an
+  `AbstractInclusion`; `as_inclusion` makes one of others.
 - `solve(problem, solver, x0)` returns a `Solution` with a `Status`.
 - Derivatives: `ImplicitAdjoint` (default), `UnrolledAdjoint`, `OneStepAdjoint`; `attach` gives the
   implicit derivative to a solution found elsewhere.
@@ -12,8 +19,31 @@
 
 from . import checkpoint, checks, loops, objectives, operators, progress, ring, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
+from .bounded_root import BoundedRootFinding
+from .bounds import Bounds
 from .closure import hoist
+from .conic import LinearMatrixInequality, LinearProgram, SecondOrderConeProgram
+from .finite_sum import (
+    AbstractExpectation,
+    AbstractSampling,
+    Expectation,
+    FiniteSum,
+    WithoutReplacement,
+    WithReplacement,
+    minibatches,
+)
+from .fractional import Fractional
+from .inclusion import (
+    AbstractInclusion,
+    FiniteSumInclusion,
+    Game,
+    Inclusion,
+    MinMax,
+    VariationalInequality,
+    as_inclusion,
+)
 from .linear import LeastSquaresFallback
+from .nonlinear_program import EqualityConstrained, Multipliers, NonlinearProgram
 from .problem import (
     AbstractProblem,
     Composite,
@@ -34,32 +64,55 @@ from .solver import AbstractSolver, AbstractSplittingSolver, Scalar, scalar_fiel
 
 __all__ = [
     "AbstractAdjoint",
+    "AbstractExpectation",
+    "AbstractInclusion",
     "AbstractProblem",
+    "AbstractSampling",
     "AbstractSolver",
     "AbstractSplittingSolver",
+    "BoundedRootFinding",
+    "Bounds",
     "Composite",
     "Constrained",
+    "EqualityConstrained",
+    "Expectation",
+    "FiniteSum",
+    "FiniteSumInclusion",
     "FixedPoint",
+    "Fractional",
+    "Game",
     "ImplicitAdjoint",
+    "Inclusion",
     "LeastSquares",
     "LeastSquaresFallback",
+    "LinearMatrixInequality",
+    "LinearProgram",
+    "MinMax",
+    "Multipliers",
+    "NonlinearProgram",
     "OneStepAdjoint",
     "PrimalDual",
     "QuadraticProgram",
     "RootFinding",
     "Saddle",
     "Scalar",
+    "SecondOrderConeProgram",
     "Smooth",
     "Solution",
     "SplitPoint",
     "Splitting",
     "Status",
     "UnrolledAdjoint",
+    "VariationalInequality",
+    "WithReplacement",
+    "WithoutReplacement",
+    "as_inclusion",
     "attach",
     "checkpoint",
     "checks",
     "hoist",
     "loops",
+    "minibatches",
     "objectives",
     "operators",
     "progress",
