@@ -1,7 +1,9 @@
 """The driver of network algorithms."""
 
 import contextlib
+import functools
 import os
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import eval_jaxpr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..core import checks, loops
+from ..core.closure import hoist
 from ..core.progress import progress_bar
 from .algorithm import AbstractNetworkAlgorithm
 from .network import Network
@@ -70,6 +74,27 @@ def _advance(algorithm, network, state, batches, first, last, key):
     return loops.fori_loop(first, last, body, state)
 
 
+def _observe(metric, state_metric, state):
+    if state_metric is not None:
+        return state_metric(state)
+    return None if metric is None else metric(state.params)
+
+
+_measure = eqx.filter_jit(_observe)
+
+_PLAIN = int | float | complex | str | bytes | type | types.ModuleType | types.BuiltinFunctionType
+
+
+def _measurement(metric, state_metric):
+    """What is recorded of a state, compiled once for metrics made by the same line of code."""
+    metrics = hoist((metric, state_metric))
+    leaves = jax.tree.leaves(metrics)
+    if all(eqx.is_array(leaf) or isinstance(leaf, _PLAIN | np.dtype) for leaf in leaves):
+        return functools.partial(_measure, *metrics)
+    # Nobody can tell whether another object still holds what it held: for each run anew.
+    return eqx.filter_jit(lambda state: _observe(metric, state_metric, state))
+
+
 def _batch(batches, r):
     return batches(r) if callable(batches) else batches
 
@@ -100,7 +125,9 @@ def run(
       and lie where the nodes live if one of their first two axes counts the nodes.
     - `num_rounds`: rounds in all, those of a resumed run included.
     - `key`: random key, `jax.random.key(0)` if not given; round r uses `fold_in(key, r)`.
-    - `metric`: a function of the stacked parameters, recorded every `record_every` rounds.
+    - `metric`: a function of the stacked parameters, recorded every `record_every` rounds. Another
+      one made by the same line of code is not traced again; arrays that it closes over, as the
+      algorithm's loss may too, are seen anew at each call.
     - `state_metric`: a function of the whole state instead.
     - `record_every`: rounds compiled into one piece, between records and checkpoints.
     - `checkpoint`: a file that holds the state after each piece. If it exists the run goes on from
@@ -124,14 +151,8 @@ def run(
     else:
         _check_stacked("batches", batches, network.size)
         batches = network.place(batches)
+    algorithm, measure = hoist(algorithm), _measurement(metric, state_metric)
     state = _init(algorithm, network, network.place(params), batches, key)
-
-    def observe(state):
-        if state_metric is not None:
-            return state_metric(state)
-        return None if metric is None else metric(state.params)
-
-    measure = eqx.filter_jit(observe)
     done, history = 0, []
     with contextlib.ExitStack() as stack:
         saved = None if checkpoint is None else stack.enter_context(Checkpoints(checkpoint))
