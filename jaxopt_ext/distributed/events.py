@@ -352,8 +352,8 @@ def run_events(
     **Arguments:**
 
     - `rule`: `rule(event, (x_i, x_j), (data_i, data_j), common, key) -> ((x_i, x_j), common)`, with
-      the rows of the two nodes; `jax.lax.switch(event.kind, ...)` tells events apart. Where i = j
-      the first row counts.
+      the rows of the two nodes; `jax.lax.switch(event.kind, ...)` tells events apart, or in
+      `shard_map` with its check on `jaxopt_ext.core.loops.cond`. Where i = j the first row counts.
     - `state`: stacked over the local nodes.
     - `events`: of one length; those of a `Events.blocks` row by row.
     - `data`: stacked too; read only.

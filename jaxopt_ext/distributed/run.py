@@ -74,6 +74,33 @@ def _advance(algorithm, network, state, batches, first, last, key):
     return loops.fori_loop(first, last, body, state)
 
 
+def _inside(algorithm, network, params, batches, num_rounds, key, measure, record_every):
+    """A run as a part of another program: no bar, no file, and two scans, which have derivatives.
+
+    A derivative computes the rounds between two records again rather than keep them.
+    """
+
+    def one(state, r):
+        talk = lambda state, batch, key: algorithm.round(state, batch, network, key)
+        return network.parallel(talk)(state, _batch(batches, r), jax.random.fold_in(key, r)), None
+
+    def several(state, rounds):
+        state, _ = jax.checkpoint(lambda state: loops.scan(one, state, rounds))(state)
+        return state, measure(state)
+
+    state = _init(algorithm, network, params, batches, key)
+    rounds = jnp.arange(num_rounds, dtype=jnp.int32)
+    whole = num_rounds - num_rounds % record_every
+    history = []
+    if whole:
+        state, found = loops.scan(several, state, rounds[:whole].reshape(-1, record_every))
+        history.append(found)
+    if whole < num_rounds:
+        state, found = several(state, rounds[whole:])
+        history.append(jax.tree.map(lambda a: jnp.asarray(a)[None], found))
+    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *history) if history else None
+
+
 def _observe(metric, state_metric, state):
     if state_metric is not None:
         return state_metric(state)
@@ -115,6 +142,9 @@ def run(
 ) -> Run:
     """Run rounds of a network algorithm.
 
+    Inside of `jit`, `vmap`, `grad` and, with a simulated network, `shard_map` a run is a part of
+    the program: without a bar or a checkpoint, and with derivatives by what its rounds depend on.
+
     **Arguments:**
 
     - `algorithm`: what the nodes do.
@@ -138,7 +168,8 @@ def run(
       goes on from the last round that all of them have.
     - `progress`: show a bar if it takes longer than a second.
 
-    **Raises:** `ValueError` if some leaf is not stacked over all nodes, or both metrics are given.
+    **Raises:** `ValueError` if some leaf is not stacked over all nodes, both metrics are given, or
+    a transformation is to write a checkpoint.
     """
     checks.count("num_rounds", num_rounds, minimum=0)
     checks.count("record_every", record_every)
@@ -146,13 +177,24 @@ def run(
     _check_stacked("params", params, network.size)
     if metric is not None and state_metric is not None:
         raise ValueError("give a metric of the parameters or one of the state, not both")
-    if callable(batches):
-        batches = _lifted(batches, network)
-    else:
+    if not callable(batches):
         _check_stacked("batches", batches, network.size)
         batches = network.place(batches)
-    algorithm, measure = hoist(algorithm), _measurement(metric, state_metric)
-    state = _init(algorithm, network, network.place(params), batches, key)
+    params, algorithm = network.place(params), hoist(algorithm)
+    # In `jit` all that is computed is traced; `grad` and `vmap` alone trace what they are given.
+    inputs = jnp.zeros(()), algorithm, network, params, hoist((batches, metric, state_metric)), key
+    if checks.is_traced(inputs):
+        if checkpoint is not None:
+            raise ValueError("a run inside of a JAX transformation cannot write a checkpoint")
+        measure = functools.partial(_observe, metric, state_metric)
+        state, stacked = _inside(
+            algorithm, network, params, batches, num_rounds, key, measure, record_every
+        )
+        return Run(state.params, state, num_rounds, stacked)
+    if callable(batches):
+        batches = _lifted(batches, network)
+    measure = _measurement(metric, state_metric)
+    state = _init(algorithm, network, params, batches, key)
     done, history = 0, []
     with contextlib.ExitStack() as stack:
         saved = None if checkpoint is None else stack.enter_context(Checkpoints(checkpoint))
