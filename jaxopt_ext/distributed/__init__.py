@@ -51,6 +51,7 @@ have more and less data (`Padded`):
 
 Small messages:
 
+- `CompressedGossip`: any of the above that mixes, with any compressor and rule of error feedback.
 - `PowerSGD`, `powersgd`: data-parallel training with low-rank gradients, by two small means;
   `sum_momentum` is its momentum.
 - `EControl`: compressed gradients with controlled error feedback; exact, and averages noise.
@@ -92,6 +93,9 @@ from .averaging import (
 from .centered_clipping import (
     RobustSGD,
     clipping_radius,
+)
+from .compressed_gossip import (
+    CompressedGossip,
 )
 from .dadao import (
     DADAO,
@@ -334,6 +338,7 @@ __all__ = [
     "Chain",
     "ChebyshevAverage",
     "ChebyshevGossip",
+    "CompressedGossip",
     "CompressedSGD",
     "CompressedState",
     "DGMoEPair",

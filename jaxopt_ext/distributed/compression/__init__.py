@@ -35,7 +35,8 @@ of all others is empty. What it becomes depends on messages only, so receivers c
 
 Rules: `NoFeedback`, `EF14`, `EF21`, `ErrorControl`. A reference $h^*$ known to all, as in ideal
 error control, is `EF14` on $v - h^*$, with $h^*$ added to the estimate. `ChocoGossip` is averaging
-over a network with the copies of `EF21`.
+over a network with the copies of `EF21`, or another rule; `distributed.CompressedGossip` puts it
+under any algorithm that mixes.
 
 `mean_message` is the mean of all nodes' messages at all nodes, `mean_message_over` over an axis of
 `shard_map`; what travels is packed. `message_keys` are the keys to compress with.
