@@ -49,6 +49,9 @@ have more and less data (`Padded`):
 - `DecentralizedFederated`, composed by `dfedsam`, `dfedsam_mgs`, `dfedavg`, `fedavg`, `fedsam`; the
   talk is `MultipleGossip`, `ChebyshevAverage` or `ServerAverage`.
 
+- `GossipLearning`, `BufferedGossipLearning`, `PartitionedGossip`: the average over a neighbourhood,
+  also of models drawn apart (`VarianceCorrected`); `AsynchronousGossipLearning`: without rounds.
+
 Small messages:
 
 - `CompressedGossip`: any of the above that mixes, with any compressor and rule of error feedback.
@@ -86,6 +89,9 @@ from .algorithm import (
     AbstractGradientAlgorithm,
     AbstractNetworkAlgorithm,
     model_bits,
+)
+from .asynchronous_learning import (
+    AsynchronousGossipLearning,
 )
 from .averaging import (
     RunningAverage,
@@ -331,6 +337,7 @@ __all__ = [
     "AbstractWalk",
     "AcceleratedDGD",
     "AdaptThenCombineTracking",
+    "AsynchronousGossipLearning",
     "AverageDirectionSAM",
     "Blocks",
     "BridgeSwap",
