@@ -21,6 +21,12 @@ def _gathered(params, network):
     return {"all-reduce": network.size * (4 + 4 + 2)}
 
 
+def _to_neighbors(params, network):
+    """Of each leaf of the parameters and of the tracker one value, and of the larger leaf its place
+    in a byte."""
+    return {"collective-permute": 2 * network.max_degree * (4 + 4 + 1)}
+
+
 _GAO = (
     "Gao, Islamov, Stich, EControl: Fast Distributed Optimization with Compression and Error "
     "Control, 2024, arXiv:2311.05645"
@@ -50,6 +56,17 @@ NETWORK_COMPRESSED: tuple[NetworkRow, ...] = (
         claim="distributed/econtrol",
         system=("S091",),
         collectives=_gathered,
+    ),
+    NetworkRow(
+        "Compressed gradient tracking (C-GT)",
+        "distributed.CompressedGossip",
+        "Liao, Li, Huang, Pu, A Compressed Gradient Tracking Method for Decentralized Optimization "
+        "with Linear Convergence, 2022, arXiv:2103.13748",
+        lambda loss: jxt.distributed.CompressedGossip(
+            jxt.distributed.GradientTracking(loss, 0.05), compression.ChocoGossip(_TOP, 0.5)
+        ),
+        claim="distributed/gradient_tracking",
+        collectives=_to_neighbors,
     ),
     NetworkRow(
         "VRA-DGT",

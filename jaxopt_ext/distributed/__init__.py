@@ -49,8 +49,12 @@ have more and less data (`Padded`):
 - `DecentralizedFederated`, composed by `dfedsam`, `dfedsam_mgs`, `dfedavg`, `fedavg`, `fedsam`; the
   talk is `MultipleGossip`, `ChebyshevAverage` or `ServerAverage`.
 
+- `GossipLearning`, `BufferedGossipLearning`, `PartitionedGossip`: the average over a neighbourhood,
+  also of models drawn apart (`VarianceCorrected`); `AsynchronousGossipLearning`: without rounds.
+
 Small messages:
 
+- `CompressedGossip`: any of the above that mixes, with any compressor and rule of error feedback.
 - `PowerSGD`, `powersgd`: data-parallel training with low-rank gradients, by two small means;
   `sum_momentum` is its momentum.
 - `EControl`: compressed gradients with controlled error feedback; exact, and averages noise.
@@ -86,12 +90,18 @@ from .algorithm import (
     AbstractNetworkAlgorithm,
     model_bits,
 )
+from .asynchronous_learning import (
+    AsynchronousGossipLearning,
+)
 from .averaging import (
     RunningAverage,
 )
 from .centered_clipping import (
     RobustSGD,
     clipping_radius,
+)
+from .compressed_gossip import (
+    CompressedGossip,
 )
 from .dadao import (
     DADAO,
@@ -327,6 +337,7 @@ __all__ = [
     "AbstractWalk",
     "AcceleratedDGD",
     "AdaptThenCombineTracking",
+    "AsynchronousGossipLearning",
     "AverageDirectionSAM",
     "Blocks",
     "BridgeSwap",
@@ -334,6 +345,7 @@ __all__ = [
     "Chain",
     "ChebyshevAverage",
     "ChebyshevGossip",
+    "CompressedGossip",
     "CompressedSGD",
     "CompressedState",
     "DGMoEPair",

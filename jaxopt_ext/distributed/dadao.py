@@ -12,7 +12,7 @@ import networkx as nx
 import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ..core import checks, tree
+from ..core import checks, loops, tree
 from .algorithm import AbstractNetworkAlgorithm, Loss, model_bits
 from .events import Events, Kind, merge, poisson_events, run_events
 from .graphs import edge_list
@@ -212,10 +212,7 @@ class DADAO(AbstractNetworkAlgorithm):
         if not checks.is_traced(both) and both[0] < both[1]:
             raise ValueError(f"strong_convexity {both[1]} exceeds smoothness {both[0]}")
         checks.instance("events", self.events, Events, "dadao_events(key, graph, 10.0)[0]")
-        if self.events.time.ndim != 2:
-            raise ValueError(
-                f"events must be in blocks, as `events.blocks(100)`, got {self.events.time.shape}"
-            )
+        self.events.check_blocks()
 
     def init(self, params, batch, network, key):
         def leaf(a):
@@ -226,17 +223,13 @@ class DADAO(AbstractNetworkAlgorithm):
         return _State(jax.tree.map(leaf, params), count)
 
     def round(self, state, batch, network, key):
-        count, blocks = state.count[0], self.events.time.shape[0]
-        events = self.events[jnp.minimum(count, blocks - 1)]
-        events = eqx.tree_at(
-            lambda e: e.kind, events, jnp.where(count < blocks, events.kind, Kind.NOTHING)
-        )
+        events = self.events.block(state.count[0])
         vectors, _, _ = run_events(self._rule, network, state.vectors, events, data=batch, key=key)
         return _State(vectors, state.count + 1)
 
     def _rule(self, event, rows, data, common, key):
         mine, other = self._flow(rows[0], event.since_i), self._flow(rows[1], event.since_j)
-        both = jax.lax.cond(
+        both = loops.cond(
             event.kind == Kind.NODE,
             lambda: (self._compute(mine, data[0]), other),
             lambda: self._talk(mine, other),
@@ -323,13 +316,7 @@ class DADAO(AbstractNetworkAlgorithm):
 
     def bits_per_round(self, params, network):
         """Of the busiest node in the busiest block: Y + Z goes to the other end."""
-        edge = np.asarray(self.events.kind) == Kind.EDGE
-        ends = np.asarray(self.events.i), np.asarray(self.events.j)
-        most = max(
-            np.bincount(np.concatenate([end[k][edge[k]] for end in ends]), minlength=1).max()
-            for k in range(len(edge))
-        )
-        return int(most) * model_bits(params)
+        return self.events.most_meetings() * model_bits(params)
 
 
 def _times(factors, x):

@@ -4,8 +4,9 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..core import Scalar, checks, loops
 from .algorithm import AbstractNetworkAlgorithm, Loss, model_bits
@@ -18,8 +19,15 @@ class AbstractAveraging(eqx.Module):
     """How clients bring their models together at the end of a round."""
 
     @abc.abstractmethod
-    def average(self, network: Network, x: PyTree[Array]) -> PyTree[Array]:
-        """The models after the talk, stacked as they came."""
+    def average(
+        self, network: Network, x: PyTree[Array], key: PRNGKeyArray | None = None
+    ) -> PyTree[Array]:
+        """The models after the talk, stacked as they came.
+
+        **Arguments:**
+
+        - `key`: of the round, for those that draw.
+        """
 
     @abc.abstractmethod
     def bits(self, params: PyTree[Array], network: Network) -> int:
@@ -42,7 +50,7 @@ class MultipleGossip(AbstractAveraging):
     def __check_init__(self):
         checks.count("num_steps", self.num_steps)
 
-    def average(self, network, x):
+    def average(self, network, x, key=None):
         return loops.fori_loop(0, self.num_steps, lambda _, z: network.mix(z), x)
 
     def bits(self, params, network):
@@ -67,7 +75,7 @@ class ChebyshevAverage(AbstractAveraging):
     def __check_init__(self):
         checks.count("num_steps", self.num_steps)
 
-    def average(self, network, x):
+    def average(self, network, x, key=None):
         return chebyshev_gossip(network, x, self.num_steps, self.spectrum)
 
     def bits(self, params, network):
@@ -75,14 +83,51 @@ class ChebyshevAverage(AbstractAveraging):
 
 
 class ServerAverage(AbstractAveraging):
-    """The mean over all clients, by a server: any network, `Network.clients` too.
+    """The mean over all clients, or over those drawn for the round, by a server: any network,
+    `Network.clients` too.
+
+    Everybody holds the result, and those that were not drawn begin the next round from it too.
+    What they trained meanwhile is not looked at.
+
+    **Arguments:**
+
+    - `participants`: how many clients are drawn in each round, uniformly without replacement; all
+      if `None`; static.
+    - `weights`: of all clients, shape `(n,)`, such as their numbers of samples; equal if `None`.
+
+    **Raises:** `ValueError` if it runs on fewer clients than that, or on another number than it has
+    weights of.
 
     **Reference:** McMahan, Moore, Ramage, Hampson, Agüera y Arcas, Communication-Efficient Learning
     of Deep Networks from Decentralized Data, 2017, arXiv:1602.05629.
     """
 
-    def average(self, network, x):
-        return network.mean(x)
+    participants: int | None = eqx.field(static=True, default=None)
+    weights: Float[Array, " n"] | None = eqx.field(
+        default=None, converter=lambda w: None if w is None else jnp.asarray(w)
+    )
+
+    def __check_init__(self):
+        if self.participants is not None:
+            checks.count("participants", self.participants)
+        if self.weights is not None:
+            checks.nonnegative("weights", self.weights)
+
+    def average(self, network, x, key=None):
+        n = network.size
+        if self.participants is None and self.weights is None:
+            return network.mean(x)
+        weights = jnp.ones(n, jnp.float32) if self.weights is None else self.weights
+        if weights.shape != (n,):
+            raise ValueError(f"weights must have shape {(n,)}, got {weights.shape}")
+        if self.participants is not None:
+            if self.participants > n:
+                raise ValueError(f"of {n} clients {self.participants} cannot take part")
+            if key is None:
+                raise ValueError("clients are drawn from a key")
+            drawn = jax.random.permutation(key, n) < self.participants
+            weights = jnp.where(drawn, weights, 0)
+        return network.mean(x, network.local(weights))
 
     def bits(self, params, network):
         return model_bits(params)
@@ -137,7 +182,9 @@ class DecentralizedFederated(AbstractNetworkAlgorithm):
     def round(self, state, batch, network, key):
         scale = self.decay ** state.count[0]
         trained = self.local.run_all(self.loss, state.params, batch, network.keys(key), scale)
-        return _State(self.averaging.average(network, trained), state.count + 1)
+        # The clients' own keys are folds by 0, ..., n - 1.
+        draw = jax.random.fold_in(key, network.size)
+        return _State(self.averaging.average(network, trained, draw), state.count + 1)
 
     def bits_per_round(self, params, network):
         return self.averaging.bits(params, network)
@@ -225,16 +272,20 @@ def fedavg(
     momentum: Any = 0.0,
     weight_decay: Any = 5e-4,
     decay: Any = 0.998,
+    participants: int | None = None,
 ) -> DecentralizedFederated:
-    """FedAvg: `LocalSGD` and a server's mean, with all clients in every round.
+    """FedAvg: `LocalSGD` and a server's mean, of all clients or of those drawn for the round.
 
-    **Arguments:** see `dfedsam`.
+    **Arguments:**
+
+    - `participants`: see `ServerAverage`.
+    - the others: see `dfedsam`.
 
     **Reference:** McMahan, Moore, Ramage, Hampson, Agüera y Arcas, Communication-Efficient Learning
     of Deep Networks from Decentralized Data, 2017, arXiv:1602.05629.
     """
     local = LocalSGD(step_size, num_steps, batch_size, momentum, weight_decay)
-    return DecentralizedFederated(loss, local, ServerAverage(), decay)
+    return DecentralizedFederated(loss, local, ServerAverage(participants), decay)
 
 
 def fedsam(
@@ -247,13 +298,17 @@ def fedsam(
     momentum: Any = 0.0,
     weight_decay: Any = 5e-4,
     decay: Any = 0.998,
+    participants: int | None = None,
 ) -> DecentralizedFederated:
-    """FedSAM: `LocalSAM` and a server's mean, with all clients in every round.
+    """FedSAM: `LocalSAM` and a server's mean, of all clients or of those drawn for the round.
 
-    **Arguments:** see `dfedsam`.
+    **Arguments:**
+
+    - `participants`: see `ServerAverage`.
+    - the others: see `dfedsam`.
 
     **Reference:** Qu, Li, Duan, Liu, Tang, Lu, Generalized Federated Learning via Sharpness Aware
     Minimization, 2022, arXiv:2206.02618.
     """
     local = LocalSAM(rho, step_size, num_steps, batch_size, momentum, weight_decay)
-    return DecentralizedFederated(loss, local, ServerAverage(), decay)
+    return DecentralizedFederated(loss, local, ServerAverage(participants), decay)

@@ -93,6 +93,29 @@ class Events(eqx.Module):
 
         return jax.tree.map(leaf, self)
 
+    def block(self, count: Int[Array, ""]) -> "Events":
+        """The block of a round, of those that `blocks` made; nothing happens after the last."""
+        number = self.time.shape[0]
+        events = self[jnp.minimum(count, number - 1)]
+        kind = jnp.where(count < number, events.kind, Kind.NOTHING)
+        return eqx.tree_at(lambda e: e.kind, events, kind)
+
+    def most_meetings(self) -> int:
+        """Of the busiest node in the busiest of the blocks."""
+        edge = np.asarray(self.kind) == Kind.EDGE
+        ends = np.asarray(self.i), np.asarray(self.j)
+        count = lambda k: np.bincount(
+            np.concatenate([end[k][edge[k]] for end in ends]), minlength=1
+        )
+        return int(max(count(k).max() for k in range(len(edge))))
+
+    def check_blocks(self) -> None:
+        """Raise `ValueError` unless these are blocks."""
+        if self.time.ndim != 2:
+            raise ValueError(
+                f"events must be in blocks, as `events.blocks(100)`, got {self.time.shape}"
+            )
+
 
 def _generator(key: PRNGKeyArray) -> np.random.Generator:
     return np.random.default_rng(np.asarray(jax.random.key_data(key)).reshape(-1))
@@ -352,8 +375,8 @@ def run_events(
     **Arguments:**
 
     - `rule`: `rule(event, (x_i, x_j), (data_i, data_j), common, key) -> ((x_i, x_j), common)`, with
-      the rows of the two nodes; `jax.lax.switch(event.kind, ...)` tells events apart. Where i = j
-      the first row counts.
+      the rows of the two nodes; `jax.lax.switch(event.kind, ...)` tells events apart, or in
+      `shard_map` with its check on `jaxopt_ext.core.loops.cond`. Where i = j the first row counts.
     - `state`: stacked over the local nodes.
     - `events`: of one length; those of a `Events.blocks` row by row.
     - `data`: stacked too; read only.

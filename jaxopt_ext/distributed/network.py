@@ -110,7 +110,14 @@ class Network(eqx.Module):
         return Simulated(_tables(graph, mixing), graph.number_of_nodes())
 
     @staticmethod
-    def on_mesh(graph: nx.Graph, mesh: Mesh, axis: str, mixing: Matrix | None = None) -> "OnMesh":
+    def on_mesh(
+        graph: nx.Graph,
+        mesh: Mesh,
+        axis: str,
+        mixing: Matrix | None = None,
+        *,
+        check_vma: bool = False,
+    ) -> "OnMesh":
         """Nodes spread evenly over one axis of a device mesh, in order.
 
         Only values that cross devices travel. The edges are coloured so that each colour is one
@@ -121,16 +128,22 @@ class Network(eqx.Module):
 
         - `graph`, `mixing`: see `simulated`.
         - `mesh`, `axis`: where the nodes live; the axis must divide their number.
+        - `check_vma`: whether `parallel` leaves the check of `jax.shard_map` on. All algorithms
+          here trace with it, and a round may then differentiate what it sums over the nodes. It is
+          off because a loss that runs on one device may not trace with it: a `jax.lax.scan` from
+          zeros over a node's own data does not, that of `jaxopt_ext.core.loops` does.
 
         **Raises:** `ValueError` if the mesh has no such axis or the nodes do not spread evenly.
         """
         n = graph.number_of_nodes()
         devices = _devices(n, mesh, axis)
         tables = _tables(graph, mixing)
-        return OnMesh(tables, n, mesh, axis, *_schedule(tables, devices))
+        return OnMesh(tables, n, mesh, axis, *_schedule(tables, devices), check_vma)
 
     @staticmethod
-    def clients(n: int, mesh: Mesh | None = None, axis: str | None = None) -> "Network":
+    def clients(
+        n: int, mesh: Mesh | None = None, axis: str | None = None, *, check_vma: bool = False
+    ) -> "Network":
         """Nodes that talk to a server only: `mean`, `gather`, `pick` and `all_to_all`, and no
         neighbours. The server's state is replicated at every node.
 
@@ -139,7 +152,7 @@ class Network(eqx.Module):
         **Arguments:**
 
         - `n`: number of clients.
-        - `mesh`, `axis`: where they live, see `on_mesh`; on one device if `None`.
+        - `mesh`, `axis`, `check_vma`: where they live, see `on_mesh`; on one device if `None`.
 
         **Raises:** `ValueError` as in `on_mesh`.
         """
@@ -149,7 +162,7 @@ class Network(eqx.Module):
         if axis is None:
             raise ValueError(f"clients on a mesh need one of its axes {mesh.axis_names}")
         _devices(n, mesh, axis)
-        return OnMesh(None, n, mesh, axis, (), None, None)
+        return OnMesh(None, n, mesh, axis, (), None, None, check_vma)
 
     @property
     def max_degree(self) -> int:
@@ -564,6 +577,7 @@ class OnMesh(Network):
     sources: Int[np.ndarray, "n k"] | None
     """Where each neighbour's value lies: among local nodes, or behind them by colour. `None` if
     there is one node on each device: then colours are columns of the table."""
+    check_vma: bool = eqx.field(static=True, default=False)
 
     @property
     def nodes_per_device(self) -> int:
@@ -687,7 +701,7 @@ class OnMesh(Network):
             mesh=self.mesh,
             in_specs=(nodes, nodes, common),
             out_specs=nodes,
-            check_vma=False,
+            check_vma=self.check_vma,
         )
 
     def place(self, x):

@@ -1,7 +1,9 @@
 """The driver of network algorithms."""
 
 import contextlib
+import functools
 import os
+import types
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -9,10 +11,12 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import eval_jaxpr
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..core import checks, loops
+from ..core.closure import hoist
 from ..core.progress import progress_bar
 from .algorithm import AbstractNetworkAlgorithm
 from .network import Network
@@ -70,6 +74,54 @@ def _advance(algorithm, network, state, batches, first, last, key):
     return loops.fori_loop(first, last, body, state)
 
 
+def _inside(algorithm, network, params, batches, num_rounds, key, measure, record_every):
+    """A run as a part of another program: no bar, no file, and two scans, which have derivatives.
+
+    A derivative computes the rounds between two records again rather than keep them.
+    """
+
+    def one(state, r):
+        talk = lambda state, batch, key: algorithm.round(state, batch, network, key)
+        return network.parallel(talk)(state, _batch(batches, r), jax.random.fold_in(key, r)), None
+
+    def several(state, rounds):
+        state, _ = jax.checkpoint(lambda state: loops.scan(one, state, rounds))(state)
+        return state, measure(state)
+
+    state = _init(algorithm, network, params, batches, key)
+    rounds = jnp.arange(num_rounds, dtype=jnp.int32)
+    whole = num_rounds - num_rounds % record_every
+    history = []
+    if whole:
+        state, found = loops.scan(several, state, rounds[:whole].reshape(-1, record_every))
+        history.append(found)
+    if whole < num_rounds:
+        state, found = several(state, rounds[whole:])
+        history.append(jax.tree.map(lambda a: jnp.asarray(a)[None], found))
+    return state, jax.tree.map(lambda *parts: jnp.concatenate(parts), *history) if history else None
+
+
+def _observe(metric, state_metric, state):
+    if state_metric is not None:
+        return state_metric(state)
+    return None if metric is None else metric(state.params)
+
+
+_measure = eqx.filter_jit(_observe)
+
+_PLAIN = int | float | complex | str | bytes | type | types.ModuleType | types.BuiltinFunctionType
+
+
+def _measurement(metric, state_metric):
+    """What is recorded of a state, compiled once for metrics made by the same line of code."""
+    metrics = hoist((metric, state_metric))
+    leaves = jax.tree.leaves(metrics)
+    if all(eqx.is_array(leaf) or isinstance(leaf, _PLAIN | np.dtype) for leaf in leaves):
+        return functools.partial(_measure, *metrics)
+    # Nobody can tell whether another object still holds what it held: for each run anew.
+    return eqx.filter_jit(lambda state: _observe(metric, state_metric, state))
+
+
 def _batch(batches, r):
     return batches(r) if callable(batches) else batches
 
@@ -90,6 +142,9 @@ def run(
 ) -> Run:
     """Run rounds of a network algorithm.
 
+    Inside of `jit`, `vmap`, `grad` and, with a simulated network, `shard_map` a run is a part of
+    the program: without a bar or a checkpoint, and with derivatives by what its rounds depend on.
+
     **Arguments:**
 
     - `algorithm`: what the nodes do.
@@ -100,7 +155,9 @@ def run(
       and lie where the nodes live if one of their first two axes counts the nodes.
     - `num_rounds`: rounds in all, those of a resumed run included.
     - `key`: random key, `jax.random.key(0)` if not given; round r uses `fold_in(key, r)`.
-    - `metric`: a function of the stacked parameters, recorded every `record_every` rounds.
+    - `metric`: a function of the stacked parameters, recorded every `record_every` rounds. Another
+      one made by the same line of code is not traced again; arrays that it closes over, as the
+      algorithm's loss may too, are seen anew at each call.
     - `state_metric`: a function of the whole state instead.
     - `record_every`: rounds compiled into one piece, between records and checkpoints.
     - `checkpoint`: a file that holds the state after each piece. If it exists the run goes on from
@@ -111,7 +168,8 @@ def run(
       goes on from the last round that all of them have.
     - `progress`: show a bar if it takes longer than a second.
 
-    **Raises:** `ValueError` if some leaf is not stacked over all nodes, or both metrics are given.
+    **Raises:** `ValueError` if some leaf is not stacked over all nodes, both metrics are given, or
+    a transformation is to write a checkpoint.
     """
     checks.count("num_rounds", num_rounds, minimum=0)
     checks.count("record_every", record_every)
@@ -119,19 +177,24 @@ def run(
     _check_stacked("params", params, network.size)
     if metric is not None and state_metric is not None:
         raise ValueError("give a metric of the parameters or one of the state, not both")
-    if callable(batches):
-        batches = _lifted(batches, network)
-    else:
+    if not callable(batches):
         _check_stacked("batches", batches, network.size)
         batches = network.place(batches)
-    state = _init(algorithm, network, network.place(params), batches, key)
-
-    def observe(state):
-        if state_metric is not None:
-            return state_metric(state)
-        return None if metric is None else metric(state.params)
-
-    measure = eqx.filter_jit(observe)
+    params, algorithm = network.place(params), hoist(algorithm)
+    # In `jit` all that is computed is traced; `grad` and `vmap` alone trace what they are given.
+    inputs = jnp.zeros(()), algorithm, network, params, hoist((batches, metric, state_metric)), key
+    if checks.is_traced(inputs):
+        if checkpoint is not None:
+            raise ValueError("a run inside of a JAX transformation cannot write a checkpoint")
+        measure = functools.partial(_observe, metric, state_metric)
+        state, stacked = _inside(
+            algorithm, network, params, batches, num_rounds, key, measure, record_every
+        )
+        return Run(state.params, state, num_rounds, stacked)
+    if callable(batches):
+        batches = _lifted(batches, network)
+    measure = _measurement(metric, state_metric)
+    state = _init(algorithm, network, params, batches, key)
     done, history = 0, []
     with contextlib.ExitStack() as stack:
         saved = None if checkpoint is None else stack.enter_context(Checkpoints(checkpoint))

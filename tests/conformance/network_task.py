@@ -41,9 +41,9 @@ def simulated(row):
     return distributed.Network.simulated(graph(row))
 
 
-def on_mesh(row, devices):
+def on_mesh(row, devices, check_vma=False):
     mesh = jax.sharding.Mesh(np.array(devices), ("nodes",))
-    return distributed.Network.on_mesh(graph(row), mesh, "nodes")
+    return distributed.Network.on_mesh(graph(row), mesh, "nodes", check_vma=check_vma)
 
 
 def run(row, network, rounds, **options):

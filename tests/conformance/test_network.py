@@ -50,7 +50,9 @@ def test_reaches_the_exact_optimum(row):
 def test_mesh_equals_simulation(row, devices):
     _skip(row, "mesh")
     simulated = _simulated(row)
-    meshed = task.run(row, task.on_mesh(row, jax.devices()[:devices]), 20)
+    # Losses may not trace with the check of shard_map on, so it is off if nobody asks for it.
+    network = task.on_mesh(row, jax.devices()[:devices], check_vma=devices == 8)
+    meshed = task.run(row, network, 20)
     for a, b in zip(jax.tree.leaves(simulated.state), jax.tree.leaves(meshed.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
@@ -143,7 +145,8 @@ def test_keeps_single_precision(row):
     result = distributed.run(
         row.example(task.loss), network, params, task.batch(jnp.float32), 3, progress=False
     )
-    assert {x.dtype for x in jax.tree.leaves(result.params)} == {jnp.dtype(jnp.float32)}
+    found = {x.dtype for x in jax.tree.leaves(result.state) if jnp.issubdtype(x.dtype, jnp.inexact)}
+    assert found == {jnp.dtype(jnp.float32)}
 
 
 @EACH

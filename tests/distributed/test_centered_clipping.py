@@ -192,3 +192,61 @@ def test_rare_events_and_momentum():
         without, some, _ = over_seeds(lambda b, rule=rule: rule, betas)
         assert abs(without) < 0.02
         assert 0.7 < some < 0.98
+
+
+D_PUSHED, N_PUSHED, F_PUSHED = 50, 25, 5
+
+
+def pushed(rule_of, attack, steps=2000, step=0.02, seeds=2):
+    """Root mean square of x over the last half, by momentum: on $\\|x\\|^2/2$ with noise of N(0, I)
+    in the gradients of 25 workers, of whom five are bad."""
+    network = dd.Network.clients(N_PUSHED)
+    bad = {"attack": attack, "faulty": range(N_PUSHED - F_PUSHED, N_PUSHED)}
+    square = lambda x, xi: jnp.sum(x * x / 2 + xi * x)
+
+    def one(beta, key):
+        algorithm = dd.RobustSGD(square, step, rule_of(beta), beta, **bad)
+        noise = lambda k: jax.random.normal(k, (N_PUSHED, D_PUSHED))
+        state = algorithm.init(jnp.zeros((N_PUSHED, D_PUSHED)), noise(key), network, key)
+
+        def again(state, r):
+            k = jax.random.fold_in(key, r)
+            state = algorithm.round(state, noise(k), network, k)
+            return state, jnp.mean(state.params[0] ** 2)
+
+        return jnp.sqrt(jnp.mean(jax.lax.scan(again, state, jnp.arange(steps))[1][steps // 2 :]))
+
+    betas, keys = jnp.asarray([0.0, 0.9, 0.99]), jax.random.split(jax.random.key(7), seeds)
+    each = jax.vmap(jax.vmap(one, (None, 0)), (0, None))
+    return np.mean(jax.jit(each)(betas, keys), axis=1)
+
+
+def clipping(beta):
+    return robust.CenteredClip(dd.clipping_radius(np.sqrt(D_PUSHED), beta))
+
+
+RULES = {
+    "clipping": clipping,
+    "median": lambda _: robust.CoordinateMedian(),
+    "trimmed mean": lambda _: robust.TrimmedMean(F_PUSHED),
+    "geometric median": lambda _: robust.GeometricMedian(),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES.keys())
+def test_momentum_divides_what_a_push_within_the_noise_does(rule):
+    """Bad workers send the mean less 1.5 deviations, round after round."""
+    found = pushed(rule, attacks.ALIE(F_PUSHED, 1.5))
+    # With averages over ten and a hundred rounds, the noise is 0.229 and 0.071 of what it was.
+    np.testing.assert_allclose(found[1] / found[0], np.sqrt(0.1 / 1.9), rtol=0.2)
+    assert found[2] < 0.6 * found[1]
+    assert 0.2 < found[0] < 0.45
+
+
+@pytest.mark.slow
+def test_a_thousand_times_the_mean_backwards():
+    attack = attacks.InnerProduct(F_PUSHED, 1000.0)
+    found = pushed(clipping, attack)
+    assert np.all(found < np.array([0.5, 0.15, 0.06]))
+    assert not np.all(pushed(lambda _: robust.Mean(), attack, steps=400) < 1e3)

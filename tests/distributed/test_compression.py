@@ -38,11 +38,12 @@ COMPRESSORS = {
     "scaled qsgd": cc.Scaled(cc.QSGD(2)),
     "low rank": cc.LowRank(2),
     "unbiased low rank": cc.UnbiasedLowRank(2),
+    "singular triples": cc.Atomo(2),
 }
 DRAWN = ["top-k", "block top-k", "random k", "unbiased random k", "shared random k"]
 DRAWN += ["sign", "qsgd 5", "natural", "grid", "scaled qsgd"]
 FEW = ["top part", "block top-k", "shared random k", "sign", "qsgd 5", "natural", "grid"]
-FEW += ["scaled qsgd", "low rank", "unbiased low rank"]
+FEW += ["scaled qsgd", "low rank", "unbiased low rank", "singular triples"]
 NAMED = pytest.mark.parametrize("name", COMPRESSORS)
 
 
@@ -109,6 +110,33 @@ def test_unbiased(name):
         error = np.sum((found - x[:, None]) / scale * rng.normal(size=D), axis=-1)
         deviation = np.std(error, axis=1, ddof=1) / math.sqrt(DRAWS)
         assert np.all(np.abs(np.mean(error, axis=1)) <= 5 * deviation + 1e-6)
+
+
+def test_singular_triples():
+    """Unbiased with the variance of the best probabilities, found by bisection."""
+    rng, rank, draws_ = np.random.default_rng(4), 3, 4000
+    matrix = rng.normal(size=(7, 5)) @ np.diag([8.0, 2, 1, 0.5, 0.1])
+    compressor = cc.Atomo(rank)
+    keys = jax.random.split(jax.random.key(3), draws_)
+    found = jax.jit(jax.vmap(lambda k: compressor(jnp.asarray(matrix), k)))(keys)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    low, high = 0.0, 1e3
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (low, middle) if np.minimum(1, middle * values).sum() > rank else (middle, high)
+    chance = np.minimum(1, low * values)
+    variance = np.sum(values**2 * (1 / chance - 1))
+    errors = np.sum((np.asarray(found) - matrix) ** 2, axis=(1, 2))
+    np.testing.assert_allclose(errors.mean(), variance, rtol=0.1)
+    assert variance <= compressor.omega((7, 5)) * np.sum(values**2)
+    bias = np.linalg.norm(np.mean(found, axis=0) - matrix)
+    assert bias < 4 * np.sqrt(variance / draws_)
+    # What has the rank is told exactly, and one number of the message is wide enough for it.
+    small = matrix[:, :2] @ rng.normal(size=(2, 5))
+    np.testing.assert_allclose(compressor(jnp.asarray(small), keys[0]), small, atol=1e-12)
+    np.testing.assert_array_equal(compressor(jnp.zeros((4, 4)), keys[0]), 0)
+    message = compressor.compress(jnp.asarray(matrix, jnp.float32), keys[0])
+    assert sum(8 * a.nbytes for a in jax.tree.leaves(message)) == compressor.bits((7, 5))
 
 
 def test_the_two_equalities():

@@ -214,3 +214,39 @@ def test_bad_input():
         dd.LocalSGD(0.1, 1).run_all(
             regression, jnp.asarray(START), batch, jax.random.split(jax.random.key(0), N)
         )
+
+
+def test_sampled_clients():
+    """The server's mean is that of the drawn clients, by their samples, and everybody holds it."""
+    n, rounds = 6, 4
+    targets, counts = RNG.normal(size=(n, 2)), np.arange(1.0, n + 1)
+    squares = lambda x, b: 0.5 * jnp.sum((x - b[0]) ** 2)
+    averaging = dd.ServerAverage(2, counts)
+    algorithm = dd.DecentralizedFederated(squares, dd.LocalSGD(0.3, 2), averaging, 1.0)
+    network, x = dd.Network.clients(n), np.zeros(2)
+    seen, taken = set(), []
+    for r in range(rounds):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(0), r), n)
+        drawn = np.asarray(jax.random.permutation(key, n)) < 2
+        trained = targets + 0.7**2 * (x - targets)
+        x = np.average(trained[drawn], axis=0, weights=counts[drawn])
+        seen.update(np.flatnonzero(drawn).tolist())
+        taken.append(drawn.sum())
+    found = dd.run(
+        algorithm, network, jnp.zeros((n, 2)), jnp.asarray(targets)[:, None], rounds, progress=False
+    )
+    np.testing.assert_allclose(found.params, np.tile(x, (n, 1)), rtol=1e-6)
+    assert taken == [2] * rounds
+    assert len(seen) > 2
+    some = dd.fedavg(squares, 0.3, 2, participants=3)
+    assert (
+        some.averaging.participants
+        == 3
+        == dd.fedsam(squares, 0.3, 2, participants=3).averaging.participants
+    )
+    with pytest.raises(ValueError, match="cannot take part"):
+        dd.ServerAverage(7).average(network, jnp.zeros((n, 2)), jax.random.key(0))
+    with pytest.raises(ValueError, match="weights must have shape"):
+        dd.ServerAverage(None, counts[:3]).average(network, jnp.zeros((n, 2)))
+    with pytest.raises(ValueError, match="key"):
+        dd.ServerAverage(2).average(network, jnp.zeros((n, 2)))

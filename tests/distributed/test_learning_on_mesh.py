@@ -34,6 +34,7 @@ def mean_loss(x, client):
 
 
 SPECTRUM = dd.laplacian_spectrum(dd.ring(N))
+CLOCKS = dd.poisson_events(jax.random.key(5), dd.path(N), 6.0).blocks(12)
 METHODS = {
     "several gossip steps": (dd.ring, lambda _: dd.dfedsam_mgs(loss, 0.05, 2, batch_size=3)),
     "chebyshev": (
@@ -49,6 +50,8 @@ METHODS = {
         ),
     ),
     "buffered": (dd.path, lambda _: dd.BufferedGossipLearning(loss, LOCAL, 3)),
+    "drawn clients": (None, lambda _: dd.fedavg(loss, 0.05, 2, batch_size=3, participants=3)),
+    "asynchronous": (dd.path, lambda _: dd.AsynchronousGossipLearning(loss, LOCAL, CLOCKS)),
     "parts": (dd.path, lambda _: dd.PartitionedGossip(loss, LOCAL, 2)),
 }
 

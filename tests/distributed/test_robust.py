@@ -305,3 +305,25 @@ def test_bad_input_is_refused():
             call()
     with pytest.raises(TypeError, match="rule"):
         robust.Bucketing(2, "mean")
+
+
+def test_a_flag_from_a_random_start():
+    """One reweighting of the columns by a subspace drawn uniformly, then its singular vectors."""
+    rng, m, d, q = np.random.default_rng(8), 6, 9, 3
+    x, key = rng.normal(size=(m, d)), jax.random.key(4)
+    units = x / np.linalg.norm(x, axis=1, keepdims=True)
+    start = np.linalg.qr(np.asarray(jax.random.normal(key, (d, q), jnp.float64)))[0]
+    rest = 1 - np.sum((units @ start) ** 2, axis=1)
+    left = np.linalg.svd((units * (rest + 1e-7)[:, None] ** -0.25).T)[0][:, :q]
+    rule = robust.Flag(q, iters=1, random_start=True)
+    np.testing.assert_allclose(
+        rule(jnp.asarray(x), key=key), np.mean(x @ left @ left.T, axis=0), atol=1e-10
+    )
+    value = lambda rule: np.sum(np.sqrt(1 - rule.qualities(jnp.asarray(x), key)))
+    longer = [value(robust.Flag(q, iters=k, random_start=True)) for k in (1, 5, 50)]
+    assert longer[0] >= longer[1] >= longer[2]
+    np.testing.assert_allclose(longer[2], value(robust.Flag(q, iters=50)), rtol=0.02)
+    with pytest.raises(ValueError, match="key"):
+        rule(jnp.asarray(x))
+    with pytest.raises(ValueError, match="iters"):
+        robust.Flag(q, iters=0, random_start=True)

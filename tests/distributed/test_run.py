@@ -85,6 +85,54 @@ def test_data_of_a_function_are_arguments_where_the_nodes_live():
         np.testing.assert_allclose(a, b, atol=1e-15)
 
 
+def test_a_run_with_new_arrays_is_not_traced_again(trace_count):
+    def problem(target, scale):
+        algorithm = dd.DecentralizedGradient(lambda x, b: 0.5 * jnp.sum((x - scale * b) ** 2), 0.1)
+        return algorithm, lambda x: jnp.sum((x - target) ** 2)
+
+    def go(target, scale):
+        algorithm, metric = problem(jnp.full(D, target), jnp.asarray(scale))
+        network, batch = dd.Network.simulated(GRAPH), jnp.asarray(DATA[0])
+        start = network.replicate(jnp.zeros(D))
+        options = {"metric": metric, "progress": False, "record_every": 2}
+        return dd.run(algorithm, network, start, batch, 4, **options)
+
+    go(0.0, 1.0)
+    with trace_count() as traces:
+        found = go(2.0, 3.0)
+    assert traces.count == 0
+    x, w = np.zeros((N, D)), dd.metropolis(GRAPH).toarray()
+    for r in range(4):
+        x = w @ x - 0.1 * (x - 3 * DATA[0])
+        if r % 2:
+            np.testing.assert_allclose(found.history[r // 2], np.sum((x - 2) ** 2), rtol=1e-12)
+
+
+def test_a_changed_metric_is_seen():
+    class Target:
+        def __init__(self):
+            self.value, self.table = 1.0, np.ones(2)
+
+        def distance(self, x):
+            return jnp.max(x) * 0 + self.value
+
+    target, table, level = Target(), np.ones(2), 1.0
+
+    def last(metric):
+        network = dd.Network.simulated(GRAPH)
+        return float(run(network, jnp.asarray(DATA[0]), 1, metric=metric).history[-1])
+
+    metrics = {
+        "a method": target.distance,
+        "an object": lambda x: jnp.max(x) * 0 + target.value,
+        "an array written to": lambda x: jnp.max(x) * 0 + table[0],
+        "a number": lambda x: jnp.max(x) * 0 + level,
+    }
+    assert [last(metric) for metric in metrics.values()] == [1] * 4
+    target.value = table[0] = level = 2.0
+    assert [last(metric) for metric in metrics.values()] == [2] * 4
+
+
 def test_a_metric_may_read_the_state():
     network = dd.Network.simulated(GRAPH)
     algorithm = dd.GradientTracking(loss, 0.1)

@@ -13,7 +13,7 @@ leaves together are one. A zero gives zero, and a NaN stays visible.
 
 - Some entries: `TopK`, `BlockTopK`, `RandK`, `RandBlock`.
 - All entries, roughly: `ScaledSign`, `QSGD`, `Natural`, `Grid` (absolute error).
-- Matrices: `LowRank`, `UnbiasedLowRank`.
+- Matrices: `LowRank`, `UnbiasedLowRank`, `Atomo`.
 - `Identity`.
 
 Use `TopK` or `LowRank` with error feedback for gradients, `QSGD`, `Natural` or `RandK` with
@@ -35,7 +35,8 @@ of all others is empty. What it becomes depends on messages only, so receivers c
 
 Rules: `NoFeedback`, `EF14`, `EF21`, `ErrorControl`. A reference $h^*$ known to all, as in ideal
 error control, is `EF14` on $v - h^*$, with $h^*$ added to the estimate. `ChocoGossip` is averaging
-over a network with the copies of `EF21`.
+over a network with the copies of `EF21`, or another rule; `distributed.CompressedGossip` puts it
+under any algorithm that mixes.
 
 `mean_message` is the mean of all nodes' messages at all nodes, `mean_message_over` over an axis of
 `shard_map`; what travels is packed. `message_keys` are the keys to compress with.
@@ -45,7 +46,7 @@ from .average import mean_message, mean_message_over, message_keys
 from .choco import ChocoGossip
 from .compressor import AbstractCompressor, Identity, Scaled
 from .feedback import EF14, EF21, AbstractFeedback, ErrorControl, FeedbackState, NoFeedback
-from .low_rank import LowRank, LowRankMessage, UnbiasedLowRank
+from .low_rank import Atomo, LowRank, LowRankMessage, UnbiasedLowRank
 from .quantizers import QSGD, Grid, Natural, QuantizedMessage, ScaledSign
 from .sparse import BlockTopK, RandBlock, RandK, SparseMessage, TopK
 
@@ -55,6 +56,7 @@ __all__ = [
     "QSGD",
     "AbstractCompressor",
     "AbstractFeedback",
+    "Atomo",
     "BlockTopK",
     "ChocoGossip",
     "ErrorControl",

@@ -42,6 +42,8 @@ class Flag(AbstractAggregator):
     - `lam`: $\\lambda \\ge 0$; static, since 0 leaves out the pairs.
     - `iters`: how often columns are reweighted; static.
     - `beta_shape`: $\\beta \\in (0, 1]$; 1 is the subspace of the singular vectors; static.
+    - `random_start`: whether the first weights come from a random subspace, as in the authors'
+      code, rather than from the singular vectors of the rows; it needs a key; static.
     - `normalized`: whether to project unit rows and to divide by $q$ instead of $m$; static.
 
     **Reference:** Almasi, Mishra, Vamanan, Ravi, Flag Aggregator: Scalable Distributed Training
@@ -53,17 +55,18 @@ class Flag(AbstractAggregator):
     iters: int = eqx.field(static=True, default=5)
     beta_shape: float = eqx.field(static=True, default=0.5)
     normalized: bool = eqx.field(static=True, default=False)
+    random_start: bool = eqx.field(static=True, default=False)
 
     def __check_init__(self):
         if self.q is not None:
             checks.count("q", self.q)
         checks.nonnegative("lam", self.lam)
         checks.finite("lam", self.lam)
-        checks.count("iters", self.iters, 0)
+        checks.count("iters", self.iters, 1 if self.random_start else 0)
         checks.interval("beta_shape", self.beta_shape, 0, 1, open_low=True)
 
     def combine(self, x, state, pivot, key, mask):
-        fit = self._fit(x)
+        fit = self._fit(x, key)
         norms = row_norms(fit.clean)
         size = self._size(len(x))
         weight = jnp.where(norms > 0, 1, 0).astype(norms.dtype) / size if self.normalized else norms
@@ -75,11 +78,11 @@ class Flag(AbstractAggregator):
         result = _dot(coefficients, fit.columns)
         return jnp.where(jnp.any(fit.there), result, jnp.nan).astype(x.dtype)
 
-    def qualities(self, rows):
+    def qualities(self, rows, key=None):
         """$v_i$ of each row in the fitted subspace, $(m,)$; 0 for a row that takes no part."""
         x = ravel_rows(rows)[0]
         self.check(len(x))
-        fit = self._fit(x)
+        fit = self._fit(x, key)
         return _quality(fit.gram, fit.basis)[: len(x)]
 
     def tolerates(self, m):
@@ -88,7 +91,7 @@ class Flag(AbstractAggregator):
     def _size(self, m):
         return math.ceil((m + 1) / 2) if self.q is None else self.q
 
-    def _fit(self, x):
+    def _fit(self, x, key):
         m = len(x)
         x = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # eigenvalues need that much
         there = finite_rows(x)
@@ -112,18 +115,28 @@ class Flag(AbstractAggregator):
             rest = jnp.clip(1 - _quality(gram, basis), 0, 1)
             return jnp.sum(jnp.where(inside, prior * rest**self.beta_shape, 0))
 
+        def reweighted(quality):
+            rest = jnp.clip(1 - quality, 0, 1)
+            weight = jnp.sqrt(prior) * (rest + 1e-7) ** ((self.beta_shape - 1) / 2)
+            return _basis(gram, weight, q)
+
         def step(_, carry):
             basis, best, value = carry
-            rest = jnp.clip(1 - _quality(gram, basis), 0, 1)
-            weight = jnp.sqrt(prior) * (rest + 1e-7) ** ((self.beta_shape - 1) / 2)
-            basis = _basis(gram, weight, q)
+            basis = reweighted(_quality(gram, basis))
             new = objective(basis)
             better = new < value
             return basis, jnp.where(better, basis, best), jnp.where(better, new, value)
 
-        first = _basis(gram, jnp.asarray(np.arange(len(columns)) < m, x.dtype), q)
+        iters = self.iters
+        if self.random_start:
+            if key is None:
+                raise ValueError("Flag draws its first subspace and needs a key")
+            first = reweighted(_random_quality(columns, min(q, x.shape[1]), key))
+            iters -= 1
+        else:
+            first = _basis(gram, jnp.asarray(np.arange(len(columns)) < m, x.dtype), q)
         start = (first, first, objective(first))
-        basis = loops.fori_loop(0, self.iters, step, start)[1]
+        basis = loops.fori_loop(0, iters, step, start)[1]
         return _Fit(there, clean, columns, gram, basis)
 
 
@@ -148,6 +161,12 @@ def _unit(x):
 
 def _quality(gram, basis):
     return jnp.clip(jnp.sum(_dot(basis.T, gram) ** 2, axis=0), 0, 1)
+
+
+def _random_quality(columns, q, key):
+    """Of the columns in a subspace drawn uniformly."""
+    normal = jax.random.normal(key, (columns.shape[1], q), columns.dtype)
+    return jnp.sum(_dot(columns, jnp.linalg.qr(normal)[0]) ** 2, axis=1)
 
 
 def _basis(gram, weight, q):
