@@ -1,6 +1,10 @@
 """Matrix and sparse kernels, each with a Pallas and an XLA body.
 
 - `BCSR`: block-sparse matrices. `bcsr_matmul`: block-sparse times dense.
+- `strassen_matmul`: dense products with fewer multiplications, by `bilinear` algorithms, each a
+  `Bilinear`. `FaultTolerantProduct`: a code of them that survives lost workers,
+  `distributed_matmul` spreads it over devices; `search_parities` and `relations` find what it
+  stands on, `coded_products` is its kernel.
 
 A kernel is a pure function with one signature; `implementation=None` picks Pallas on TPU and GPU
 and XLA on CPU, where Pallas is only interpreted. To add one: a file with both bodies and their
@@ -9,5 +13,26 @@ derivative, a dense reference in its tests, and a row in the catalogue.
 
 from .formats import BCSR
 from .spmm import bcsr_matmul
+from .strassen import (
+    Bilinear,
+    FaultTolerantProduct,
+    bilinear,
+    coded_products,
+    distributed_matmul,
+    relations,
+    search_parities,
+    strassen_matmul,
+)
 
-__all__ = ["BCSR", "bcsr_matmul"]
+__all__ = [
+    "BCSR",
+    "Bilinear",
+    "FaultTolerantProduct",
+    "bcsr_matmul",
+    "bilinear",
+    "coded_products",
+    "distributed_matmul",
+    "relations",
+    "search_parities",
+    "strassen_matmul",
+]
