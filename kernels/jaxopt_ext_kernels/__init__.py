@@ -4,6 +4,10 @@
 - `BCSR`: block-sparse matrices, cut from rows in an order that `reorder_rows` finds (`RowOrder`,
   `Permutation`).
 - `spmm`: sparse times dense. `bcsr_matmul`: the same of blocks alone.
+- `strassen_matmul`: dense products with fewer multiplications, by `bilinear` algorithms, each a
+  `Bilinear`. `FaultTolerantProduct`: a code of them that survives lost workers,
+  `distributed_matmul` spreads it over devices; `search_parities` and `relations` find what it
+  stands on, `coded_products` is its kernel.
 
 A kernel is a pure function with one signature; `implementation=None` picks Pallas on TPU and GPU
 and XLA on CPU, where Pallas is only interpreted. To add one: a file with both bodies and their
@@ -13,13 +17,31 @@ derivative, a dense reference in its tests, and a row in the catalogue.
 from .formats import BCSR, CSR, Permutation
 from .reorder import RowOrder, reorder_rows
 from .spmm import bcsr_matmul, spmm
+from .strassen import (
+    Bilinear,
+    FaultTolerantProduct,
+    bilinear,
+    coded_products,
+    distributed_matmul,
+    relations,
+    search_parities,
+    strassen_matmul,
+)
 
 __all__ = [
     "BCSR",
     "CSR",
+    "Bilinear",
+    "FaultTolerantProduct",
     "Permutation",
     "RowOrder",
     "bcsr_matmul",
+    "bilinear",
+    "coded_products",
+    "distributed_matmul",
+    "relations",
     "reorder_rows",
+    "search_parities",
     "spmm",
+    "strassen_matmul",
 ]

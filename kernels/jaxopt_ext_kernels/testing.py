@@ -10,6 +10,7 @@ from jaxtyping import Array
 
 from .formats import BCSR, CSR
 from .spmm import Implementation, bcsr_matmul, spmm
+from .strassen import strassen_matmul
 
 
 class AbstractKernelCase(eqx.Module):
@@ -127,3 +128,37 @@ def _assembled(matrix):
     for value, i, j in zip(matrix.values, matrix.rows, matrix.columns, strict=True):
         out[i * r : (i + 1) * r, j * c : (j + 1) * c] += np.asarray(value, np.float64)
     return out[:m, :n]
+
+
+class StrassenCase(AbstractKernelCase):
+    """`strassen_matmul`, one level.
+
+    **Arguments:**
+
+    - `algorithm`: its name.
+    """
+
+    algorithm: str = eqx.field(static=True)
+
+    def _make(self, rng, m, n, k, dtype):
+        return tuple(jnp.asarray(rng.normal(size=s), dtype) for s in ((m, n), (n, k)))
+
+    def draw(self, seed, dtype):
+        rng = np.random.default_rng(seed)
+        return self._make(rng, *(int(s) for s in rng.integers(0, 9, 3)), dtype)
+
+    def large(self, dtype):
+        return self._make(np.random.default_rng(0), 256, 512, 256, dtype)
+
+    def call(self, *arguments, implementation: Implementation = None):
+        return strassen_matmul(*arguments, algorithm=self.algorithm, implementation=implementation)
+
+    def reference(self, *arguments):
+        A, B = (np.asarray(x, np.float64) for x in arguments)
+        return A @ B
+
+    def differentiable(self, *arguments):
+        return list(arguments)
+
+    def replace(self, arguments, arrays):
+        return tuple(arrays)
