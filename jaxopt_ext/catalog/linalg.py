@@ -1,5 +1,55 @@
 """Rows of the matrix functions."""
 
-from .rows import Row
+import jaxopt_ext as jxt
 
-LINALG: tuple[Row, ...] = ()
+from .cases.roots import RootCase
+from .rows import FunctionRow, Row
+
+_ROOT = (
+    "Song, Sebe, Wang, Fast Differentiable Matrix Square Root, ICLR 2022, arXiv:2201.08663; and "
+    "Fast Differentiable Matrix Square Root and Inverse Square Root, 2022, arXiv:2201.12543"
+)
+
+LINALG: tuple[Row, ...] = (
+    FunctionRow(
+        "Differentiable matrix square root",
+        "linalg.sqrtm",
+        _ROOT,
+        lambda: RootCase(
+            jxt.linalg.sqrtm,
+            (0.5,),
+            (
+                (jxt.linalg.Pade(7), jxt.linalg.Lyapunov(10)),
+                (jxt.linalg.Taylor(60), jxt.linalg.Lyapunov(10)),
+                (jxt.linalg.Eigh(), jxt.linalg.Exact()),
+            ),
+        ),
+        claim="linalg/sqrtm",
+        system=("S039",),
+    ),
+    FunctionRow(
+        "Differentiable inverse matrix square root",
+        "linalg.inverse_sqrtm",
+        _ROOT,
+        lambda: RootCase(
+            jxt.linalg.inverse_sqrtm,
+            (-0.5,),
+            (
+                (jxt.linalg.Pade(20), jxt.linalg.Exact()),
+                (jxt.linalg.NewtonSchulz(10), None),
+            ),
+        ),
+        claim="linalg/sqrtm",
+        system=("S039",),
+    ),
+    FunctionRow(
+        "Differentiable matrix square root and its inverse",
+        "linalg.sqrtm_pair",
+        _ROOT,
+        lambda: RootCase(
+            jxt.linalg.sqrtm_pair, (0.5, -0.5), ((jxt.linalg.Pade(7), jxt.linalg.Lyapunov(10)),)
+        ),
+        claim="linalg/sqrtm",
+        system=("S039",),
+    ),
+)
