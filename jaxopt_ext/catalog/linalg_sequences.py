@@ -1,5 +1,57 @@
 """Rows of what a sequence of matrices or systems is worked on with."""
 
-from .rows import Row
+import jaxopt_ext as jxt
 
-LINALG_SEQUENCES: tuple[Row, ...] = ()
+from .cases.relaxation import PolicyCase, RelaxedSolveCase, SequenceCase
+from .rows import FunctionRow, Row
+
+_RELAX = (
+    "Khodak, Chow, Balcan, Talwalkar, Learning to Relax: Setting Solver Parameters Across a "
+    "Sequence of Linear System Instances, 2024, arXiv:2310.02246"
+)
+_LAW = {"gradient": "what is drawn by the law has no derivative in what was observed"}
+
+LINALG_SEQUENCES: tuple[Row, ...] = (
+    FunctionRow(
+        "Successive over-relaxation (SOR)",
+        "linalg.SOR",
+        _RELAX,
+        lambda: RelaxedSolveCase(jxt.linalg.SOR),
+        claim="linalg/sor",
+        system=("S068",),
+    ),
+    FunctionRow(
+        "Conjugate gradients preconditioned by SSOR",
+        "linalg.SSORCG",
+        _RELAX,
+        lambda: RelaxedSolveCase(jxt.linalg.SSORCG),
+        claim="linalg/sor",
+        system=("S068",),
+    ),
+    FunctionRow(
+        "Learning to relax",
+        "linalg.solve_sequence",
+        _RELAX,
+        lambda: SequenceCase(),
+        claim="linalg/sor",
+        system=("S068",),
+    ),
+    FunctionRow(
+        "ChebCB",
+        "linalg.ChebCB",
+        _RELAX,
+        lambda: PolicyCase("chebyshev"),
+        claim="linalg/sor",
+        system=("S068",),
+        opt_outs=_LAW,
+    ),
+    FunctionRow(
+        "Tsallis-INF in bins of the context",
+        "linalg.Binned",
+        _RELAX,
+        lambda: PolicyCase("binned"),
+        claim="linalg/sor",
+        system=("S068",),
+        opt_outs=_LAW,
+    ),
+)
