@@ -2,12 +2,17 @@
 
 import jaxopt_ext as jxt
 
+from .cases.lora import AdapterLossCase, LowRankAttentionCase
 from .cases.relaxation import PolicyCase, RelaxedSolveCase, SequenceCase
 from .rows import FunctionRow, Row
 
 _RELAX = (
     "Khodak, Chow, Balcan, Talwalkar, Learning to Relax: Setting Solver Parameters Across a "
     "Sequence of Linear System Instances, 2024, arXiv:2310.02246"
+)
+_LORA = (
+    "Hu, Su, Kuo, Song, Liu, Computational Limits of Low-Rank Adaptation (LoRA) for "
+    "Transformer-Based Models, 2025, arXiv:2406.03136"
 )
 _LAW = {"gradient": "what is drawn by the law has no derivative in what was observed"}
 
@@ -53,5 +58,21 @@ LINALG_SEQUENCES: tuple[Row, ...] = (
         claim="linalg/sor",
         system=("S068",),
         opt_outs=_LAW,
+    ),
+    FunctionRow(
+        "Attention by polynomial features",
+        "linalg.low_rank_attention",
+        _LORA,
+        lambda: LowRankAttentionCase(),
+        claim="linalg/lora_gradient",
+        system=("S096",),
+    ),
+    FunctionRow(
+        "Gradients of low-rank adapters in almost linear time",
+        "linalg.lora_attention_loss",
+        _LORA,
+        lambda: AdapterLossCase(),
+        claim="linalg/lora_gradient",
+        system=("S096",),
     ),
 )

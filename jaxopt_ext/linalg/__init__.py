@@ -4,8 +4,23 @@
   solvers; `Coloring` makes their sweeps parallel, `optimal_omega` is Young's. `solve_sequence`
   learns the relaxation along a sequence of systems, by a policy: `TsallisINF` without contexts,
   `ChebCB` with a smooth dependence on one, `Binned` with any; `Fixed` to compare with.
+- `lora_attention_loss`: the loss of an attention layer with `LowRankAdapter`s, and its gradient, in
+  time almost linear in the length, for an `AdaptedAttention`; `attention_loss` is the exact one.
+  `low_rank_attention` by `polynomial_features`; `degree_for` a `norm_bound` says of which degree,
+  and `num_features` how many there are.
 """
 
+from .lora_gradient import (
+    AdaptedAttention,
+    LowRankAdapter,
+    attention_loss,
+    degree_for,
+    lora_attention_loss,
+    low_rank_attention,
+    norm_bound,
+    num_features,
+    polynomial_features,
+)
 from .omega_learning import AbstractPolicy, Binned, ChebCB, Fixed, TsallisINF
 from .sor import SOR, SSORCG, Coloring, SequenceResult, optimal_omega, solve_sequence
 
@@ -13,12 +28,21 @@ __all__ = [
     "SOR",
     "SSORCG",
     "AbstractPolicy",
+    "AdaptedAttention",
     "Binned",
     "ChebCB",
     "Coloring",
     "Fixed",
+    "LowRankAdapter",
     "SequenceResult",
     "TsallisINF",
+    "attention_loss",
+    "degree_for",
+    "lora_attention_loss",
+    "low_rank_attention",
+    "norm_bound",
+    "num_features",
     "optimal_omega",
+    "polynomial_features",
     "solve_sequence",
 ]
