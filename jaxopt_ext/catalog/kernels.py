@@ -12,4 +12,13 @@ KERNELS: tuple[KernelRow, ...] = (
         lambda: importlib.import_module("jaxopt_ext_kernels.testing").BCSRMatmulCase(),
         claim="kernels/spmm",
     ),
+    KernelRow(
+        "SMaT",
+        "kernels.spmm",
+        "Okanovic, Kwasniewski, Sylos Labini, Besta, Vella, Hoefler, High Performance Unstructured "
+        "SpMM Computation Using Tensor Cores, SC 2024, arXiv:2408.11551",
+        lambda: importlib.import_module("jaxopt_ext_kernels.testing").SpMMCase(),
+        system=("S090",),
+        claim="kernels/reordered_spmm",
+    ),
 )

@@ -1,13 +1,25 @@
 """Matrix and sparse kernels, each with a Pallas and an XLA body.
 
-- `BCSR`: block-sparse matrices. `bcsr_matmul`: block-sparse times dense.
+- `CSR`: sparse matrices in compressed rows, linear maps by `@`.
+- `BCSR`: block-sparse matrices, cut from rows in an order that `reorder_rows` finds (`RowOrder`,
+  `Permutation`).
+- `spmm`: sparse times dense. `bcsr_matmul`: the same of blocks alone.
 
 A kernel is a pure function with one signature; `implementation=None` picks Pallas on TPU and GPU
 and XLA on CPU, where Pallas is only interpreted. To add one: a file with both bodies and their
 derivative, a dense reference in its tests, and a row in the catalogue.
 """
 
-from .formats import BCSR
-from .spmm import bcsr_matmul
+from .formats import BCSR, CSR, Permutation
+from .reorder import RowOrder, reorder_rows
+from .spmm import bcsr_matmul, spmm
 
-__all__ = ["BCSR", "bcsr_matmul"]
+__all__ = [
+    "BCSR",
+    "CSR",
+    "Permutation",
+    "RowOrder",
+    "bcsr_matmul",
+    "reorder_rows",
+    "spmm",
+]

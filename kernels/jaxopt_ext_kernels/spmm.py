@@ -1,5 +1,6 @@
-"""Block-sparse matrix times dense matrix."""
+"""Sparse matrix times dense matrix."""
 
+import dataclasses
 import functools
 from typing import Any, Literal
 
@@ -8,11 +9,62 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu, triton as plt
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
-from .formats import BCSR
+from ._chunks import sum_rows
+from .formats import BCSR, CSR
 
 Implementation = Literal["pallas", "xla"] | None
+
+
+def spmm(
+    matrix: BCSR | CSR,
+    dense: Num[Array, "n *k"],
+    *,
+    implementation: Implementation = None,
+    tile: int = 128,
+) -> Num[Array, "m *k"]:
+    """$C = A B$ for a sparse $A$, in blocks that may be cut from reordered rows (SMaT).
+
+    An unstructured matrix has entries in many blocks, each of few entries. With rows of similar
+    patterns brought together, $PA$ has entries in few, dense ones, which matrix units multiply
+    while blocks of zeros are skipped: $C = P^\\top ((PA) B)$. Then $B$ is not moved, only rows of
+    the product are gathered.
+
+    ```python
+    order = reorder_rows(csr, (16, 16))
+    A = BCSR.from_csr(csr, (16, 16), row_order=order)
+    C = spmm(A, B)
+    ```
+
+    Derivatives in `dense` and in the blocks are those of `bcsr_matmul`; through `BCSR.from_csr`
+    those in the blocks become derivatives in the entries of the `CSR`.
+
+    **Arguments:**
+
+    - `matrix`: $A$, shape `(m, n)`. Of a `CSR` the product is entry by entry, in plain XLA.
+    - `dense`: $B$, shape `(n, k)`, or a vector; use `vmap` for batches.
+    - `implementation`: `"pallas"`, `"xla"`, or `None`, as of `bcsr_matmul`.
+    - `tile`: columns of `dense` that a Pallas program works on.
+
+    **Returns:** $C$, in the wider type of the two.
+
+    **Raises:** `ValueError` if shapes do not fit, the implementation is unknown, or is `"pallas"`
+    for a `CSR`; `TypeError` for another format.
+
+    **Reference:** Okanovic, Kwasniewski, Sylos Labini, Besta, Vella, Hoefler, High Performance
+    Unstructured SpMM Computation Using Tensor Cores, SC 2024, arXiv:2408.11551.
+    """
+    if isinstance(matrix, CSR):
+        if implementation not in (None, "xla"):
+            raise ValueError(f"a CSR is multiplied by implementation='xla', not {implementation!r}")
+        return matrix @ dense
+    if not isinstance(matrix, BCSR):
+        raise TypeError(f"expected a BCSR or a CSR, got {type(matrix).__name__}")
+    dense = jnp.asarray(dense)
+    columns = dense[:, None] if dense.ndim == 1 else dense
+    product = bcsr_matmul(matrix, columns, implementation=implementation, tile=tile)
+    return product[:, 0] if dense.ndim == 1 else product
 
 
 def bcsr_matmul(
@@ -54,25 +106,41 @@ def bcsr_matmul(
     if 0 in (*matrix.shape, k):
         return jnp.zeros((m, k), dtype)
     c = matrix.block[1]
+    if matrix.column_order is not None:
+        dense = dense[matrix.column_order.order]
     padded = jnp.pad(dense, ((0, -dense.shape[0] % c), (0, 0)))
     body = _xla if implementation == "xla" else functools.partial(_pallas, tile)
-    return body(matrix, padded)[:m].astype(dtype)
+    blocks = dataclasses.replace(matrix, row_order=None, column_order=None)
+    product = body(blocks, padded)[:m].astype(dtype)
+    return product if matrix.row_order is None else product[matrix.row_order.places]
 
 
 def _accumulator(*arrays):
     return jnp.promote_types(jnp.result_type(*arrays), jnp.float32)
 
 
+_PIECE = 1 << 17
+"""Numbers in a chunk of the products of blocks, if all of them are far more."""
+
+_PREFETCHED = 1 << 17
+"""Blocks whose places fit the scalar memory of a TPU."""
+
+
 def _xla(matrix, dense):
     r, c = matrix.block
-    tiles = dense.reshape(matrix.block_columns, c, -1)[matrix.columns]
-    products = jnp.einsum(
-        "nij,njk->nik",
-        matrix.values,
-        tiles,
-        preferred_element_type=_accumulator(matrix.values, dense),
-    )
-    sums = jax.ops.segment_sum(products, matrix.rows, matrix.block_rows, indices_are_sorted=True)
+    wide = _accumulator(matrix.values, dense)
+    tiles = dense.reshape(matrix.block_columns, c, -1)
+
+    def products(blocks):
+        values, columns = blocks
+        return jnp.einsum("nij,njk->nik", values, tiles[columns], preferred_element_type=wide)
+
+    blocks, size = matrix.values.shape[0], r * dense.shape[1]
+    # Many products are made and added in pieces that stay in the caches.
+    chunk = blocks if blocks * size <= 8 * _PIECE else max(_PIECE // size, 1)
+    like = jax.ShapeDtypeStruct((matrix.block_rows, r, dense.shape[1]), wide)
+    entries = matrix.values, matrix.columns
+    sums = sum_rows(products, entries, matrix.rows, like, chunk, is_sorted=True)
     return sums.reshape(matrix.block_rows * r, -1)
 
 
@@ -131,34 +199,64 @@ _pallas.defvjp(_vjp_forward, _vjp_backward)
 
 def _tpu_call(tile, matrix, dense, *, interpret=False):
     """One program for each block and tile; blocks of a row follow each other and share the output
-    block, which stays in fast memory between them."""
+    block, which stays in fast memory between them.
+
+    Scalar memory holds the places of so many blocks only. Longer lists are cut, and each piece adds
+    to what those before have left.
+    """
     r, c = matrix.block
     out_dtype = _accumulator(matrix.values, dense)
+    blocks, shape = matrix.values.shape[0], (matrix.block_rows * r, dense.shape[1])
+    lists = matrix.rows, matrix.columns, matrix.values
+    call = functools.partial(_tpu_piece, tile, (r, c), interpret)
+    if blocks <= _PREFETCHED:
+        return call(None, *lists, dense, jax.ShapeDtypeStruct(shape, out_dtype))
+    # Zeros added to the last row stand in for the blocks that the last piece lacks.
+    lists = [
+        jnp.pad(a, ((0, -blocks % _PREFETCHED), *((0, 0),) * (a.ndim - 1)), mode=mode).reshape(
+            -1, _PREFETCHED, *a.shape[1:]
+        )
+        for a, mode in zip(lists, ("edge", "edge", "constant"), strict=True)
+    ]
 
-    def kernel(rows, columns, values, tile_in, out):
+    def add(total, piece):
+        return call(total, *piece, dense, jax.ShapeDtypeStruct(shape, out_dtype)), None
+
+    return jax.lax.scan(add, jnp.zeros(shape, out_dtype), tuple(lists))[0]
+
+
+def _tpu_piece(tile, block, interpret, total, rows, columns, values, dense, out_shape):
+    r, c = block
+
+    def kernel(rows, columns, values, tile_in, *rest):
+        *before, out = rest
         n = pl.program_id(1)
         begins = (n == 0) | (rows[n] != rows[jnp.maximum(n - 1, 0)])
 
         @pl.when(begins)
         def _():
-            out[...] = jnp.zeros_like(out)
+            out[...] = before[0][...] if before else jnp.zeros_like(out)
 
         out[...] += jnp.dot(values[0], tile_in[...], preferred_element_type=out.dtype)
 
+    result = pl.BlockSpec((r, tile), lambda t, n, rows, columns: (rows[n], t))
+    more = [] if total is None else [total]
     return pl.pallas_call(
         kernel,
-        out_shape=jax.ShapeDtypeStruct((matrix.block_rows * r, dense.shape[1]), out_dtype),
+        out_shape=out_shape,
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
-            grid=(dense.shape[1] // tile, matrix.values.shape[0]),
+            grid=(dense.shape[1] // tile, values.shape[0]),
             in_specs=[
                 pl.BlockSpec((1, r, c), lambda t, n, rows, columns: (n, 0, 0)),
                 pl.BlockSpec((c, tile), lambda t, n, rows, columns: (columns[n], t)),
+                *[result for _ in more],
             ],
-            out_specs=pl.BlockSpec((r, tile), lambda t, n, rows, columns: (rows[n], t)),
+            out_specs=result,
         ),
+        input_output_aliases={4: 0} if more else {},
         interpret=interpret,
-    )(matrix.rows, matrix.columns, matrix.values, dense)
+    )(rows, columns, values, dense, *more)
 
 
 def _triton_call(tile, matrix, dense):

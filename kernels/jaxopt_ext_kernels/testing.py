@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from .formats import BCSR
-from .spmm import Implementation, bcsr_matmul
+from .formats import BCSR, CSR
+from .spmm import Implementation, bcsr_matmul, spmm
 
 
 class AbstractKernelCase(eqx.Module):
@@ -67,15 +67,63 @@ class BCSRMatmulCase(AbstractKernelCase):
 
     def reference(self, *arguments):
         matrix, dense = arguments
-        m, n = matrix.shape
-        r, c = matrix.block
-        out = np.zeros((matrix.block_rows * r, max(matrix.block_columns * c, n)))
-        for value, i, j in zip(matrix.values, matrix.rows, matrix.columns, strict=True):
-            out[i * r : (i + 1) * r, j * c : (j + 1) * c] += np.asarray(value, np.float64)
-        return out[:m, :n] @ np.asarray(dense, np.float64)
+        return _assembled(matrix) @ np.asarray(dense, np.float64)
 
     def differentiable(self, *arguments):
         return [arguments[0].values, arguments[1]]
 
     def replace(self, arguments, arrays):
         return eqx.tree_at(lambda s: s.values, arguments[0], arrays[0]), arrays[1]
+
+
+class SpMMCase(AbstractKernelCase):
+    """`spmm` of blocks cut from rows and columns in any order."""
+
+    def _make(self, seed, mask, block, k, dtype):
+        orders = [np.random.default_rng(0).permutation(size) for size in mask.shape]
+        rng = np.random.default_rng(seed)
+        matrix = CSR.from_dense(mask * rng.normal(size=mask.shape))
+        sparse = BCSR.from_csr(matrix, block, *orders)
+        sparse = eqx.tree_at(lambda s: s.values, sparse, sparse.values.astype(dtype))
+        return sparse, jnp.asarray(rng.normal(size=(mask.shape[1], k)), dtype)
+
+    def draw(self, seed, dtype):
+        # Three patterns, because each is compiled: entries here and there, full, and without rows.
+        shape, block, k, density = [
+            ((11, 7), (4, 2), 3, 0.2),
+            ((5, 9), (2, 3), 2, 1),
+            ((0, 3), (2, 2), 1, 1),
+        ][seed % 3]
+        mask = np.random.default_rng(0).random(shape) < density
+        return self._make(seed, mask, block, k, dtype)
+
+    def large(self, dtype):
+        mask = np.random.default_rng(0).random((256, 512)) < 2e-4
+        return self._make(0, mask, (16, 128), 256, dtype)
+
+    def call(self, *arguments, implementation: Implementation = None):
+        return spmm(*arguments, implementation=implementation)
+
+    def reference(self, *arguments):
+        matrix, dense = arguments
+        blocks = _assembled(matrix)
+        out = np.zeros(blocks.shape)
+        rows, columns = (np.asarray(p.order) for p in (matrix.row_order, matrix.column_order))
+        out[np.ix_(rows, columns)] = blocks
+        return out @ np.asarray(dense, np.float64)
+
+    def differentiable(self, *arguments):
+        return [arguments[0].values, arguments[1]]
+
+    def replace(self, arguments, arrays):
+        return eqx.tree_at(lambda s: s.values, arguments[0], arrays[0]), arrays[1]
+
+
+def _assembled(matrix):
+    """The blocks, where they are cut."""
+    m, n = matrix.shape
+    r, c = matrix.block
+    out = np.zeros((matrix.block_rows * r, max(matrix.block_columns * c, n)))
+    for value, i, j in zip(matrix.values, matrix.rows, matrix.columns, strict=True):
+        out[i * r : (i + 1) * r, j * c : (j + 1) * c] += np.asarray(value, np.float64)
+    return out[:m, :n]
