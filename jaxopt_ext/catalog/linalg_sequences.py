@@ -4,6 +4,7 @@ import jaxopt_ext as jxt
 
 from .cases.lora import AdapterLossCase, LowRankAttentionCase
 from .cases.relaxation import PolicyCase, RelaxedSolveCase, SequenceCase
+from .cases.svd import SVDUpdateCase
 from .rows import FunctionRow, Row
 
 _RELAX = (
@@ -13,6 +14,10 @@ _RELAX = (
 _LORA = (
     "Hu, Su, Kuo, Song, Liu, Computational Limits of Low-Rank Adaptation (LoRA) for "
     "Transformer-Based Models, 2025, arXiv:2406.03136"
+)
+_SVD = (
+    "Deng, Yang, Li, Chen, Jiang, Pu, Fast Updating Truncated SVD for Representation Learning with "
+    "Sparse Matrices, 2024, arXiv:2401.09703"
 )
 _LAW = {"gradient": "what is drawn by the law has no derivative in what was observed"}
 
@@ -74,5 +79,13 @@ LINALG_SEQUENCES: tuple[Row, ...] = (
         lambda: AdapterLossCase(),
         claim="linalg/lora_gradient",
         system=("S096",),
+    ),
+    FunctionRow(
+        "Updates of a truncated singular value decomposition",
+        "linalg.TruncatedSVD",
+        _SVD,
+        lambda: SVDUpdateCase(jxt.linalg.GramSchmidt()),
+        claim="linalg/svd_update",
+        system=("S073",),
     ),
 )

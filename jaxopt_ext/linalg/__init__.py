@@ -8,6 +8,9 @@
   time almost linear in the length, for an `AdaptedAttention`; `attention_loss` is the exact one.
   `low_rank_attention` by `polynomial_features`; `degree_for` a `norm_bound` says of which degree,
   and `num_features` how many there are.
+- `TruncatedSVD`: kept while a sparse matrix gets rows, columns or a change of low rank, in time
+  that does not depend on its size; by `GramSchmidt`, exactly, or for wide updates by `Lanczos` or
+  `RandomizedPower`.
 """
 
 from .lora_gradient import (
@@ -23,18 +26,30 @@ from .lora_gradient import (
 )
 from .omega_learning import AbstractPolicy, Binned, ChebCB, Fixed, TsallisINF
 from .sor import SOR, SSORCG, Coloring, SequenceResult, optimal_omega, solve_sequence
+from .svd_update import (
+    AbstractAugmentation,
+    GramSchmidt,
+    Lanczos,
+    RandomizedPower,
+    TruncatedSVD,
+)
 
 __all__ = [
     "SOR",
     "SSORCG",
+    "AbstractAugmentation",
     "AbstractPolicy",
     "AdaptedAttention",
     "Binned",
     "ChebCB",
     "Coloring",
     "Fixed",
+    "GramSchmidt",
+    "Lanczos",
     "LowRankAdapter",
+    "RandomizedPower",
     "SequenceResult",
+    "TruncatedSVD",
     "TsallisINF",
     "attention_loss",
     "degree_for",

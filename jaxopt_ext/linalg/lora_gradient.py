@@ -281,8 +281,8 @@ def lora_attention_loss(
     \\partial_W L = X^\\top \\Big( \\sum_v \\mathrm{diag}(C_v)\\, f\\, \\mathrm{diag}(H_v) X
       - \\mathrm{diag}(r) f X \\Big), \\qquad r_i = \\langle C_i, (f H)_i \\rangle;$$
 
-    the chain rule does the rest, $\\partial B = \\tfrac{\\alpha}{r} (\\partial W_Q) A^\\top$, say.
-    The gradient is the formula of the exact loss with the approximate $f$ in it, and so differs from
+    the chain rule does the rest, $\\partial B = (\\alpha / r) (\\partial W_Q) A^\\top$, say. The
+    gradient is the formula of the exact loss with the approximate $f$ in it, and so differs from
     the derivative of the approximate loss by as much as $f$ is wrong. Reverse mode only; `vmap` for
     heads and batches, and `shard_map`.
 

@@ -44,8 +44,8 @@ def run() -> Outcome:
         table,
         max(ratios.values()) <= 1.06 and ahead,
         f"Mean sweeps. Tsallis-INF to the best fixed: {said}. Sweeps go by colours, red and black.",
-        why="paper: the regret of a bandit that sees counts only is heavy-tailed where shifts make "
-        "a system nearly singular",
+        why="scale: the regret a system falls like one over the root of their number, and after "
+        "5000 it is still between 5 and 7 %",
     )
 
 
