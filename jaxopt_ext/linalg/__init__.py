@@ -3,8 +3,33 @@
 - Square roots of positive definite matrices: `sqrtm`, `inverse_sqrtm`, `sqrtm_pair`, by `Pade`,
   `Taylor`, `NewtonSchulz` or `Eigh`, differentiated by `Lyapunov` or `Exact`; `root_residual` says
   how good one is. `whiten` takes the covariance out of samples.
+
+- `SOR`, `SSORCG`: over-relaxation and conjugate gradients preconditioned by it, as `lineax`
+  solvers; `Coloring` makes their sweeps parallel, `optimal_omega` is Young's. `solve_sequence`
+  learns the relaxation along a sequence of systems, by a policy: `TsallisINF` without contexts,
+  `ChebCB` with a smooth dependence on one, `Binned` with any; `Fixed` to compare with.
+- `lora_attention_loss`: the loss of an attention layer with `LowRankAdapter`s, and its gradient, in
+  time almost linear in the length, for an `AdaptedAttention`; `attention_loss` is the exact one.
+  `low_rank_attention` by `polynomial_features`; `degree_for` a `norm_bound` says of which degree,
+  and `num_features` how many there are.
+- `TruncatedSVD`: kept while a sparse matrix gets rows, columns or a change of low rank, in time
+  that does not depend on its size; by `GramSchmidt`, exactly, or for wide updates by `Lanczos` or
+  `RandomizedPower`.
 """
 
+from .lora_gradient import (
+    AdaptedAttention,
+    LowRankAdapter,
+    attention_loss,
+    degree_for,
+    lora_attention_loss,
+    low_rank_attention,
+    norm_bound,
+    num_features,
+    polynomial_features,
+)
+from .omega_learning import AbstractPolicy, Binned, ChebCB, Fixed, TsallisINF
+from .sor import SOR, SSORCG, Coloring, SequenceResult, optimal_omega, solve_sequence
 from .sqrtm import (
     AbstractRootDerivative,
     AbstractRootMethod,
@@ -21,19 +46,45 @@ from .sqrtm import (
     sqrtm_pair,
     whiten,
 )
+from .svd_update import AbstractAugmentation, GramSchmidt, Lanczos, RandomizedPower, TruncatedSVD
 
 __all__ = [
+    "SOR",
+    "SSORCG",
+    "AbstractAugmentation",
+    "AbstractPolicy",
     "AbstractRootDerivative",
     "AbstractRootMethod",
+    "AdaptedAttention",
+    "Binned",
+    "ChebCB",
+    "Coloring",
     "Eigh",
     "Exact",
+    "Fixed",
+    "GramSchmidt",
+    "Lanczos",
+    "LowRankAdapter",
     "Lyapunov",
     "NewtonSchulz",
     "Pade",
+    "RandomizedPower",
     "Root",
+    "SequenceResult",
     "Taylor",
+    "TruncatedSVD",
+    "TsallisINF",
+    "attention_loss",
+    "degree_for",
     "inverse_sqrtm",
+    "lora_attention_loss",
+    "low_rank_attention",
+    "norm_bound",
+    "num_features",
+    "optimal_omega",
+    "polynomial_features",
     "root_residual",
+    "solve_sequence",
     "sqrtm",
     "sqrtm_pair",
     "whiten",

@@ -1,0 +1,149 @@
+"""Updates of a truncated decomposition against Zha and Simon's, and on a growing graph."""
+
+import jax
+import jax.numpy as jnp
+import networkx as nx
+import numpy as np
+import scipy.linalg
+import scipy.sparse as sp
+
+from benchmarks.claims import Outcome
+from benchmarks.claims.linalg import _sparse
+from benchmarks.timing import race
+from jaxopt_ext import linalg
+from jaxopt_ext_kernels import CSR
+
+CLAIM = (
+    "100 updates by 8 sparse rows give Zha and Simon's decomposition to 1e-10, with singular "
+    "vectors orthonormal to 1e-9; at rank 32 and 20 entries a row, an update's time grows with an "
+    "exponent below 0.2 from 10,000 to 1,000,000 columns, and with 100,000 columns it takes at "
+    "most a fifth of Zha and Simon's; on block graphs that grow from 250 to 1250 nodes in 50 "
+    "batches, the leading subspace is nearer to the recomputed one than without updates, exactly "
+    "augmented and in spaces of dimension 10; on each of 3 seeds."
+)
+SETTINGS = "Nothing is chosen: sizes are those of the claim, seeds 0 to 2."
+
+ALONE = True
+
+K, S, EACH = 32, 8, 20
+SIZES = (10_000, 100_000, 1_000_000)
+BLOCKS, NODES, FIRST, BATCH = 4, 1250, 250, 20
+
+
+def run() -> Outcome:
+    with jax.enable_x64(True):
+        update = jax.jit(lambda svd, E: svd.add_rows(E), donate_argnums=0)
+        table = [_row(seed, update) for seed in range(3)]
+    holds = all(
+        r["gap"] <= 1e-10
+        and r["not orthonormal"] <= 1e-9
+        and r["exponent"] < 0.2
+        and r["Zha-Simon / ours, 1e5"] >= 5
+        and max(r["angle, exact"], r["angle, Lanczos"], r["angle, power"]) < r["angle, none"]
+        for r in table
+    )
+    return Outcome(
+        table,
+        holds,
+        "Angles in radians, of the four leading left singular vectors to those of the whole "
+        "graph. Zha and Simon's update is compiled too.",
+        why="ours: times of a millisecond on a machine that does other work",
+    )
+
+
+def _row(seed, update):
+    gap, skew = _accuracy(seed)
+    times = {n: _times(seed, n, update) for n in SIZES}
+    slope = np.log(times[SIZES[-1]][0] / times[SIZES[0]][0]) / np.log(SIZES[-1] / SIZES[0])
+    none, exact, lanczos, power = _angles(seed)
+    return {
+        "seed": seed,
+        "gap": gap,
+        "not orthonormal": skew,
+        **{f"ms, {n:g}": 1e3 * times[n][0] for n in SIZES},
+        "exponent": float(slope),
+        "Zha-Simon / ours, 1e5": times[100_000][1],
+        "angle, none": none,
+        "angle, exact": exact,
+        "angle, Lanczos": lanczos,
+        "angle, power": power,
+    }
+
+
+def _accuracy(seed):
+    rng = np.random.default_rng(seed)
+    n = 500
+    svd = _sparse.start(rng, n, 8, 900)
+    u, s, v = svd.u[:100], svd.s, svd.v
+    plain = jax.jit(lambda svd, E: svd.add_rows(E))
+    for _ in range(100):
+        E = _sparse.rows(rng, S, n, EACH)
+        svd = plain(svd, E)
+        u, s, v = _zha_simon(u, s, v, E.todense())
+    gap = jnp.max(jnp.abs((svd.u * svd.s) @ svd.v.T - (u * s) @ v.T))
+    skew = max(jnp.max(jnp.abs(f.T @ f - jnp.eye(8))) for f in (svd.u, svd.v))
+    return float(gap), float(skew)
+
+
+def _zha_simon(u, s, v, E):
+    """In numpy, whose shapes may grow."""
+    k = len(s)
+    C = np.asarray(v.T @ E.T)
+    Q, R = np.linalg.qr(np.asarray(E.T) - v @ C)
+    F, t, Gt = np.linalg.svd(np.block([[np.diag(s), np.zeros((k, len(E)))], [C.T, R.T]]))
+    return np.vstack([u @ F[:k, :k], F[k:, :k]]), t[:k], v @ Gt[:k].T[:k] + Q @ Gt[:k].T[k:]
+
+
+def _times(seed, n, update):
+    """Seconds of ours, and the ratio of Zha and Simon's where it is run."""
+    rng = np.random.default_rng(seed)
+    held = {"svd": _sparse.start(rng, n, K, 1000)}
+    E = _sparse.rows(rng, S, n, EACH)
+    dense = (held["svd"].u[:100], held["svd"].s, held["svd"].v, E.todense()) if n == 100_000 else ()
+
+    def ours():
+        held["svd"] = update(held["svd"], E)
+        return held["svd"].s
+
+    candidates = {"ours": ours}
+    if dense:
+        candidates["Zha-Simon"] = lambda: _sparse.zha_simon(*dense)
+    found = {t.name: t for t in race(candidates, reference="ours", rounds=15)}
+    return found["ours"].seconds, found["Zha-Simon"].ratio if dense else 0.0
+
+
+def _angles(seed):
+    sizes = [NODES // BLOCKS + (i < NODES % BLOCKS) for i in range(BLOCKS)]
+    chances = 0.01 + 0.05 * np.eye(BLOCKS)
+    graph = nx.stochastic_block_model(sizes, chances, seed=seed)
+    order = np.random.default_rng(seed).permutation(NODES)  # blocks come mixed
+    A = sp.csr_array(nx.to_scipy_sparse_array(graph, dtype=float))[order][:, order]
+    whole = np.linalg.svd(A.toarray())[0][:, :BLOCKS]
+    begun = linalg.TruncatedSVD.from_matrix(A[:FIRST, :FIRST], 8, capacity=(NODES, NODES))
+    ways = (linalg.GramSchmidt(), linalg.Lanczos(10), linalg.RandomizedPower(10))
+    angle = lambda svd: float(scipy.linalg.subspace_angles(np.asarray(svd.u)[:, :BLOCKS], whole)[0])
+    batches = _batches(A)
+    out = [angle(begun)]
+    for way in ways:
+        grow = jax.jit(lambda svd, E, F, way=way: svd.add_rows(E, way).add_columns(F, way))
+        svd = begun
+        for E, F in batches:
+            svd = grow(svd, E, F)
+        out.append(angle(svd))
+    return out
+
+
+def _batches(A):
+    """New rows over the nodes that are there, and then new columns over all."""
+    parts = []
+    for end in range(FIRST + BATCH, NODES + 1, BATCH):
+        begin = end - BATCH
+        parts.append((A[begin:end, :begin].tocoo(), A[:end, begin:end].tocoo()))
+    most = [max(part[i].nnz for part in parts) for i in range(2)]
+    shapes = ((BATCH, NODES), (NODES, BATCH))
+    return [
+        tuple(
+            CSR.from_coo(p.data, p.row, p.col, shapes[i], nnz=most[i]) for i, p in enumerate(pair)
+        )
+        for pair in parts
+    ]

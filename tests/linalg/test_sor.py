@@ -1,0 +1,271 @@
+"""Relaxation against sweeps in numpy; the policies are compared with scipy in their conformance."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import lineax as lx
+import numpy as np
+import pytest
+import scipy.linalg
+from jax.sharding import Mesh, PartitionSpec as P
+
+import jaxopt_ext as jxt
+from jaxopt_ext import linalg
+from jaxopt_ext.linalg import SOR, SSORCG, Coloring
+
+OMEGAS = np.array([0.7, 1.0, 1.3, 1.8])
+
+
+def grid_laplacian(n, shift=0.0):
+    line = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    return np.kron(line, np.eye(n)) + np.kron(np.eye(n), line) + shift * np.eye(n * n)
+
+
+def sweeps(A, b, omega, tol=1e-8, limit=10_000):
+    """Count and solution, one unknown after the other."""
+    x = np.zeros_like(b)
+    for k in range(1, limit + 1):  # noqa: B007
+        for i in range(len(b)):
+            x[i] += omega * (b[i] - A[i] @ x) / A[i, i]
+        if np.linalg.norm(b - A @ x) <= tol * np.linalg.norm(b):
+            break
+    return k, x
+
+
+def preconditioned(A, b, omega, tol=1e-8):
+    D, L = np.diag(np.diag(A)), np.tril(A, -1)
+    M = (D + omega * L) @ np.linalg.inv(D) @ (D + omega * L).T / (omega * (2 - omega))
+    x, r, z = np.zeros_like(b), b, np.linalg.solve(M, b)
+    p, gamma, k = z, r @ z, 0
+    while np.linalg.norm(r) > tol * np.linalg.norm(b):
+        length = gamma / (p @ A @ p)
+        x, r = x + length * p, r - length * A @ p
+        z = np.linalg.solve(M, r)
+        p, gamma, k = z + (r @ z) / gamma * p, r @ z, k + 1
+    return k, x, M
+
+
+@eqx.filter_jit
+def solved(solver, A, b, omegas):
+    def one(omega):
+        operator = lx.MatrixLinearOperator(A, lx.symmetric_tag)
+        relaxed = eqx.tree_at(lambda s: s.omega, solver, omega)
+        out = lx.linear_solve(operator, b, relaxed, throw=False)
+        return out.stats["num_steps"], out.value
+
+    return jax.vmap(one)(omegas)
+
+
+A, B = grid_laplacian(4, -0.1), np.random.default_rng(0).normal(size=16)
+
+
+@pytest.mark.parametrize("single", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_counts_are_those_of_sweeps_over_the_unknowns(single):
+    kind, tol, slack = (np.float32, 1e-5, 1) if single else (np.float64, 1e-8, 0)
+    counts, x = solved(SOR(), *(jnp.asarray(a, kind) for a in (A, B, OMEGAS)))
+    assert x.dtype == kind
+    for omega, count, value in zip(OMEGAS, counts, x, strict=True):
+        wanted, y = sweeps(A, B, omega, tol)
+        assert abs(int(count) - wanted) <= slack
+        np.testing.assert_allclose(value, y, rtol=1e-3 if single else 1e-9)
+    # At relaxation 1 it is Gauss-Seidel.
+    y = np.zeros(16)
+    for _ in range(int(counts[1])):
+        y = scipy.linalg.solve_triangular(np.tril(A), B - np.triu(A, 1) @ y, lower=True)
+    np.testing.assert_allclose(x[1], y, rtol=1e-3 if single else 1e-9)
+
+
+@pytest.mark.parametrize("solver", [SOR, SSORCG])
+def test_red_black_is_the_sweep_in_that_order(solver):
+    coloring = Coloring.red_black((4, 4))
+    counts, x = solved(solver(coloring=coloring), jnp.asarray(A), jnp.asarray(B), OMEGAS)
+    order = np.argsort(coloring.colors, kind="stable")
+    for omega, count, value in zip(OMEGAS, counts, x, strict=True):
+        permuted = A[np.ix_(order, order)], B[order], omega
+        wanted, y, *_ = (sweeps if solver is SOR else preconditioned)(*permuted)
+        assert count == wanted
+        np.testing.assert_allclose(value[order], y, rtol=1e-9)
+
+
+def test_preconditioned_counts_and_the_preconditioner():
+    counts, x = solved(SSORCG(), jnp.asarray(A), jnp.asarray(B), OMEGAS)
+    for omega, count, value in zip(OMEGAS, counts, x, strict=True):
+        wanted, y, M = preconditioned(A, B, omega)
+        assert count == wanted
+        np.testing.assert_allclose(value, y, rtol=1e-9)
+        np.testing.assert_allclose(M, M.T)
+        assert np.linalg.eigvalsh(M)[0] > 0
+
+
+def test_derivatives_in_what_a_batch_shares():
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(3, 4))
+    base = rng.normal(size=(4, 4)) + 8 * np.eye(4)  # not symmetric
+
+    def total(matrix, vectors):
+        one = lambda b: jnp.sum(
+            lx.linear_solve(lx.MatrixLinearOperator(matrix), b, SOR(1.1, 1e-12)).value ** 2
+        )
+        return jnp.sum(jax.vmap(one)(vectors))
+
+    found = jax.jit(jax.grad(total))(jnp.asarray(base), jnp.asarray(vectors))
+    x = np.linalg.solve(base, vectors.T)
+    np.testing.assert_allclose(found, -np.linalg.solve(base.T, 2 * x) @ x.T, rtol=1e-8, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [SOR, SSORCG])
+def test_it_solves_for_implicit_derivatives(solver):
+    matrix = jnp.asarray(grid_laplacian(2, 0.5))
+    adjoint = jxt.ImplicitAdjoint(linear_solver=solver(1.2, 1e-12))
+
+    def minimizer(b):
+        problem = jxt.Smooth(lambda x: 0.5 * x @ matrix @ x - b @ x)
+        return jnp.sum(jxt.core.attach(jnp.linalg.solve(matrix, b), problem, adjoint) ** 2)
+
+    vectors = np.random.default_rng(0).normal(size=(2, 4))
+    found = jax.jit(jax.vmap(jax.grad(minimizer)))(jnp.asarray(vectors))
+    x = np.linalg.solve(matrix, vectors.T)
+    np.testing.assert_allclose(found, 2 * np.linalg.solve(matrix, x).T, rtol=1e-9)
+
+
+def test_it_traces_in_shard_map():
+    matrix, vectors = jnp.asarray(A), jnp.asarray(np.stack([B, 2 * B]))
+
+    def each(b):
+        operator = lx.MatrixLinearOperator(matrix, lx.symmetric_tag)
+        solvers = (SSORCG(1.5, coloring=Coloring.red_black((4, 4))),)
+        one = linalg.solve_sequence(
+            lambda _: operator, b[:, 0], b, linalg.TsallisINF([1.5]), jax.random.key(0)
+        )
+        return [s.compute(s.init(operator, {}), b[0], {})[0][None] for s in solvers] + [one.values]
+
+    mesh = Mesh(np.array(jax.devices()[:2]), "i")
+    spread = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=P("i"), out_specs=P("i")))
+    for found in spread(vectors):
+        np.testing.assert_allclose(found, np.linalg.solve(A, vectors.T).T, rtol=1e-6, atol=1e-7)
+
+
+def outcome(solver, matrix, vector):
+    operator = lx.MatrixLinearOperator(jnp.asarray(matrix), lx.symmetric_tag)
+    out = lx.linear_solve(operator, jnp.asarray(vector), solver, throw=False)
+    names = ("successful", "max_steps_reached", "breakdown")
+    status = next(n for n in names if out.result == getattr(lx.RESULTS, n))
+    return status, out.value, int(out.stats["num_steps"])
+
+
+def test_what_becomes_of_ugly_systems():
+    ones = np.ones(2)
+    status, x, _ = outcome(SOR(), [[0.0, 1.0], [1.0, 0.0]], ones)  # a zero on the diagonal
+    assert status == "breakdown"
+    assert np.isnan(x).all()
+    status, x, _ = outcome(SOR(), [[1.0, 3.0], [3.0, 1.0]], ones)  # diverges
+    assert status == "breakdown"
+    assert np.isnan(x).all()
+    assert outcome(SSORCG(), [[1.0, 3.0], [3.0, 1.0]], [1.0, -1.0])[0] == "breakdown"
+    assert outcome(SOR(), np.eye(2), [np.nan, 1])[0] == "breakdown"
+    status, x, steps = outcome(SOR(max_steps=3), A, B)
+    assert (status, steps) == ("max_steps_reached", 3)
+    assert np.isfinite(x).all()
+    assert outcome(SOR(), np.eye(2), np.zeros(2))[::2] == ("successful", 0)
+    # Two unknowns of one colour are coupled.
+    assert outcome(SOR(coloring=Coloring([0, 0])), [[2.0, 1.0], [1.0, 2.0]], ones)[0] == "breakdown"
+    # Badly scaled, and solved all the same.
+    scale = np.array([1e-6, 1.0, 1e6])
+    matrix = scale[:, None] * (2 * np.eye(3) - 0.5 * np.eye(3, k=1) - 0.5 * np.eye(3, k=-1)) * scale
+    status, x, _ = outcome(SOR(rtol=1e-12), matrix, scale)
+    assert status == "successful"
+    np.testing.assert_allclose(matrix @ x, scale, atol=1e-5)
+    y0 = jnp.linalg.solve(A, B)
+    operator = lx.MatrixLinearOperator(jnp.asarray(A))
+    warm = lx.linear_solve(
+        operator, jnp.asarray(B), SOR(max_steps=1), options={"y0": y0}, throw=False
+    )
+    np.testing.assert_allclose(warm.value, y0)
+
+
+@pytest.mark.parametrize("omega", [0.0, 2.0, -1.0, np.nan])
+def test_relaxations_outside_raise(omega):
+    for make in (SOR, SSORCG):
+        with pytest.raises(ValueError, match="omega must be in"):
+            make(omega)
+
+
+def test_bad_input_raises():
+    with pytest.raises(ValueError, match="rtol"):
+        SOR(rtol=-1.0)
+    with pytest.raises(TypeError, match="coloring"):
+        SOR(coloring=np.zeros(3))
+    with pytest.raises(ValueError, match="square"):
+        lx.linear_solve(lx.MatrixLinearOperator(jnp.ones((3, 2))), jnp.ones(3), SOR())
+    with pytest.raises(ValueError, match="tagged"):
+        lx.linear_solve(lx.MatrixLinearOperator(jnp.ones((2, 2))), jnp.ones(2), SSORCG())
+    with pytest.raises(ValueError, match="3 unknowns, the system 2"):
+        outcome(SOR(coloring=Coloring([0, 1, 0])), np.eye(2), np.ones(2))
+    with pytest.raises(TypeError, match="complex"):
+        outcome(SOR(), np.eye(2) + 0j, np.ones(2) + 0j)
+    for colors in ([[0]], [0.5], [-1]):
+        with pytest.raises(ValueError, match="colors"):
+            Coloring(colors)
+    with pytest.raises(ValueError, match="grid"):
+        linalg.TsallisINF([])
+    with pytest.raises(ValueError, match="low must be below high"):
+        linalg.ChebCB([1.0], 1.0, 1.0)
+    with pytest.raises(ValueError, match="low must be below high"):
+        linalg.Binned(linalg.TsallisINF([1.0]), 2.0, 1.0)
+    with pytest.raises(ValueError, match="index"):
+        linalg.Fixed([1.0], 1)
+    args = (lambda c: c, jnp.ones(2), jnp.ones((2, 1)))
+    with pytest.raises(ValueError, match="grid must be in"):
+        linalg.solve_sequence(*args, linalg.TsallisINF([1.0, 2.0]), jax.random.key(0))
+    with pytest.raises(ValueError, match="one length"):
+        linalg.solve_sequence(
+            args[0], jnp.ones(3), args[2], linalg.TsallisINF([1.0]), jax.random.key(0)
+        )
+
+
+def test_youngs_optimum():
+    n = 9
+    line = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
+    best = 2 / (1 + np.sin(np.pi / (n + 1)))
+    np.testing.assert_allclose(linalg.optimal_omega(jnp.asarray(line)), best)
+    with pytest.raises(ValueError, match="square"):
+        linalg.optimal_omega(jnp.ones((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "name", ["binned", *(pytest.param(n, marks=pytest.mark.slow) for n in ("tsallis", "chebyshev"))]
+)
+def test_a_policy_learns_from_counts_across_calls_and_failures_cost_the_limit(name):
+    """The first relaxation never converges in the limit, the second nearly at once."""
+    line = 2 * np.eye(8) - np.eye(8, k=1) - np.eye(8, k=-1)
+    omegas = np.array([0.02, 1.5])
+    system = lambda c: lx.MatrixLinearOperator(jnp.asarray(line) + c * jnp.eye(8))
+    shifts = jnp.linspace(0, 0.1, 60)
+    vectors = jnp.ones((60, 8))
+    solver = SOR(max_steps=100)
+
+    @eqx.filter_jit
+    def run(policy, key, state):
+        return linalg.solve_sequence(
+            system, shifts, vectors, policy, key, solver=solver, state=state
+        )
+
+    policy = {
+        "binned": linalg.Binned(linalg.TsallisINF(omegas), 0.0, 0.1, num_bins=1),
+        "tsallis": linalg.TsallisINF(omegas),
+        "chebyshev": linalg.ChebCB(omegas, 0.0, 0.1),
+    }[name]
+    first = run(policy, jax.random.key(0), policy.init())
+    second = run(policy, jax.random.key(1), first.state)
+    assert np.all(first.counts[first.actions == 0] == 100)
+    assert not np.any(first.converged[first.actions == 0])
+    assert np.all(first.converged[first.actions == 1])
+    assert np.mean(np.asarray(second.actions)) > 0.8
+    again = run(policy, jax.random.key(0), policy.init())
+    np.testing.assert_array_equal(again.actions, first.actions)
+    diverging = lambda c: lx.MatrixLinearOperator(jnp.array([[1.0, 3.0], [3.0, 1.0]]))
+    spoiled = linalg.solve_sequence(
+        diverging, shifts[:2], jnp.ones((2, 2)), linalg.Fixed(omegas, 1), jax.random.key(0)
+    )
+    assert np.all(spoiled.counts == 10_000)
+    assert np.all(spoiled.actions == 1)
