@@ -1,4 +1,4 @@
-"""Rows of the solvers of inclusions."""
+"""Rows of the solvers of inclusions, and of asynchronous ones."""
 
 import jaxopt_ext as jxt
 
@@ -45,5 +45,24 @@ INCLUSIONS: tuple[SolverRow, ...] = (
         "Arrow, Hurwicz, Uzawa, Studies in Linear and Non-Linear Programming, 1958",
         lambda: jxt.games.GradientDescentAscent(),
         claim="games/extragradient",
+    ),
+    SolverRow(
+        "DEGAS",
+        "fixed_point.DelayAgnostic",
+        "Wu, Liu, Magnússon, Johansson, Delay-Agnostic Asynchronous Coordinate Update Algorithm, "
+        "2023, arXiv:2305.08535",
+        lambda: jxt.fixed_point.DelayAgnostic(jxt.fixed_point.UniformDelay(4)),
+        opt_outs={"pytree": "blocks are on one leading axis of all leaves"},
+        claim="fixed_point/degas",
+        system=("S006",),
+    ),
+    SolverRow(
+        "ARock",
+        "fixed_point.ARock",
+        "Peng, Xu, Yan, Yin, ARock: an Algorithmic Framework for Asynchronous Parallel Coordinate "
+        "Updates, 2016, arXiv:1506.02396",
+        lambda: jxt.fixed_point.ARock(jxt.fixed_point.UniformDelay(2), averaging=0.4),
+        opt_outs={"pytree": "blocks are on one leading axis of all leaves"},
+        claim="fixed_point/degas",
     ),
 )
