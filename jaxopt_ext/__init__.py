@@ -7,6 +7,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `fixed_point`: Picard, Krasnosel'skii-Mann, Anderson, Halpern.
 - `linalg`: matrix functions, updates, solvers for sequences of systems.
 - `minimize`: gradient, proximal, coordinate and projection-free methods.
+- `games`: saddle points, equilibria, variational inequalities.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
 - `optimizers`: gradient transformations for `optax`.
 - `distributed`: graphs, networks and decentralized algorithms.
@@ -28,6 +29,7 @@ _FAMILIES = (
     "distributed",
     "estimators",
     "fixed_point",
+    "games",
     "linalg",
     "minimize",
     "optimizers",
@@ -45,6 +47,7 @@ if TYPE_CHECKING:
         distributed as distributed,
         estimators as estimators,
         fixed_point as fixed_point,
+        games as games,
         linalg as linalg,
         minimize as minimize,
         optimizers as optimizers,

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .estimators import ESTIMATORS
+from .inclusions import INCLUSIONS
 from .kernels import KERNELS
 from .kernels_products import KERNELS_PRODUCTS
 from .linalg import LINALG
@@ -24,6 +25,7 @@ from .solvers import SOLVERS
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
+    *INCLUSIONS,
     *OPTIMIZERS,
     *NETWORK,
     *NETWORK_LEARNING,

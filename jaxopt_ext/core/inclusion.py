@@ -68,6 +68,14 @@ def _prox(function: Any, x: PyTree[Array], t: Any) -> PyTree[Array]:
     return x if function is None else function.prox(x, t)
 
 
+def _natural(function: Any, x: PyTree[Array], slope: PyTree[Array]) -> PyTree[Array]:
+    """$x - \\mathrm{prox}_g(x - v)$; without $g$ that is $v$, also where $x$ is so large that
+    $x - v$ rounds to $x$."""
+    if function is None:
+        return slope
+    return jax.tree.map(jnp.subtract, x, function.prox(jax.tree.map(jnp.subtract, x, slope), 1.0))
+
+
 def _check_prox(name: str, function: Any) -> None:
     if function is not None:
         checks.proximable(name, function)
@@ -90,6 +98,9 @@ class Inclusion(AbstractInclusion):
 
     def backward(self, z, t=1.0):
         return z if self.resolvent is None else self.resolvent(z, t)
+
+    def residual_with(self, z, slope):
+        return slope if self.resolvent is None else super().residual_with(z, slope)
 
     def restrict(self, rest):
         resolvent = self.resolvent
@@ -119,6 +130,9 @@ class VariationalInequality(AbstractInclusion):
 
     def backward(self, z, t=1.0):
         return _prox(self.nonsmooth, z, t)
+
+    def residual_with(self, z, slope):
+        return _natural(self.nonsmooth, z, slope)
 
     def restrict(self, rest):
         return dataclasses.replace(self, operator=Restricted(self.operator, rest, maps=True))
@@ -157,6 +171,10 @@ class MinMax(AbstractInclusion):
 
     def backward(self, z, t=1.0):
         return PrimalDual(_prox(self.primal, z.primal, t), _prox(self.dual, z.dual, t))
+
+    def residual_with(self, z, slope):
+        primal = _natural(self.primal, z.primal, slope.primal)
+        return PrimalDual(primal, _natural(self.dual, z.dual, slope.dual))
 
     def check(self, z):
         checks.point("MinMax", z, PrimalDual, "PrimalDual(primal, dual)")
@@ -225,6 +243,11 @@ class Game(AbstractInclusion):
             return z
         return tuple(_prox(one, own, t) for one, own in zip(self.feasible, z, strict=True))
 
+    def residual_with(self, z, slope):
+        if self.feasible is None:
+            return slope
+        return tuple(map(_natural, self.feasible, z, slope))
+
     def check(self, z):
         checks.point("Game", z, tuple, "tuple, a pytree a player")
         if self.feasible is not None and len(self.feasible) != len(z):
@@ -281,6 +304,9 @@ class FiniteSumInclusion(AbstractInclusion):
 
     def backward(self, z, t=1.0):
         return _prox(self.nonsmooth, z, t)
+
+    def residual_with(self, z, slope):
+        return _natural(self.nonsmooth, z, slope)
 
     def check(self, z):
         sample = rows.first(self.data)

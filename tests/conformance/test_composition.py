@@ -24,6 +24,7 @@ from jaxopt_ext import catalog, prox
 from jaxopt_ext.minimize import FISTA, FixedStep, ProximalGradient
 
 FIRST_ORDER = FISTA(tol=1e-11, max_steps=20_000)
+EXTRAGRADIENT = jxt.games.Extragradient(tol=1e-11)
 SOLVERS = {
     jxt.Smooth: FIRST_ORDER,
     jxt.Composite: FIRST_ORDER,
@@ -45,11 +46,11 @@ SOLVERS = {
     jxt.LinearProgram: Newton(),
     jxt.SecondOrderConeProgram: Newton(),
     jxt.LinearMatrixInequality: Newton(),
-    jxt.VariationalInequality: Newton(),
-    jxt.Inclusion: Newton(),
-    jxt.MinMax: Newton(),
-    jxt.Game: Newton(),
-    jxt.FiniteSumInclusion: Newton(),
+    jxt.VariationalInequality: EXTRAGRADIENT,
+    jxt.Inclusion: EXTRAGRADIENT,
+    jxt.MinMax: EXTRAGRADIENT,
+    jxt.Game: EXTRAGRADIENT,
+    jxt.FiniteSumInclusion: EXTRAGRADIENT,
 }
 ALIKE = {
     jxt.Expectation,
@@ -302,6 +303,7 @@ def check_devices(kind, check):
     agree(within, (slopes, np.sum(along)))
 
 
+STANDS_FOR = {jxt.AbstractInclusion: jxt.VariationalInequality}
 SOLVER_ROWS = [
     pytest.param(row, next(k for k in CASES if k in row.example().problems), id=row.name)
     for row in catalog.rows(catalog.SolverRow)
@@ -313,6 +315,7 @@ SOLVER_ROWS = [
 def test_every_solver_in_shard_map_and_under_the_gradient_of_a_vmap(row, kind):
     if row.reason("shard_map"):
         pytest.skip(row.reason("shard_map"))
+    kind = STANDS_FOR.get(kind, kind)
     solver = dataclasses.replace(row.example(), tol=1e-5)
     f = Family(kind, solver)
 

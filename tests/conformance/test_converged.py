@@ -77,7 +77,18 @@ def _program(d):
     return jxt.QuadraticProgram(A.T @ A, d["shift"], A, middle - d["bad"], middle + 1)
 
 
+def _inclusion(d):
+    """A monotone map, affine or a little bent, on a box that may be far away; without curvature
+    half of the time, and then often without a solution but on the box."""
+    skew = d["map"] - d["map"].T
+    A = d["A"] * (1 - d["bad"])
+    size = jnp.sum(d["start"])
+    forward = lambda z: A.T @ (A @ z - d["b"]) + skew @ z + jnp.arctan(z) + d["shift"]
+    return jxt.VariationalInequality(forward, prox.Box(-size, 2 * size))
+
+
 BUILD = {
+    jxt.AbstractInclusion: _inclusion,
     jxt.Smooth: _smooth,
     jxt.Composite: lambda d: jxt.Composite(
         jxt.objectives.SquaredLoss(d["A"], d["b"]), prox.L1(d["theta"])

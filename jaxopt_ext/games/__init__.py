@@ -1,0 +1,29 @@
+"""Equilibria of games, saddle points and variational inequalities.
+
+The problems are the inclusions of `core`: `MinMax`, `Game`, `VariationalInequality`, `Inclusion`.
+
+- `Extragradient`: two evaluations of the map a step, and the largest steps; begin here.
+- `OptimisticGradient`, `ForwardReflectedBackward`: one evaluation a step, with half the step size.
+- `AnchoredExtragradient`: the best worst-case rate of the last iterate on problems that are merely
+  monotone; on most others slower.
+- `GradientDescentAscent`: what does not converge without strong monotonicity, to compare with.
+- `measures`: how far a point is from an equilibrium.
+"""
+
+from . import measures
+from .extragradient import (
+    AnchoredExtragradient,
+    Extragradient,
+    ForwardReflectedBackward,
+    GradientDescentAscent,
+    OptimisticGradient,
+)
+
+__all__ = [
+    "AnchoredExtragradient",
+    "Extragradient",
+    "ForwardReflectedBackward",
+    "GradientDescentAscent",
+    "OptimisticGradient",
+    "measures",
+]
