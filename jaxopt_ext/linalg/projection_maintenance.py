@@ -382,9 +382,10 @@ class SketchedProjection(eqx.Module):
       K = N G\\, \\mathrm{diag}(\\sqrt\\delta) R^\\top,$$
 
     with $K$, of shape `(m, b)`, kept. It is unbiased, with an error of the order of $b^{-1/2}$. Who
-    sees answers learns the sketch, and can ask for what it gets wrong. So there are several, of which each answer takes a private
-    median over a random subset: about $\\sqrt T$ sketches serve $T$ adaptive queries, instead of
-    $T$. The median does not remove the bias that an adversary finds, it slows its growth.
+    sees answers learns the sketch, and can ask for what it gets wrong. So there are several, of
+    which each answer takes a private median over a random subset: about $\\sqrt T$ sketches serve
+    $T$ adaptive queries, instead of $T$. The median does not remove the bias that an adversary
+    finds, it slows its growth.
 
     **Attributes:**
 
