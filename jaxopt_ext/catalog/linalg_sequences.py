@@ -3,6 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.lora import AdapterLossCase, LowRankAttentionCase
+from .cases.projection import ProjectionCase, SketchedCase
 from .cases.relaxation import PolicyCase, RelaxedSolveCase, SequenceCase
 from .cases.svd import SVDUpdateCase
 from .rows import FunctionRow, Row
@@ -18,6 +19,10 @@ _LORA = (
 _SVD = (
     "Deng, Yang, Li, Chen, Jiang, Pu, Fast Updating Truncated SVD for Representation Learning with "
     "Sparse Matrices, 2024, arXiv:2401.09703"
+)
+_PROJECTION = (
+    "Song, Yang, Yang, Zhang, Sketching Meets Differential Privacy: Fast Algorithm for Dynamic "
+    "Kronecker Projection Maintenance, 2023, arXiv:2210.11542"
 )
 _LAW = {"gradient": "what is drawn by the law has no derivative in what was observed"}
 
@@ -87,5 +92,21 @@ LINALG_SEQUENCES: tuple[Row, ...] = (
         lambda: SVDUpdateCase(jxt.linalg.GramSchmidt()),
         claim="linalg/svd_update",
         system=("S073",),
+    ),
+    FunctionRow(
+        "Dynamic Kronecker projection maintenance",
+        "linalg.KroneckerProjection",
+        _PROJECTION,
+        lambda: ProjectionCase(jxt.linalg.TwoSided()),
+        claim="linalg/projection_maintenance",
+        system=("S071",),
+    ),
+    FunctionRow(
+        "Sketched Kronecker projections under adaptive queries",
+        "linalg.SketchedProjection",
+        _PROJECTION,
+        lambda: SketchedCase(jxt.linalg.OneSided()),
+        claim="linalg/projection_maintenance",
+        system=("S071",),
     ),
 )

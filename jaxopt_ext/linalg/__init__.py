@@ -15,6 +15,9 @@
 - `TruncatedSVD`: kept while a sparse matrix gets rows, columns or a change of low rank, in time
   that does not depend on its size; by `GramSchmidt`, exactly, or for wide updates by `Lanczos` or
   `RandomizedPower`.
+- `KroneckerProjection`: $B^\top (B B^\top)^{-1} B h$ while the weights of a Kronecker product
+  change, `OneSided` or `TwoSided`; `SketchedProjection` answers faster, and by a `PrivateMedian` of
+  several sketches where queries depend on the answers before.
 """
 
 from .lora_gradient import (
@@ -29,6 +32,15 @@ from .lora_gradient import (
     polynomial_features,
 )
 from .omega_learning import AbstractPolicy, Binned, ChebCB, Fixed, TsallisINF
+from .projection_maintenance import (
+    AbstractKroneckerForm,
+    KroneckerProjection,
+    OneSided,
+    PrivateMedian,
+    SketchedProjection,
+    Statistics,
+    TwoSided,
+)
 from .sor import SOR, SSORCG, Coloring, SequenceResult, optimal_omega, solve_sequence
 from .sqrtm import (
     AbstractRootDerivative,
@@ -52,6 +64,7 @@ __all__ = [
     "SOR",
     "SSORCG",
     "AbstractAugmentation",
+    "AbstractKroneckerForm",
     "AbstractPolicy",
     "AbstractRootDerivative",
     "AbstractRootMethod",
@@ -63,17 +76,23 @@ __all__ = [
     "Exact",
     "Fixed",
     "GramSchmidt",
+    "KroneckerProjection",
     "Lanczos",
     "LowRankAdapter",
     "Lyapunov",
     "NewtonSchulz",
+    "OneSided",
     "Pade",
+    "PrivateMedian",
     "RandomizedPower",
     "Root",
     "SequenceResult",
+    "SketchedProjection",
+    "Statistics",
     "Taylor",
     "TruncatedSVD",
     "TsallisINF",
+    "TwoSided",
     "attention_loss",
     "degree_for",
     "inverse_sqrtm",

@@ -282,7 +282,7 @@ class TruncatedSVD(eqx.Module):
         if sp.issparse(A) and k < min(m, n):
             u, s, vt = scipy.sparse.linalg.svds(A, k, rng=np.random.default_rng(0))
             order = np.argsort(-s)
-            u, s, vt = u[:, order], s[order], vt[order]
+            u, s, vt = np.asarray(u)[:, order], s[order], np.asarray(vt)[order]
         else:
             u, s, vt = np.linalg.svd(A.todense() if sp.issparse(A) else A, full_matrices=False)
             u, s, vt = u[:, :k], s[:k], vt[:k]

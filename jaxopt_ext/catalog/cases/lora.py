@@ -42,9 +42,9 @@ class AdapterLossCase(AbstractFunctionCase):
         *adapters, X, Y = arguments
         base = 0.3 * jnp.eye(DIM, dtype=X.dtype)
         pairs = zip(adapters[::2], adapters[1::2], strict=True)
-        params = [linalg.LowRankAdapter(base, A, B, 0.5) for A, B in pairs]
+        query, key, value = (linalg.LowRankAdapter(base, A, B, 0.5) for A, B in pairs)
         # Of so high a degree that the polynomial is the exponential.
-        return linalg.lora_attention_loss(linalg.AdaptedAttention(*params), X, Y, DEGREE)
+        return linalg.lora_attention_loss(linalg.AdaptedAttention(query, key, value), X, Y, DEGREE)
 
     def call(self, *arguments):
         return self._loss(arguments)

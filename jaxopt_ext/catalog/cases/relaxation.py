@@ -94,7 +94,7 @@ class PolicyCase(AbstractFunctionCase):
     def call(self, *arguments):
         actions, costs, contexts = arguments
         grid = jnp.asarray(GRID, costs.dtype)
-        policy: linalg.AbstractPolicy
+        policy: Any
         if self.policy == "chebyshev":
             policy = linalg.ChebCB(grid, degree=2, sweeps=200, ridge=RIDGE)
         else:
@@ -145,9 +145,7 @@ class _Tsallis:
         law = lambda x: 4 * (eta * (self.sums / mean - x)) ** -2.0
         low = self.sums.min() / mean - 2 * math.sqrt(self.d) / eta
         high = self.sums.min() / mean - 2 / eta
-        x = scipy.optimize.brentq(
-            lambda x: law(x).sum() - 1, low - 1e-9, high + 1e-9, xtol=1e-15, rtol=1e-15
-        )
+        x = scipy.optimize.brentq(lambda x: law(x).sum() - 1, low - 1e-9, high + 1e-9, xtol=1e-15)
         return law(x) / law(x).sum()
 
     def update(self, action, cost, context):
