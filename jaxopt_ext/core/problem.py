@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from . import checks, tree
-from .operators import LinearMap, as_map
+from .operators import LinearMap, as_map, is_sparse
 
 
 class AbstractProblem(eqx.Module):
@@ -398,9 +398,10 @@ class QuadraticProgram(AbstractProblem):
 
     **Arguments:**
 
-    - `P`: symmetric positive semidefinite, a matrix `(n, n)` or a `lineax` operator.
+    - `P`: symmetric positive semidefinite, a matrix `(n, n)`, a `CSR` or `BCSR` of
+      `jaxopt_ext_kernels`, or a `lineax` operator.
     - `q`: shape `(n,)`.
-    - `A`: a matrix `(m, n)` or a `lineax` operator.
+    - `A`: a matrix `(m, n)`, a `CSR` or `BCSR`, or a `lineax` operator.
     - `l`, `u`: shape `(m,)`.
 
     **Raises:** `ValueError` on mismatched shapes, $l > u$, a `P` that is not symmetric, or NaN
@@ -418,7 +419,8 @@ class QuadraticProgram(AbstractProblem):
         self.q, self.l, self.u = (jnp.asarray(v) for v in (q, l, u))
         n, m = self.q.shape[-1:], self.l.shape[-1:]
         for name, matrix, shape in (("P", self.P, n + n), ("A", self.A, m + n)):
-            if eqx.is_array(matrix) and matrix.shape[-2:] != shape:
+            array = eqx.is_array(matrix) or is_sparse(matrix)
+            if array and matrix.shape[-2:] != shape:
                 raise ValueError(
                     f"{name} must have shape {shape} to fit q {self.q.shape} and l "
                     f"{self.l.shape}, got {matrix.shape}"
@@ -434,16 +436,24 @@ class QuadraticProgram(AbstractProblem):
             if np.any(l == np.inf) or np.any(u == -np.inf):
                 raise ValueError("l must be below +inf and u above -inf")
             checks.nonnegative("u - l", u - l)
-        if eqx.is_array(self.P) and not checks.is_traced(self.P):
-            matrix = np.asarray(self.P)
-            skew = np.max(np.abs(matrix - np.swapaxes(matrix, -1, -2)), initial=0)
-            scale = np.max(np.abs(matrix), initial=0)
+        if not (isinstance(self.P, lx.AbstractLinearOperator) or checks.is_traced(self.P)):
+            if is_sparse(self.P):
+                matrix = self.P.to_scipy()
+                entries, gaps = abs(matrix).data, abs(matrix - matrix.T).data
+            else:
+                matrix = np.asarray(self.P)
+                entries, gaps = np.abs(matrix), np.abs(matrix - np.swapaxes(matrix, -1, -2))
+            skew, scale = np.max(gaps, initial=0), np.max(entries, initial=0)
             if skew > 1e3 * jnp.finfo(matrix.dtype).eps * scale:
                 raise ValueError(f"P must be symmetric, entries differ by {float(skew):.3g}")
 
     @classmethod
     def from_inequalities(cls, P, q, A=None, b=None, G=None, h=None) -> "QuadraticProgram":
-        """The form $Ax = b$, $Gx \\le h$ of many textbooks; either pair may be left out."""
+        """The form $Ax = b$, $Gx \\le h$ of many textbooks; either pair may be left out.
+
+        **Raises:** `ValueError` if a matrix comes without its right-hand side; `TypeError` if `A`
+        or `G` is sparse: stack them before, and give `l` and `u`.
+        """
         q = jnp.asarray(q)
         rows, lower, upper = [], [], []
         for name, matrix, bound, equal in (("A", A, b, True), ("G", G, h, False)):
@@ -451,6 +461,8 @@ class QuadraticProgram(AbstractProblem):
                 raise ValueError(f"{name} and its right-hand side come together")
             if matrix is None:
                 continue
+            if is_sparse(matrix):
+                raise TypeError(f"{name} is a sparse {matrix.shape}: stack A and G, give l and u")
             bound = jnp.asarray(bound, q.dtype)
             rows.append(jnp.asarray(matrix, q.dtype))
             upper.append(bound)
@@ -491,7 +503,7 @@ def _zeros(shapes: PyTree) -> PyTree[Array]:
 
 
 def _matrix_or_operator(operator: Any) -> Any:
-    if isinstance(operator, lx.AbstractLinearOperator):
+    if isinstance(operator, lx.AbstractLinearOperator) or is_sparse(operator):
         return operator
     array = jnp.asarray(operator)
     if array.ndim < 2:

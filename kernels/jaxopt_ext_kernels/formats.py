@@ -411,6 +411,21 @@ class BCSR(eqx.Module):
         found = cls.from_blocks(blocks, taken // wide, taken % wide, matrix.shape)
         return dataclasses.replace(found, row_order=orders[0], column_order=orders[1])
 
+    def to_scipy(self) -> Any:
+        """As `scipy.sparse.csr_array`, without the zeros of the blocks."""
+        import scipy.sparse as sp
+
+        values, (r, c) = np.asarray(self.values), self.block
+        block, i, j = np.nonzero(values)
+        places = [
+            np.asarray(at)[block].astype(np.int64) * size + inside
+            for at, size, inside in ((self.rows, r, i), (self.columns, c, j))
+        ]
+        for axis, order in enumerate((self.row_order, self.column_order)):
+            if order is not None:
+                places[axis] = np.asarray(order.order)[places[axis]]
+        return sp.coo_array((values[block, i, j], tuple(places)), shape=self.shape).tocsr()
+
     @property
     def block(self) -> tuple[int, int]:
         """Rows and columns of a block."""
