@@ -21,4 +21,12 @@ KERNELS: tuple[KernelRow, ...] = (
         system=("S090",),
         claim="kernels/reordered_spmm",
     ),
+    KernelRow(
+        "SMASH",
+        "kernels.spgemm",
+        "Bhattarai, SMASH: Sparse Matrix Atomic Scratchpad Hashing, 2021, arXiv:2105.14156",
+        lambda: importlib.import_module("jaxopt_ext_kernels.testing").SpGEMMCase(),
+        system=("S175",),
+        claim="kernels/spgemm",
+    ),
 )

@@ -2,6 +2,8 @@
 
 Each is a smooth function of $z = Xw$: an average over the rows of $X$ of a scalar loss. Solvers
 that change one coordinate keep $z$ up to date instead of computing it again.
+
+A sparse matrix, `CSR` or `BCSR` of `jaxopt_ext_kernels`, may stand for $X$; it is never made dense.
 """
 
 import abc
@@ -12,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from . import checks
+from .operators import as_matrix, entrywise
 
 
 class AbstractLinearLoss(eqx.Module):
@@ -19,7 +22,7 @@ class AbstractLinearLoss(eqx.Module):
 
     **Arguments:**
 
-    - `matrix`: $X$, shape `(n, d)`.
+    - `matrix`: $X$, shape `(n, d)`, dense or sparse.
     - `targets`: $y$, one entry per row.
     """
 
@@ -27,7 +30,7 @@ class AbstractLinearLoss(eqx.Module):
     targets: eqx.AbstractVar[Array]
 
     def __check_init__(self):
-        n = jnp.shape(self.matrix)
+        n = self.matrix.shape
         if len(n) < 2 or jnp.shape(self.targets)[: len(n) - 1] != n[:-1]:
             raise ValueError(
                 f"matrix must have one row per target, got {n} and {jnp.shape(self.targets)}"
@@ -53,13 +56,17 @@ class AbstractLinearLoss(eqx.Module):
 
     def coordinate_lipschitz(self) -> Float[Array, " d"]:
         """Upper bounds on $\\partial^2 f / \\partial w_j^2$."""
-        return self.curvature * jnp.mean(jnp.square(jnp.abs(self.matrix)), axis=0)
+        squares = entrywise(lambda entries: jnp.square(jnp.abs(entries)), self.matrix)
+        if isinstance(squares, jax.Array):
+            return self.curvature * jnp.mean(squares, axis=0)
+        n = squares.shape[0]
+        return self.curvature * (jnp.ones(n, squares.dtype) @ squares) / n
 
 
 class SquaredLoss(AbstractLinearLoss):
     """Least squares, $\\frac1{2n} \\|Xw - y\\|^2$; `targets` may have several columns."""
 
-    matrix: Float[Array, "n d"] = eqx.field(converter=jnp.asarray)
+    matrix: Float[Array, "n d"] = eqx.field(converter=as_matrix)
     targets: Float[Array, "n *k"] = eqx.field(converter=jnp.asarray)
 
     def losses(self, z):
@@ -75,7 +82,7 @@ class LogisticLoss(AbstractLinearLoss):
     """Binary logistic regression, $\\frac1n \\sum_i \\log(1 + e^{z_i}) - y_i z_i$, with $y_i$ in
     $\\{0, 1\\}$."""
 
-    matrix: Float[Array, "n d"] = eqx.field(converter=jnp.asarray)
+    matrix: Float[Array, "n d"] = eqx.field(converter=as_matrix)
     targets: Float[Array, " n"] = eqx.field(converter=jnp.asarray)
 
     def losses(self, z):
@@ -89,7 +96,7 @@ class LogisticLoss(AbstractLinearLoss):
 class MulticlassLogisticLoss(AbstractLinearLoss):
     """Multinomial logistic regression on integer classes; `w` has shape `(d, classes)`."""
 
-    matrix: Float[Array, "n d"] = eqx.field(converter=jnp.asarray)
+    matrix: Float[Array, "n d"] = eqx.field(converter=as_matrix)
     targets: Int[Array, " n"] = eqx.field(converter=jnp.asarray)
 
     def losses(self, z):
@@ -104,7 +111,7 @@ class MulticlassLogisticLoss(AbstractLinearLoss):
 class HuberLoss(AbstractLinearLoss):
     """Huber's loss: quadratic within `delta` of the target, linear outside."""
 
-    matrix: Float[Array, "n d"] = eqx.field(converter=jnp.asarray)
+    matrix: Float[Array, "n d"] = eqx.field(converter=as_matrix)
     targets: Float[Array, " n"] = eqx.field(converter=jnp.asarray)
     delta: Float[Array, ""] = eqx.field(converter=checks.scalar, default=1.0)
 
@@ -125,7 +132,7 @@ class PoissonLoss(AbstractLinearLoss):
     """Poisson regression with log link, $\\frac1n \\sum_i e^{z_i} - y_i z_i$. Its curvature has no
     bound, so methods that need one must search for a step size."""
 
-    matrix: Float[Array, "n d"] = eqx.field(converter=jnp.asarray)
+    matrix: Float[Array, "n d"] = eqx.field(converter=as_matrix)
     targets: Float[Array, " n"] = eqx.field(converter=jnp.asarray)
 
     def losses(self, z):

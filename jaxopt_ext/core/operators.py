@@ -1,5 +1,7 @@
 """Linear maps given as matrices or matrix-free."""
 
+import dataclasses
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +15,8 @@ from jaxtyping import Array, PyTree
 from . import checks, loops
 
 LinearMap = Any
-"""A matrix, a `lineax` operator, a scalar multiple of the identity, or `None` for the identity."""
+"""A matrix, dense or a `CSR` or `BCSR` of `jaxopt_ext_kernels`, a `lineax` operator, a scalar
+multiple of the identity, or `None` for the identity."""
 
 
 class Map(eqx.Module):
@@ -40,7 +43,11 @@ class _Matrix(eqx.Module):
     transposed: bool = eqx.field(static=True)
 
     def __call__(self, x):
-        return self.matrix.conj().T @ x if self.transposed else self.matrix @ x
+        if not self.transposed:
+            return self.matrix @ x
+        if is_sparse(self.matrix):  # its transpose would have to be put in order first
+            return (x.T @ self.matrix.conj()).T
+        return self.matrix.conj().T @ x
 
 
 class _Lineax(eqx.Module):
@@ -52,13 +59,32 @@ class _Lineax(eqx.Module):
         return operator.mv(x)
 
 
+def is_sparse(matrix: Any) -> bool:
+    """Whether this is a `CSR` or a `BCSR` of `jaxopt_ext_kernels`."""
+    # Who has one has imported the package, which takes long; nobody else has to.
+    kernels = sys.modules.get("jaxopt_ext_kernels")
+    return kernels is not None and isinstance(matrix, kernels.CSR | kernels.BCSR)
+
+
+def as_matrix(matrix: Any) -> Any:
+    """A sparse matrix as it is, anything else as an array."""
+    return matrix if is_sparse(matrix) else jnp.asarray(matrix)
+
+
+def entrywise(fun: Callable[[Array], Array], matrix: Any) -> Any:
+    """`fun`, which must map 0 to 0, of the entries of a dense or sparse matrix."""
+    if is_sparse(matrix):
+        return dataclasses.replace(matrix, values=fun(matrix.values))
+    return fun(matrix)
+
+
 def as_map(operator: LinearMap) -> Map:
     """A `Map` from anything that stands for a linear map.
 
     **Arguments:**
 
-    - `operator`: a matrix of shape `(m, n)`, a `lineax.AbstractLinearOperator`, a scalar, a `Map`,
-      or `None` for the identity.
+    - `operator`: a matrix of shape `(m, n)`, dense or sparse, a `lineax.AbstractLinearOperator`, a
+      scalar, a `Map`, or `None` for the identity.
 
     **Raises:** `TypeError` for anything else; `ValueError` for an array that is neither a scalar
     nor a matrix.
@@ -69,6 +95,8 @@ def as_map(operator: LinearMap) -> Map:
         return operator
     if isinstance(operator, lx.AbstractLinearOperator):
         return Map(_Lineax(operator, False), _Lineax(operator, True))
+    if is_sparse(operator):
+        return Map(_Matrix(operator, False), _Matrix(operator, True))
     if isinstance(operator, float | int) or eqx.is_array_like(operator):
         if jnp.ndim(operator) == 0:
             return Map(_Scale(operator), _Scale(jnp.conj(operator)), jnp.abs(operator) ** 2)
@@ -112,6 +140,8 @@ def norm_bound(operator: Map, x: PyTree[Array], steps: int = 30) -> Array:
 
 def dense(operator: LinearMap, x: PyTree[Array]) -> Array:
     """The matrix of a linear map on vectors shaped like `x`."""
+    if is_sparse(operator):
+        return operator.todense()
     if eqx.is_array(operator) and jnp.ndim(operator) == 2:
         return operator
     if isinstance(operator, lx.AbstractLinearOperator):

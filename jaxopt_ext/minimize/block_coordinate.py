@@ -2,6 +2,7 @@
 
 import abc
 from collections.abc import Callable
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,6 +11,7 @@ from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..core import AbstractSolver, Composite, Scalar, checks, loops, scalar_field, tree
 from ..core.objectives import AbstractLinearLoss
+from ..core.operators import is_sparse
 from ..prox import AbstractFunction
 
 
@@ -256,6 +258,41 @@ class _LinearModel(eqx.Module):
         return z + jnp.multiply.outer(move, self.columns[j])
 
 
+class _SparseLinearModel(eqx.Module):
+    """The same with a sparse $X^\\top$, of whose rows only entries are read."""
+
+    loss: AbstractLinearLoss
+    columns: Any
+
+    def predictions(self, w):
+        return w.T @ self.columns if w.ndim > 1 else w @ self.columns
+
+    def slopes(self, z):
+        return tree.gradient(lambda z: self.loss.of_predictions(z.T), z)
+
+    def _column(self, j):
+        """Places and values of one column, padded to the length that is known to suffice."""
+        X = self.columns
+        length = min(X.nnz, X.shape[1])
+        start, end = X.pointers[j], X.pointers[j + 1]
+        begin = jnp.clip(start, 0, X.nnz - length)
+        cut = lambda array: jax.lax.dynamic_slice(array, (begin,), (length,))
+        index = begin + jnp.arange(length, dtype=begin.dtype)
+        there = (index >= start) & (index < end)
+        return cut(X.columns), jnp.where(there, cut(X.values), 0)
+
+    def partial(self, w, z, j):
+        places, values = self._column(j)
+        return _like(self.slopes(z)[..., places] @ values.conj(), w)
+
+    def gradient(self, w, z):
+        return _like(self.columns.conj() @ self.slopes(z).T, w)
+
+    def move(self, z, j, move):
+        places, values = self._column(j)
+        return z.at[..., places].add(jnp.multiply.outer(move, values))
+
+
 def _like(gradient, w):
     """With complex data, the gradient in real coefficients is the real part."""
     return gradient if jnp.iscomplexobj(w) else gradient.real
@@ -281,6 +318,10 @@ class _General(eqx.Module):
 
 def _model(smooth):
     if isinstance(smooth, AbstractLinearLoss):
+        if is_sparse(smooth.matrix):
+            if hasattr(smooth.matrix, "block"):
+                raise TypeError("coordinate descent reads columns of a matrix or a CSR, not a BCSR")
+            return _SparseLinearModel(smooth, smooth.matrix.T)
         return _LinearModel(smooth, smooth.matrix.T)
     return _General(smooth)
 

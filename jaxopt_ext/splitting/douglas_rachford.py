@@ -18,6 +18,7 @@ from ..core import (
 )
 from ..core.confirm import confirmed
 from ..core.objectives import SquaredLoss
+from ..core.operators import is_sparse
 
 
 class _QuadraticProx(eqx.Module):
@@ -75,12 +76,13 @@ class DouglasRachford(AbstractSplittingSolver):
       p = \\mathrm{prox}_{tf}(u), \\qquad x = p \\text{ at a fixed point}.$$
 
     $f$ is the `smooth` part of a `Composite` or `Constrained` problem and must have a prox itself,
-    or be `objectives.SquaredLoss`, whose prox is a linear solve that is factorized once. The value
-    is $q = \\mathrm{prox}_{tg}(2p - u)$, so that it is feasible or sparse. The error is
-    $\\max(1, 1/t)\\, \\|q - p\\|$: the gap between the two points, or the sum of subgradients at
-    them, which is the gap over $t$, whichever is larger; where that is at most `tol`, the larger of
-    it and the norm of the problem's residual at the value. Like the problem's residual, it asks for
-    a differentiable $f$: of two functions with kinks make a `Splitting`.
+    or be `objectives.SquaredLoss`, whose prox is a linear solve that is factorized once, for which
+    a sparse matrix is made dense. The value is $q = \\mathrm{prox}_{tg}(2p - u)$, so that it is
+    feasible or sparse. The error is $\\max(1, 1/t)\\, \\|q - p\\|$: the gap between the two points,
+    or the sum of subgradients at them, which is the gap over $t$, whichever is larger; where that
+    is at most `tol`, the larger of it and the norm of the problem's residual at the value. Like the
+    problem's residual, it asks for a differentiable $f$: of two functions with kinks make a
+    `Splitting`.
 
     **Arguments:**
 
@@ -111,6 +113,7 @@ class DouglasRachford(AbstractSplittingSolver):
             first = _FunctionProx(smooth, self.step_size)
         elif isinstance(smooth, SquaredLoss):
             X, y = smooth.matrix, smooth.targets
+            X = X.todense() if is_sparse(X) else X
             n, d = X.shape
             step = self.step_size.astype(X.dtype)
             system = jnp.eye(d, dtype=X.dtype) + (step / n) * X.T @ X

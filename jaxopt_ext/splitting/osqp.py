@@ -108,8 +108,9 @@ class OSQP(AbstractSplittingSolver):
     $$(P + \\sigma I + A^\\top R A)\\, \\tilde x = \\sigma x - q + A^\\top (R z - y)$$
 
     with an inverse that is computed again only when $\\rho$ changes, at most once in
-    `iterations_per_step` iterations. Matrices given as `lineax` operators are never formed:
-    conjugate gradients take the place of the inverse, and there is no equilibration or polishing.
+    `iterations_per_step` iterations. Matrices given as `lineax` operators are never formed, and
+    sparse ones, `CSR` or `BCSR`, never made dense: conjugate gradients take the place of the
+    inverse, and there is no equilibration or polishing.
 
     **When it stops.** The error of a point $(x, y)$, in the variables of the user, is the largest
     of, row by row and with $z = \\Pi_{[l, u]}(Ax + y)$,

@@ -8,6 +8,8 @@
   `Bilinear`. `FaultTolerantProduct`: a code of them that survives lost workers,
   `distributed_matmul` spreads it over devices; `search_parities` and `relations` find what it
   stands on, `coded_products` is its kernel.
+- `spgemm`: sparse times sparse (`SpGEMM`), in windows of rows planned by `spgemm_symbolic`
+  (`SpGEMMPlan`).
 
 A kernel is a pure function with one signature; `implementation=None` picks Pallas on TPU and GPU
 and XLA on CPU, where Pallas is only interpreted. To add one: a file with both bodies and their
@@ -16,6 +18,7 @@ derivative, a dense reference in its tests, and a row in the catalogue.
 
 from .formats import BCSR, CSR, Permutation
 from .reorder import RowOrder, reorder_rows
+from .spgemm import SpGEMM, SpGEMMPlan, spgemm, spgemm_symbolic
 from .spmm import bcsr_matmul, spmm
 from .strassen import (
     Bilinear,
@@ -35,6 +38,8 @@ __all__ = [
     "FaultTolerantProduct",
     "Permutation",
     "RowOrder",
+    "SpGEMM",
+    "SpGEMMPlan",
     "bcsr_matmul",
     "bilinear",
     "coded_products",
@@ -42,6 +47,8 @@ __all__ = [
     "relations",
     "reorder_rows",
     "search_parities",
+    "spgemm",
+    "spgemm_symbolic",
     "spmm",
     "strassen_matmul",
 ]

@@ -51,12 +51,19 @@ def sum_rows(
         jax.tree.map(lambda a: a[whole:], (entries, rows)),
     )
     # What the products vary over, a carry that starts as a constant must vary over too.
-    total = _vary(jnp.zeros(like.shape, like.dtype), jax.eval_shape(products, tail[0]))
+    total = vary_like(jnp.zeros(like.shape, like.dtype), jax.eval_shape(products, tail[0]))
     total = jax.lax.scan(jax.checkpoint(add), total, head)[0]
     return add(total, tail)[0] if whole < n else total
 
 
-def _vary(x, like):
-    kind = getattr(like, "manual_axis_type", None)  # jax >= 0.10
-    axes = getattr(like, "vma", None) if kind is None else kind.varying
+def vary_like(x: Array, like: PyTree) -> Array:
+    """`x` varying over the mesh axes that any leaf of `like` varies over, as `shard_map` checks."""
+    axes = frozenset().union(*map(_axes, jax.tree.leaves(like)))
     return jax.lax.pcast(x, tuple(sorted(axes, key=str)), to="varying") if axes else x
+
+
+def _axes(leaf):
+    kind = jax.typeof(leaf) if isinstance(leaf, jax.Array) else leaf
+    axes = getattr(kind, "manual_axis_type", None)  # jax >= 0.10
+    axes = getattr(kind, "vma", None) if axes is None else axes.varying
+    return frozenset() if axes is None else axes

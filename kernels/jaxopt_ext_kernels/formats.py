@@ -29,7 +29,7 @@ class CSR(eqx.Module):
 
     **Attributes:**
 
-    - `values`: stored entries, shape `(nnz,)`; differentiable.
+    - `values`: stored entries, shape `(nnz,)`; differentiable. The padding has derivative 0.
     - `columns`, `rows`: place of each entry.
     - `pointers`: where each row starts, shape `(m + 1,)`; its last entry counts those in use.
     - `order`: the entries sorted by column, then by row, padding last; `None` where the structure
@@ -176,6 +176,11 @@ class CSR(eqx.Module):
         return jnp.arange(self.nnz, dtype=jnp.int32) < self.count
 
     @property
+    def _entries(self):
+        # So that no derivative, and no step along one, gives the padding a value.
+        return jnp.where(self.in_use, self.values, 0)
+
+    @property
     def ndim(self) -> int:
         """Two."""
         return 2
@@ -212,17 +217,17 @@ class CSR(eqx.Module):
         return self.with_values(jnp.conj(self.values))
 
     def with_values(self, values: Num[Array, " nnz"]) -> "CSR":
-        """The same structure with other values; those of the padding must be 0."""
+        """The same structure with other values; those of the padding take no part."""
         return dataclasses.replace(self, values=values)
 
     def todense(self) -> Num[Array, "m n"]:
         """The matrix with its zeros."""
-        return jnp.zeros(self.shape, self.dtype).at[self.rows, self.columns].add(self.values)
+        return jnp.zeros(self.shape, self.dtype).at[self.rows, self.columns].add(self._entries)
 
     def __matmul__(self, other: Num[Array, "n *k"]) -> Num[Array, "m *k"]:
         if not eqx.is_array_like(other):
             return NotImplemented
-        return _gather_product(self.values, self.columns, self.rows, self.shape, other, True)
+        return _gather_product(self._entries, self.columns, self.rows, self.shape, other, True)
 
     def __rmatmul__(self, other: Num[Array, "*k m"]) -> Num[Array, "*k n"]:
         if not eqx.is_array_like(other):
@@ -230,7 +235,7 @@ class CSR(eqx.Module):
         shape = self.shape[::-1]
         # Entry by entry, the transpose is the same product: it needs no order of its own.
         product = _gather_product(
-            self.values, self.rows, self.columns, shape, jnp.asarray(other).T, False
+            self._entries, self.rows, self.columns, shape, jnp.asarray(other).T, False
         )
         return product.T
 
@@ -405,6 +410,21 @@ class BCSR(eqx.Module):
         blocks = _sums(values, (which, rows % r, columns % c), (len(taken), r, c))
         found = cls.from_blocks(blocks, taken // wide, taken % wide, matrix.shape)
         return dataclasses.replace(found, row_order=orders[0], column_order=orders[1])
+
+    def to_scipy(self) -> Any:
+        """As `scipy.sparse.csr_array`, without the zeros of the blocks."""
+        import scipy.sparse as sp
+
+        values, (r, c) = np.asarray(self.values), self.block
+        block, i, j = np.nonzero(values)
+        places = [
+            np.asarray(at)[block].astype(np.int64) * size + inside
+            for at, size, inside in ((self.rows, r, i), (self.columns, c, j))
+        ]
+        for axis, order in enumerate((self.row_order, self.column_order)):
+            if order is not None:
+                places[axis] = np.asarray(order.order)[places[axis]]
+        return sp.coo_array((values[block, i, j], tuple(places)), shape=self.shape).tocsr()
 
     @property
     def block(self) -> tuple[int, int]:

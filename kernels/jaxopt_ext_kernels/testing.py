@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .formats import BCSR, CSR
+from .spgemm import spgemm, spgemm_symbolic
 from .spmm import Implementation, bcsr_matmul, spmm
 from .strassen import strassen_matmul
 
@@ -118,6 +119,53 @@ class SpMMCase(AbstractKernelCase):
 
     def replace(self, arguments, arrays):
         return eqx.tree_at(lambda s: s.values, arguments[0], arrays[0]), arrays[1]
+
+
+class SpGEMMCase(AbstractKernelCase):
+    """`spgemm`, its result made dense; its own tests look at the places."""
+
+    def _make(self, seed, sizes, density, window, dtype):
+        m, k, n = sizes
+        rng = np.random.default_rng(0)
+        masks = rng.random((m, k)) < density, rng.random((k, n)) < density
+        rng = np.random.default_rng(seed)
+        factors = [CSR.from_dense(mask * rng.normal(size=mask.shape)) for mask in masks]
+        plan = spgemm_symbolic(*factors, window=window)
+        return *(a.with_values(a.values.astype(dtype)) for a in factors), plan
+
+    def draw(self, seed, dtype):
+        # Three patterns, because each is compiled: some empty rows, one full window, no product.
+        sizes, density, window = [
+            ((9, 6, 7), 0.3, 10),
+            ((3, 5, 4), 1, 64),
+            ((3, 0, 2), 1, 4),
+        ][seed % 3]
+        return self._make(seed, sizes, density, window, dtype)
+
+    def large(self, dtype):
+        return self._make(0, (64, 80, 96), 0.05, 200, dtype)
+
+    def call(self, *arguments, implementation: Implementation = None):
+        return spgemm(*arguments, implementation=implementation).matrix.todense()
+
+    def reference(self, *arguments):
+        A, B = (_spread(matrix) for matrix in arguments[:2])
+        return A @ B
+
+    def differentiable(self, *arguments):
+        return [matrix.values for matrix in arguments[:2]]
+
+    def replace(self, arguments, arrays):
+        factors = zip(arguments[:2], arrays, strict=True)
+        return *(matrix.with_values(values) for matrix, values in factors), arguments[2]
+
+
+def _spread(matrix):
+    """The entries, each in its place."""
+    out = np.zeros(matrix.shape)
+    for value, i, j in zip(matrix.values, matrix.rows, matrix.columns, strict=True):
+        out[i, j] += float(value)
+    return out
 
 
 def _assembled(matrix):

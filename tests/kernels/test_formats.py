@@ -97,6 +97,7 @@ def test_products_and_derivatives_equal_dense_ones():
     used = np.asarray(theirs[0])[matrix.rows, matrix.columns]
     count = int(matrix.count)
     np.testing.assert_allclose(ours[0][:count], used[:count], atol=1e-12)
+    assert not np.any(ours[0][count:])
     np.testing.assert_allclose(ours[1], theirs[1], atol=1e-12)
     np.testing.assert_allclose(pushed, exact, atol=1e-12)
     np.testing.assert_allclose(vector[0], vector[1], atol=1e-12)

@@ -1,0 +1,456 @@
+"""Sparse matrix times sparse matrix."""
+
+import functools
+from typing import Literal, NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu, triton as plt
+from jaxtyping import Array, Bool, Int
+
+from ._chunks import vary_like
+from .formats import CSR, known_places
+from .spmm import Implementation
+
+_LARGEST_TABLE = 1 << 14
+"""Products of a window whose hash table fits the scalar memory of a TPU."""
+
+_RUN = 128
+"""Sorted products that a GPU program merges."""
+
+
+class SpGEMMPlan(eqx.Module):
+    """The symbolic phase of a sparse product: windows of rows, and bounds that are static.
+
+    Made by `spgemm_symbolic`. It may serve other matrices of the same shapes whose products fit.
+
+    **Attributes:**
+
+    - `starts`: the first row of each window, shape `(windows + 1,)`.
+    - `work`: products of each window, shape `(windows,)`, as they were counted.
+    - `products`: partial products in all.
+    - `capacity`: room for the partial products of a window.
+    - `nnz`: room for the entries of the result.
+    """
+
+    starts: Int[Array, " windows_1"]
+    work: Int[Array, " windows"]
+    products: int = eqx.field(static=True)
+    capacity: int = eqx.field(static=True)
+    nnz: int = eqx.field(static=True)
+
+
+class SpGEMM(NamedTuple):
+    """A sparse product.
+
+    **Attributes:**
+
+    - `matrix`: sorted, without duplicates, padded to the plan's `nnz`.
+    - `overflow`: whether the plan's bounds were too small. Then the values are NaN.
+    """
+
+    matrix: CSR
+    overflow: Bool[Array, ""]
+
+
+def spgemm_symbolic(
+    A: CSR,
+    B: CSR,
+    *,
+    window: int = 4096,
+    nnz: int | None = None,
+    split: Literal["products", "rows"] = "products",
+) -> SpGEMMPlan:
+    """Count the partial products of $AB$, cut its rows into windows and bound its entries.
+
+    It runs on the host, once for each pair of patterns.
+
+    **Arguments:**
+
+    - `A`, `B`: shapes `(m, k)` and `(k, n)`.
+    - `window`: partial products of a window; one row may have more and then is alone.
+    - `nnz`: room for the result; `None` for what it needs, which is counted.
+    - `split`: windows of consecutive rows with about as many `"products"` as the others (the second
+      version of the thesis), or as many windows of equally many `"rows"` (the first one).
+
+    **Raises:** `ValueError` if shapes do not fit, `window` or `nnz` is not positive, `split` is
+    unknown, or the partial products are $2^{31}$ or more; `TypeError` if the places are traced or
+    `A`, `B` no `CSR`.
+    """
+    _check_fit(A, B)
+    if window < 1:
+        raise ValueError(f"window must be positive, got {window}")
+    if nnz is not None and nnz < 0:
+        raise ValueError(f"nnz must not be negative, got {nnz}")
+    if split not in ("products", "rows"):
+        raise ValueError(f"split must be 'products' or 'rows', got {split!r}")
+    m, n = A.shape[0], B.shape[1]
+    (rows, middle), (_, columns) = known_places(A), known_places(B)
+    lengths = np.diff(np.asarray(B.pointers).astype(np.int64))[middle]
+    ends = np.concatenate([[0], np.cumsum(lengths)])
+    if ends[-1] >= 2**31:
+        raise ValueError(f"{ends[-1]} partial products do not fit 32-bit counters")
+    until = ends[np.searchsorted(rows, np.arange(m + 1))]  # products before each row
+    starts = _packed(until, window)
+    if split == "rows":
+        starts = np.linspace(0, m, len(starts)).round().astype(np.int64)
+    work = np.diff(until[starts])
+    if nnz is None:
+        heads = np.asarray(B.pointers).astype(np.int64)[middle]
+        nnz = 0
+        for low, high in _pairs(_packed(until, 1 << 20)):
+            low, high = np.searchsorted(rows, (low, high))
+            some = lengths[low:high]
+            shift = np.repeat(heads[low:high] - np.cumsum(some) + some, some)
+            keys = np.repeat(rows[low:high], some) * max(n, 1)
+            nnz += len(np.unique(keys + columns[shift + np.arange(len(shift))]))
+    return SpGEMMPlan(
+        jnp.asarray(starts, jnp.int32),
+        jnp.asarray(work, jnp.int32),
+        int(ends[-1]),
+        int(max(work.max(initial=1), 1)),
+        int(nnz),
+    )
+
+
+def _packed(until, window):
+    """Consecutive rows, as many as have at most `window` products, one at least."""
+    starts = [0]
+    while starts[-1] < len(until) - 1:
+        last = np.searchsorted(until, until[starts[-1]] + window, side="right") - 1
+        starts.append(max(int(last), starts[-1] + 1))
+    return np.asarray(starts)
+
+
+def _pairs(starts):
+    return zip(starts[:-1].tolist(), starts[1:].tolist(), strict=True)
+
+
+def spgemm(
+    A: CSR,
+    B: CSR,
+    plan: SpGEMMPlan | None = None,
+    *,
+    implementation: Implementation = None,
+) -> SpGEMM:
+    """$C = A B$ for sparse $A$ and $B$, row by row, products merged where they arise (SMASH).
+
+    $$C_{i:} = \\sum_{k: A_{ik} \\ne 0} A_{ik} B_{k:}$$
+
+    Rows are taken in windows. The partial products of one are enumerated from the lengths of the
+    rows of $B$, merged, and appended to the result, sorted; those of all windows are never there
+    together. The Pallas body merges them on a TPU in a hash table in scalar memory, with linear
+    probing: an equal tag adds, an empty slot is claimed. On a GPU, where a program has no table of
+    its own, they are sorted first and runs are summed with atomic additions. The XLA body sorts,
+    and sums runs.
+
+    The pattern of $C$ is that of the boolean product: entries that cancel are kept, as zeros.
+
+    Derivatives in the values of both, of any order and in both modes, take no second merge: each
+    partial product finds its entry of $C$ by bisection in its row,
+    $\\bar A_{ik} = \\sum_j \\bar C_{ij} B_{kj}$ at the places of $A$ only.
+
+    **Arguments:**
+
+    - `A`, `B`: shapes `(m, k)` and `(k, n)`.
+    - `plan`: from `spgemm_symbolic`; `None` makes one, which needs places that are not traced.
+    - `implementation`: `"pallas"`, `"xla"`, or `None` for Pallas on TPU and GPU and XLA elsewhere.
+      On a CPU Pallas is interpreted, for tests. The Pallas body is not for `shard_map` with its
+      check on.
+
+    **Returns:** the matrix, in the wider type of the two, and whether a bound was too small.
+
+    **Raises:** `ValueError` if shapes do not fit, the implementation is unknown, or a window of the
+    plan is too large for the table of the Pallas body; `TypeError` for another format, complex
+    values in the Pallas body, or traced places without a plan.
+
+    **Reference:** Bhattarai, SMASH: Sparse Matrix Atomic Scratchpad Hashing, 2021,
+    arXiv:2105.14156. Gustavson, Two Fast Algorithms for Sparse Matrices, 1978.
+    """
+    _check_fit(A, B)
+    if implementation is None:
+        implementation = "xla" if jax.default_backend() == "cpu" else "pallas"
+    if implementation not in ("pallas", "xla"):
+        raise ValueError(f"implementation must be 'pallas', 'xla' or None, got {implementation!r}")
+    plan = spgemm_symbolic(A, B) if plan is None else plan
+    dtype = jnp.result_type(A.values, B.values)
+    if implementation == "pallas":
+        if plan.capacity > _LARGEST_TABLE:
+            raise ValueError(
+                f"a window of {plan.capacity} products is too large for a table of {_LARGEST_TABLE}"
+                "; implementation='xla' has no such limit"
+            )
+        if jnp.issubdtype(dtype, jnp.complexfloating):
+            raise TypeError(f"the Pallas body is for real values, got {dtype}")
+    shape = A.shape[0], B.shape[1]
+    if not (A.nnz and B.nnz and plan.nnz):
+        overflow = jnp.asarray(False) if not (A.nnz and B.nnz) else _any_product(A, B)
+        zero = jnp.zeros(plan.nnz, jnp.int32)
+        pointers, values = jnp.zeros(shape[0] + 1, jnp.int32), jnp.zeros(plan.nnz, dtype)
+        rows = jnp.full(plan.nnz, max(shape[0] - 1, 0), jnp.int32)
+        return SpGEMM(CSR(values, zero, rows, pointers, None, shape), overflow)
+    wide = jnp.promote_types(dtype, jnp.float32)
+    values = A.values.astype(wide), B.values.astype(wide)
+    places = _Places.of(A, B, plan)
+    found = _product(
+        implementation, shape, plan.capacity, plan.nnz, *jax.lax.stop_gradient(values), places
+    )
+    columns, rows, pointers, overflow = found[1:]
+    values = _with_derivative(shape, plan.capacity, *values, places, *found)
+    matrix = CSR(values.astype(dtype), columns, rows, pointers, None, shape)
+    return SpGEMM(matrix, overflow)
+
+
+def _check_fit(A, B):
+    for matrix in (A, B):
+        if not isinstance(matrix, CSR):
+            raise TypeError(f"expected a CSR, got {type(matrix).__name__}")
+    if A.shape[1] != B.shape[0]:
+        raise ValueError(f"shapes do not fit: {A.shape} times {B.shape}")
+
+
+def _any_product(A, B):
+    return jnp.any(A.in_use & (jnp.diff(B.pointers)[A.columns] > 0))
+
+
+class _Places(eqx.Module):
+    """Where partial products come from."""
+
+    rows: Int[Array, " entries_of_a"]
+    middle: Int[Array, " entries_of_a"]
+    until: Int[Array, " entries_of_a_1"]  # products of the entries before
+    heads: Int[Array, " k_1"]
+    columns: Int[Array, " entries_of_b"]
+    starts: Int[Array, " windows_1"]
+    ends: Int[Array, " windows_1"]  # products before each window
+
+    @classmethod
+    def of(cls, A, B, plan):
+        lengths = jnp.where(A.in_use, jnp.diff(B.pointers)[A.columns], 0)
+        until = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(lengths, dtype=jnp.int32)])
+        ends = until[A.pointers[plan.starts]]
+        return cls(A.rows, A.columns, until, B.pointers, B.columns, plan.starts, ends)
+
+    def window(self, w, capacity):
+        """Products of a window: the entries of A and B, whether there is one, row and column."""
+        product = self.ends[w] + jnp.arange(capacity, dtype=jnp.int32)
+        there = product < self.ends[w + 1]
+        entry = jnp.searchsorted(self.until, product, side="right").astype(jnp.int32) - 1
+        entry = jnp.minimum(entry, self.rows.shape[0] - 1)
+        other = self.heads[self.middle[entry]] + product - self.until[entry]
+        other = jnp.where(there, other, 0)
+        return entry, other, there, self.rows[entry], self.columns[other]
+
+
+def _product(implementation, shape, capacity, nnz, a, b, places):
+    windows = places.starts.shape[0] - 1
+    merge = _sorted_merge if implementation == "xla" else _hashed_merge
+    like = a, b, places
+
+    def append(carry, w):
+        count, lengths, rows, columns, values = carry
+        entry, other, there, row, column = places.window(w, capacity)
+        products = jnp.where(there, a[entry] * b[other], 0)
+        row, column = jnp.where(there, row, shape[0]), jnp.where(there, column, 0)
+        row, column, value, more = merge(row, column, products, jnp.sum(there), shape)
+        index = jnp.arange(row.shape[0], dtype=jnp.int32)
+        there = index < more
+        lengths = lengths.at[row].add(there, mode="drop")
+        at = jnp.where(there, count + index, nnz)
+        put = lambda array, piece: array.at[at].set(piece, mode="drop")
+        carry = put(rows, row), put(columns, column), put(values, value)
+        return (count + more, lengths, *carry), None
+
+    start = (
+        jnp.asarray(0, jnp.int32),
+        jnp.zeros(shape[0], jnp.int32),
+        jnp.full(nnz, shape[0] - 1, jnp.int32),
+        jnp.zeros(nnz, jnp.int32),
+        jnp.zeros(nnz, a.dtype),
+    )
+    start = jax.tree.map(lambda x: vary_like(x, like), start)
+    steps = jnp.arange(windows, dtype=jnp.int32)
+    (count, lengths, rows, columns, values), _ = jax.lax.scan(append, start, steps)
+    overflow = jnp.any(jnp.diff(places.ends) > capacity) | (count > nnz)
+    pointers = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(lengths, dtype=jnp.int32)])
+    return jnp.where(overflow, jnp.nan, values), columns, rows, pointers, overflow
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(0, 1))
+def _with_derivative(shape, capacity, a, b, places, values, columns, rows, pointers, overflow):
+    """The values found, as a function of those of both matrices."""
+    del shape, capacity, a, b, places, columns, rows, pointers, overflow
+    return values
+
+
+@_with_derivative.defjvp
+def _with_derivative_jvp(shape, capacity, primals, tangents):
+    a, b, places, _, columns, _, pointers, overflow = primals
+    slope = _into_entries(shape, capacity, (a, b), tangents[:2], places, columns, pointers)
+    # With its derivative again, for the next order.
+    values = _with_derivative(shape, capacity, *primals)
+    return values, jnp.where(overflow, jnp.nan, slope)
+
+
+def _into_entries(shape, capacity, values, shifts, places, columns, pointers):
+    """$\\dot A B + A \\dot B$ at known entries, window by window."""
+    (a, b), (da, db) = values, shifts
+    nnz, bits = columns.shape[0], max(shape[1], 1).bit_length()
+
+    def add(total, w):
+        entry, other, there, row, column = places.window(w, capacity)
+        low, high = pointers[row], pointers[row + 1]
+        for _ in range(bits):  # the entry of that column in the row, by bisection
+            middle = (low + high) // 2
+            before = columns[jnp.minimum(middle, nnz - 1)] < column
+            open_ = low < high
+            low, high = (
+                jnp.where(open_ & before, middle + 1, low),
+                jnp.where(open_ & ~before, middle, high),
+            )
+        slope = jnp.where(there, da[entry] * b[other] + a[entry] * db[other], 0)
+        return total.at[jnp.where(there, low, nnz)].add(slope, mode="drop"), None
+
+    like = a, b, da, db, places, columns
+    start = vary_like(jnp.zeros(nnz, a.dtype), like)
+    steps = jnp.arange(places.starts.shape[0] - 1, dtype=jnp.int32)
+    return jax.lax.scan(jax.checkpoint(add), start, steps)[0]
+
+
+def _by_place(row, column, shape):
+    """The order of places, those without a row last; one key if that fits 32 bits."""
+    index = jnp.arange(row.shape[0], dtype=jnp.int32)
+    if (shape[0] + 1) * max(shape[1], 1) < 2**31:
+        return jax.lax.sort((row * max(shape[1], 1) + column, index), num_keys=1)[1]
+    return jax.lax.sort((row, column, index), num_keys=2)[2]
+
+
+def _runs(row, column, order):
+    """Sorted places, and the number of the run of equal ones that each is in."""
+    row, column = row[order], column[order]
+    new = (row[1:] != row[:-1]) | (column[1:] != column[:-1])
+    run = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(new, dtype=jnp.int32)])
+    return row, column, run
+
+
+def _sorted_merge(row, column, products, count, shape):
+    order = _by_place(row, column, shape)
+    row, column, run = _runs(row, column, order)
+    size = run.shape[0]
+    sums = jax.ops.segment_sum(products[order], run, size, indices_are_sorted=True)
+    return *_heads(row, column, run, shape), sums, _number_of_runs(row, run, count, shape)
+
+
+def _heads(row, column, run, shape):
+    """The places of the runs."""
+    size = run.shape[0]
+    rows = jnp.full(size, shape[0], jnp.int32).at[run].set(row)
+    return rows, jnp.zeros(size, jnp.int32).at[run].set(column)
+
+
+def _number_of_runs(row, run, count, shape):
+    del row, shape
+    last = run[jnp.maximum(count - 1, 0)]
+    return jnp.where(count > 0, last + 1, 0).astype(jnp.int32)
+
+
+def _table_size(capacity):
+    """A power of two, at least twice as much: half of the slots stay empty."""
+    return max(1 << (2 * capacity - 1).bit_length(), 2 * _RUN)
+
+
+def _hashed_merge(row, column, products, count, shape):
+    call = lambda which, **options: functools.partial(which, shape, **options)
+    row, column, values = jax.lax.platform_dependent(
+        row,
+        column,
+        products,
+        count.astype(jnp.int32),
+        cpu=call(_tpu_table, interpret=True),
+        tpu=call(_tpu_table),
+        cuda=call(_triton_runs),
+    )
+    order = _by_place(row, column, shape)
+    row, column, values = row[order], column[order], values[order]
+    return row, column, values, jnp.sum(row < shape[0]).astype(jnp.int32)
+
+
+def _tpu_table(shape, row, column, products, count, *, interpret=False):
+    """Tags and sums of a hash table in scalar memory; the slots left empty have no row."""
+    size, empty = _table_size(row.shape[0]), shape[0]
+    mask = size - 1
+
+    def kernel(count, row, column, products, rows, columns, values):
+        def clear(s, _):
+            rows[s] = empty
+            columns[s] = 0
+            values[s] = jnp.zeros((), values.dtype)
+            return 0
+
+        jax.lax.fori_loop(0, size, clear, 0)
+
+        def insert(p, _):
+            i, j = row[p], column[p]
+            # Fibonacci hashing; the product wraps around.
+            start = ((i * np.int32(40503) + j) * np.int32(-1640531527)) & np.int32(mask)
+
+            def taken(s):
+                return (rows[s] != empty) & ((rows[s] != i) | (columns[s] != j))
+
+            s = jax.lax.while_loop(taken, lambda s: (s + 1) & np.int32(mask), start)
+            rows[s] = i
+            columns[s] = j
+            values[s] = values[s] + products[p]
+            return 0
+
+        jax.lax.fori_loop(0, count[0], insert, 0)
+
+    scalar = pl.BlockSpec(memory_space=pltpu.SMEM)
+    kinds = [jax.ShapeDtypeStruct((size,), kind) for kind in (jnp.int32, jnp.int32, products.dtype)]
+    return pl.pallas_call(
+        kernel,
+        out_shape=kinds,
+        in_specs=[scalar] * 4,
+        out_specs=[scalar] * 3,
+        interpret=interpret,
+    )(jnp.minimum(count, row.shape[0])[None], row, column, products)
+
+
+def _triton_runs(shape, row, column, products, count, *, interpret=False):
+    """Sorted products, whose runs are summed: each program adds up the runs within its piece, and
+    adds that atomically to the sums, for runs go on from one piece to the next."""
+    del count
+    size = _table_size(row.shape[0])
+    pad = lambda x, fill: jnp.pad(x, (0, size - x.shape[0]), constant_values=fill)
+    row, column, products = pad(row, shape[0]), pad(column, 0), pad(products, 0)
+    order = _by_place(row, column, shape)
+    row, column, run = _runs(row, column, order)
+
+    def kernel(run, products, before, sums):
+        del before
+        begin = pl.program_id(0) * _RUN
+        own = run[pl.ds(begin, _RUN)]
+        first = jnp.min(own)
+        lane = jnp.arange(_RUN, dtype=jnp.int32)
+        same = (own - first)[:, None] == lane[None, :]
+        values = products[pl.ds(begin, _RUN)]
+        total = jnp.sum(jnp.where(same, values[:, None], jnp.zeros_like(values)[:, None]), axis=0)
+        plt.atomic_add(sums, (first + lane,), total)
+
+    # A piece has fewer runs than products, and so may reach past the last one.
+    room = size + _RUN
+    whole = lambda size: pl.BlockSpec((size,), lambda i: (0,))
+    sums = pl.pallas_call(
+        kernel,
+        out_shape=jax.ShapeDtypeStruct((room,), products.dtype),
+        grid=(size // _RUN,),
+        in_specs=[whole(size), whole(size), whole(room)],
+        out_specs=whole(room),
+        input_output_aliases={2: 0},
+        compiler_params=plt.CompilerParams(),
+        interpret=interpret,
+    )(run, products[order], jnp.zeros(room, products.dtype))
+    return *_heads(row, column, run, shape), sums[:size]
