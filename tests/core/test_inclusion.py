@@ -30,7 +30,8 @@ def matrix_game(A):
 def test_a_matrix_game():
     """$\\partial v / \\partial A = x y^\\top$, and the strategy's derivative by differences."""
     x, y, v = interior(MATRIX)
-    near = jxt.PrimalDual(jnp.asarray(x + [0.01, -0.01]), jnp.asarray(y + [0.01, -0.01]))
+    off = np.array([0.01, -0.01])
+    near = jxt.PrimalDual(jnp.asarray(x + off), jnp.asarray(y + off))
 
     def value(A):
         z = jxt.solve(matrix_game(A), Newton(), near).value
