@@ -178,12 +178,12 @@ class NonlinearProgram(AbstractProblem):
         return PrimalDual(slope, Multipliers(equalities, inequalities, bounds))
 
     def _dual_shapes(self, x):
-        kinds = [None, None]
-        for i, name in enumerate(("equalities", "inequalities")):
-            fun = getattr(self, name)
-            if fun is not None:
-                kinds[i] = _check_constraints(name, fun, x)
-        return Multipliers(*kinds, None if self.bounds is None else x)
+        shapes = lambda name, fun: None if fun is None else _check_constraints(name, fun, x)
+        return Multipliers(
+            shapes("equalities", self.equalities),
+            shapes("inequalities", self.inequalities),
+            None if self.bounds is None else x,
+        )
 
     def start(self, x):
         if isinstance(x, PrimalDual):

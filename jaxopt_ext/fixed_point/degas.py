@@ -50,7 +50,7 @@ class _AbstractAsynchronous(AbstractSolver[FixedPoint, _State]):
         self.schedule.longest(self.max_steps)  # raises if it is too short
 
     @abc.abstractmethod
-    def _ages(self, ages, block):
+    def _ages(self, ages: Int[Array, " m"], block: Int[Array, ""]) -> Int[Array, " m"]:
         """Of what is read, given those of the schedule."""
 
     def _sizes(self, x) -> tuple[int, int]:

@@ -74,8 +74,11 @@ def best_response_gain(
     def of_player(i):
         own = lambda u: game.losses((*z[:i], u, *z[i + 1 :]))[i]
         feasible = None if game.feasible is None else game.feasible[i]
-        problem = Smooth(own) if feasible is None else Composite(own, feasible)
-        objective = own if feasible is None else problem.objective
+        if feasible is None:
+            problem, objective = Smooth(own), own
+        else:
+            problem = Composite(own, feasible)
+            objective = problem.objective
         best = solve(problem, solver, z[i])
         gain = objective(z[i]) - objective(best.value)
         return jnp.where(best.status == Status.converged, gain, jnp.nan)

@@ -29,9 +29,9 @@ def matrix_game(A):
 
 def test_a_matrix_game():
     """$\\partial v / \\partial A = x y^\\top$, and the strategy's derivative by differences."""
-    near = jxt.PrimalDual(
-        *(jnp.asarray(p) + jnp.array([0.01, -0.01]) for p in interior(MATRIX)[:2])
-    )
+    x, y, v = interior(MATRIX)
+    off = np.array([0.01, -0.01])
+    near = jxt.PrimalDual(jnp.asarray(x + off), jnp.asarray(y + off))
 
     def value(A):
         z = jxt.solve(matrix_game(A), Newton(), near).value

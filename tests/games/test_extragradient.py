@@ -52,8 +52,7 @@ START = jxt.PrimalDual(jnp.array([1.0, -0.5, 2.0]), jnp.array([0.3, 1.0, -1.0]))
 
 @pytest.mark.parametrize("kind", [GradientDescentAscent, Extragradient])
 def test_factor_of_a_step_on_a_bilinear_game(kind):
-    """$1 - i t s$, of modulus $\\sqrt{1 + t^2 s^2}$; and $1 - t^2 s^2 - i t s$: $F(z) = i s z$ with
-    $z = x + i y$ reversed in sign."""
+    """$1 + i t s$, of modulus $\\sqrt{1 + t^2 s^2}$; and $1 - t^2 s^2 + i t s$."""
     t = 0.7
     trace = as_complex(walk(modes(), kind(t), START, 10))
     # F(x, y) = (s y, -s x) is -i s (x + i y).
@@ -107,7 +106,14 @@ def test_equals_a_plain_loop(kind):
     np.testing.assert_allclose(walk(ON_A_BOX, kind(0.07), jnp.asarray(z), 25), wanted, rtol=1e-10)
 
 
-@pytest.mark.parametrize("kind", [Extragradient, OptimisticGradient, ForwardReflectedBackward])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ForwardReflectedBackward,
+        pytest.param(Extragradient, marks=pytest.mark.slow),
+        pytest.param(OptimisticGradient, marks=pytest.mark.slow),
+    ],
+)
 def test_step_sizes_are_found(kind):
     """At any unit of the map, also in single precision, where many steps are below rounding."""
 
@@ -135,6 +141,7 @@ def matrix_game(A):
     return jxt.MinMax(lambda x, y: x @ A @ y, prox.Simplex(1.0), prox.Simplex(1.0))
 
 
+@pytest.mark.slow
 def test_a_matrix_game_and_its_value():
     """The value of another solver, of the averages too, and its derivative $x y^\\top$."""
     A = RNG.normal(size=(5, 7))
