@@ -12,7 +12,6 @@ from .network_compressed import gathered
 from .rows import NetworkRow
 
 _TOP = compression.TopK(1)
-_LOCAL = distributed.LocalSGD(0.02, 3)
 _row = functools.partial(NetworkRow, relative=True)
 _compressed = functools.partial(_row, claim="distributed/econtrol", collectives=gathered)
 _averaging = functools.partial(_row, claim="distributed/variance_corrected")
@@ -20,11 +19,16 @@ _STALLS = {"exact": "what is not sent is lost, or comes late, where nodes differ
 _BIAS = {"exact": "local steps apart from the others leave a bias"}
 
 
+def _local():
+    """Made where it is used: arrays of a module would begin JAX before several processes meet."""
+    return distributed.LocalSGD(0.02, 3)
+
+
 def _meetings(loss):
     events = distributed.poisson_events(
         jax.random.key(0), distributed.ring(8), 40.0, node_rates=0.0
     )
-    return distributed.AsynchronousGossipLearning(loss, _LOCAL, events.blocks(8))
+    return distributed.AsynchronousGossipLearning(loss, _local(), events.blocks(8))
 
 
 def _rows_of_a_meeting(params, network):
@@ -100,7 +104,7 @@ NETWORK_RELATIVES: tuple[NetworkRow, ...] = (
         "distributed.BufferedGossipLearning",
         "Tian, Al-Ars, Kitsak, Hofstee, Vanishing Variance Problem in Fully Decentralized "
         "Neural-Network Systems, 2024, arXiv:2404.04616",
-        lambda loss: distributed.BufferedGossipLearning(loss, _LOCAL, 3),
+        lambda loss: distributed.BufferedGossipLearning(loss, _local(), 3),
         opt_outs=_BIAS,
     ),
     _averaging(
@@ -108,7 +112,7 @@ NETWORK_RELATIVES: tuple[NetworkRow, ...] = (
         "distributed.PartitionedGossip",
         "Hegedűs, Danner, Jelasity, Decentralized Learning Works: An Empirical Comparison of "
         "Gossip Learning and Federated Learning, 2021",
-        lambda loss: distributed.PartitionedGossip(loss, _LOCAL, 2),
+        lambda loss: distributed.PartitionedGossip(loss, _local(), 2),
         opt_outs=_BIAS,
     ),
     _averaging(
