@@ -17,6 +17,7 @@ from .network_compressed import NETWORK_COMPRESSED
 from .network_events import NETWORK_EVENTS
 from .network_layers import NETWORK_LAYERS
 from .network_learning import NETWORK_LEARNING
+from .network_relatives import NETWORK_RELATIVES
 from .network_robust import NETWORK_ROBUST
 from .optimizers import OPTIMIZERS
 from .rows import Row
@@ -32,6 +33,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_EVENTS,
     *NETWORK_COMPRESSED,
     *NETWORK_ROBUST,
+    *NETWORK_RELATIVES,
     *NETWORK_LAYERS,
     *AGGREGATORS,
     *SAMPLERS,

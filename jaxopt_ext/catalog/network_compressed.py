@@ -13,7 +13,7 @@ def _means(params, network):
     return {"all-reduce": jxt.distributed.algorithm.model_bits(params) // 8}
 
 
-def _gathered(params, network):
+def gathered(params, network):
     """The messages of all nodes: of each leaf of the task one value, and a place among three.
 
     A TPU gathers what is this small by a sum in which all others add zeros, two bytes at least.
@@ -55,7 +55,7 @@ NETWORK_COMPRESSED: tuple[NetworkRow, ...] = (
         lambda loss: jxt.distributed.EControl(loss, 0.1, _TOP),
         claim="distributed/econtrol",
         system=("S091",),
-        collectives=_gathered,
+        collectives=gathered,
     ),
     NetworkRow(
         "Compressed gradient tracking (C-GT)",
@@ -67,6 +67,7 @@ NETWORK_COMPRESSED: tuple[NetworkRow, ...] = (
         ),
         claim="distributed/gradient_tracking",
         collectives=_to_neighbors,
+        relative=True,
     ),
     NetworkRow(
         "VRA-DGT",

@@ -55,12 +55,14 @@ class Run(eqx.Module):
 Batches = PyTree[Array] | Callable[[Array], PyTree[Array]]
 
 
-@eqx.filter_jit
-def _init(algorithm, network, params, batches, key):
+def _start(algorithm, network, params, batches, key):
     def start(params, batch, key):
         return algorithm.init(params, batch, network, key)
 
     return network.parallel(start)(params, _batch(batches, jnp.asarray(0, jnp.int32)), key)
+
+
+_init = eqx.filter_jit(_start)
 
 
 @eqx.filter_jit
@@ -88,7 +90,7 @@ def _inside(algorithm, network, params, batches, num_rounds, key, measure, recor
         state, _ = jax.checkpoint(lambda state: loops.scan(one, state, rounds))(state)
         return state, measure(state)
 
-    state = _init(algorithm, network, params, batches, key)
+    state = _start(algorithm, network, params, batches, key)
     rounds = jnp.arange(num_rounds, dtype=jnp.int32)
     whole = num_rounds - num_rounds % record_every
     history = []
@@ -115,11 +117,20 @@ _PLAIN = int | float | complex | str | bytes | type | types.ModuleType | types.B
 def _measurement(metric, state_metric):
     """What is recorded of a state, compiled once for metrics made by the same line of code."""
     metrics = hoist((metric, state_metric))
+    # Nobody can tell whether another object still holds what it held: for each run anew. So too
+    # where a metric wants closed-over arrays of numpy as they are, and not traced.
+    anew = eqx.filter_jit(lambda state: _observe(metric, state_metric, state))
     leaves = jax.tree.leaves(metrics)
-    if all(eqx.is_array(leaf) or isinstance(leaf, _PLAIN | np.dtype) for leaf in leaves):
-        return functools.partial(_measure, *metrics)
-    # Nobody can tell whether another object still holds what it held: for each run anew.
-    return eqx.filter_jit(lambda state: _observe(metric, state_metric, state))
+    if not all(eqx.is_array(leaf) or isinstance(leaf, _PLAIN | np.dtype) for leaf in leaves):
+        return anew
+
+    def measure(state):
+        try:
+            return _measure(*metrics, state)
+        except TypeError:
+            return anew(state)
+
+    return measure
 
 
 def _batch(batches, r):
@@ -156,8 +167,8 @@ def run(
     - `num_rounds`: rounds in all, those of a resumed run included.
     - `key`: random key, `jax.random.key(0)` if not given; round r uses `fold_in(key, r)`.
     - `metric`: a function of the stacked parameters, recorded every `record_every` rounds. Another
-      one made by the same line of code is not traced again; arrays that it closes over, as the
-      algorithm's loss may too, are seen anew at each call.
+      one made by the same line of code is not traced again; what it closes over is seen anew at
+      each call.
     - `state_metric`: a function of the whole state instead.
     - `record_every`: rounds compiled into one piece, between records and checkpoints.
     - `checkpoint`: a file that holds the state after each piece. If it exists the run goes on from
@@ -180,10 +191,10 @@ def run(
     if not callable(batches):
         _check_stacked("batches", batches, network.size)
         batches = network.place(batches)
-    params, algorithm = network.place(params), hoist(algorithm)
+    params = network.place(params)
     # In `jit` all that is computed is traced; `grad` and `vmap` alone trace what they are given.
-    inputs = jnp.zeros(()), algorithm, network, params, hoist((batches, metric, state_metric)), key
-    if checks.is_traced(inputs):
+    functions = hoist((algorithm, batches, metric, state_metric))
+    if checks.is_traced((jnp.zeros(()), functions, network, params, key)):
         if checkpoint is not None:
             raise ValueError("a run inside of a JAX transformation cannot write a checkpoint")
         measure = functools.partial(_observe, metric, state_metric)

@@ -314,6 +314,7 @@ class PartitionedGossip(AbstractNetworkAlgorithm):
         size, s = flat.shape[1], self.num_parts
         rows = jnp.pad(flat, ((0, 0), (0, -size % s))).reshape(len(flat), -1, s)
         part = jax.vmap(lambda k: jax.random.randint(k, (), 0, s))(network.keys(parts_key))
+        part = part.astype(jnp.int32)  # what travels, wherever double precision is enabled too
         message = jax.vmap(lambda row, p: row[:, p])(rows, part), part
 
         def receive(carry, message, mask):

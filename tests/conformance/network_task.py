@@ -53,10 +53,10 @@ def run(row, network, rounds, **options):
     return distributed.run(algorithm, network, params, batch(), rounds, **options)
 
 
-def process(rank: int, port: str, out: str) -> None:
-    """One of two processes with four nodes each; rank 0 writes what all algorithms reach.
+def process(rank: int, port: str, out: str, names: list[str]) -> None:
+    """One of two processes with four nodes each; rank 0 writes what these algorithms reach.
 
-    The first one runs again with checkpoints, to half way and then to the end.
+    The first of all runs again with checkpoints, to half way and then to the end.
     """
     jax.config.update("jax_enable_x64", True)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
@@ -64,12 +64,13 @@ def process(rank: int, port: str, out: str) -> None:
     from jax.experimental import multihost_utils
 
     results = {}
-    for row in catalog.rows(catalog.NetworkRow):
+    rows = catalog.rows(catalog.NetworkRow)
+    for row in (row for row in rows if row.name in names):
         params = run(row, on_mesh(row, jax.devices()), 20).params
         gathered = multihost_utils.process_allgather(params, tiled=True)
         results[row.name] = joined(gathered)
     state = pathlib.Path(out).parent / "checkpoint" / "state"
-    row = catalog.rows(catalog.NetworkRow)[0]
+    row = rows[0]
     network = on_mesh(row, jax.devices())
     options = {"metric": distributed.consensus_distance, "record_every": 5}
     run(row, network, 10, checkpoint=state, **options)
@@ -78,8 +79,9 @@ def process(rank: int, port: str, out: str) -> None:
     if rank == 1:
         state.with_name("state.1-of-2.10").unlink()
     multihost_utils.sync_global_devices("killed")
-    for name in ("resumed", "whole"):
-        again = run(row, network, 20, checkpoint=state, **options)
+    for name in ("resumed", "whole", "alone"):
+        checkpoint = None if name == "alone" else state
+        again = run(row, network, 20, checkpoint=checkpoint, **options)
         gathered = multihost_utils.process_allgather(again.params, tiled=True)
         results[name] = joined(gathered)
         results["records"] = len(again.history)
@@ -90,4 +92,4 @@ def process(rank: int, port: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    process(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    process(int(sys.argv[1]), *sys.argv[2:4], sys.argv[4:])

@@ -18,7 +18,15 @@ from jaxopt_ext import catalog, distributed
 from jaxopt_ext.core import checkpoint
 
 ROWS = catalog.rows(catalog.NetworkRow)
-EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+
+
+def _params(ordinary):
+    marks = lambda row: () if ordinary(row) else pytest.mark.slow
+    return [pytest.param(row, id=row.name, marks=marks(row)) for row in ROWS]
+
+
+# All checks of a row follow each other, so that its programs are still there.
+EACH = pytest.mark.parametrize("row", _params(lambda row: not row.relative), scope="module")
 CHECKS = ("exact", "mesh", "processes", "resume", "pod", "dtype")
 
 
@@ -45,20 +53,36 @@ def test_reaches_the_exact_optimum(row):
     np.testing.assert_allclose(params, np.tile(task.OPTIMUM, (task.NODES, 1)), atol=1e-6)
 
 
+# Two nodes on each device in any run; one on each, and all on one, where time does not matter: two
+# processes below have eight devices too.
+MESHES = [pytest.param(1, marks=pytest.mark.slow), 4, pytest.param(8, marks=pytest.mark.slow)]
+
+
 @EACH
-@pytest.mark.parametrize("devices", [1, 4, 8])
+@pytest.mark.parametrize("devices", MESHES)
 def test_mesh_equals_simulation(row, devices):
     _skip(row, "mesh")
     simulated = _simulated(row)
     # Losses may not trace with the check of shard_map on, so it is off if nobody asks for it.
-    network = task.on_mesh(row, jax.devices()[:devices], check_vma=devices == 8)
+    network = task.on_mesh(row, jax.devices()[:devices], check_vma=devices == 4)
     meshed = task.run(row, network, 20)
     for a, b in zip(jax.tree.leaves(simulated.state), jax.tree.leaves(meshed.state), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-9)
 
 
+@functools.cache
+def _first_to_send_so(row):
+    """What two processes add is that collectives cross them: of the rows that send alike one."""
+    return row is next(other for other in ROWS if other.collectives == row.collectives)
+
+
 @pytest.fixture(scope="module")
-def two_processes(tmp_path_factory):
+def two_processes(tmp_path_factory, request):
+    wanted = {
+        item.callspec.params["row"].name
+        for item in request.session.items
+        if getattr(item, "originalname", "") == "test_two_processes_equal_simulation"
+    }
     out = tmp_path_factory.mktemp("processes") / "result.npz"
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -69,7 +93,8 @@ def two_processes(tmp_path_factory):
     script = pathlib.Path(task.__file__)
     command = [sys.executable, str(script)]
     running = [
-        subprocess.Popen([*command, str(rank), port, str(out)], env=environment) for rank in (0, 1)
+        subprocess.Popen([*command, str(rank), port, str(out), *sorted(wanted)], env=environment)
+        for rank in (0, 1)
     ]
     try:
         codes = [process.wait(timeout=240) for process in running]
@@ -80,7 +105,7 @@ def two_processes(tmp_path_factory):
     return np.load(out)
 
 
-@EACH
+@pytest.mark.parametrize("row", _params(_first_to_send_so), scope="module")
 def test_two_processes_equal_simulation(row, two_processes):
     _skip(row, "processes")
     expected = task.joined(_simulated(row).params)
@@ -132,7 +157,7 @@ def test_resumed_on_other_devices_is_bitwise_the_same(devices, tmp_path):
 
 def test_two_processes_resume_from_what_each_saved(two_processes):
     for name in ("whole", "resumed"):
-        np.testing.assert_array_equal(two_processes[name], two_processes[ROWS[0].name])
+        np.testing.assert_array_equal(two_processes[name], two_processes["alone"])
     assert two_processes["files"] == 6  # the last three of each
     assert two_processes["records"] == 4
 
@@ -140,13 +165,18 @@ def test_two_processes_resume_from_what_each_saved(two_processes):
 @EACH
 def test_keeps_single_precision(row):
     _skip(row, "dtype")
-    network = task.simulated(row)
+    network, algorithm = task.simulated(row), row.example(task.loss)
     params = network.replicate(task.start(jnp.float32))
-    result = distributed.run(
-        row.example(task.loss), network, params, task.batch(jnp.float32), 3, progress=False
-    )
-    found = {x.dtype for x in jax.tree.leaves(result.state) if jnp.issubdtype(x.dtype, jnp.inexact)}
-    assert found == {jnp.dtype(jnp.float32)}
+    batch, key = task.batch(jnp.float32), jax.random.key(0)
+
+    def two_rounds(params):
+        state = algorithm.init(params, batch, network, key)
+        once = algorithm.round(state, batch, network, key)
+        return state, once, algorithm.round(once, batch, network, key)
+
+    for state in jax.eval_shape(two_rounds, params):
+        floats = [x for x in jax.tree.leaves(state) if jnp.issubdtype(x.dtype, jnp.inexact)]
+        assert {x.dtype for x in floats} == {jnp.dtype(jnp.float32)}
 
 
 @EACH

@@ -80,6 +80,13 @@ def test_the_gradient_of_a_vmap_by_a_shared_leaf(together):
     np.testing.assert_allclose(together["slope"], slope, rtol=1e-7)
 
 
+def test_grad_alone():
+    """Without `jit` a tracer may hide in the loss."""
+    slope = jax.grad(lambda scale: score(DATA[0], scale))(0.7)
+    ahead, behind = (score(DATA[0], 0.7 + s) for s in (1e-5, -1e-5))
+    np.testing.assert_allclose(slope, (ahead - behind) / 2e-5, rtol=1e-7)
+
+
 def test_a_transformation_writes_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="checkpoint"):
         jax.eval_shape(lambda d: learn(d, 0.7, checkpoint=tmp_path / "state").params, DATA[0])

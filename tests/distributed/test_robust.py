@@ -327,3 +327,23 @@ def test_a_flag_from_a_random_start():
         rule(jnp.asarray(x))
     with pytest.raises(ValueError, match="iters"):
         robust.Flag(q, iters=0, random_start=True)
+
+
+@pytest.mark.parametrize("m", [1, 2, 5, 6])
+def test_distances_of_any_size(m):
+    from jaxopt_ext.distributed.robust.rows import pairwise, row_norms
+
+    x = np.random.default_rng(m).normal(size=(m, 4))
+    x[m // 2] = x[0]  # no distance, or itself
+    both = jax.jit(lambda x: (pairwise(x), row_norms(x)))
+    for scale in (1, 1e-25, 1e25):
+        rows = (scale * x).astype(np.float32)
+        wanted = np.linalg.norm(rows[:, None].astype(float) - rows.astype(float), axis=2)
+        found, norms = both(jnp.asarray(rows))
+        assert found.dtype == norms.dtype == jnp.float32
+        np.testing.assert_allclose(found, wanted, rtol=2e-6)
+        np.testing.assert_allclose(norms, np.linalg.norm(rows.astype(float), axis=1), rtol=2e-6)
+    hurt = np.concatenate([rows / 1e25, np.full((1, 4), np.nan, np.float32)])
+    found = np.asarray(pairwise(jnp.asarray(hurt)))
+    assert np.isinf(found[m, :m]).all()
+    assert np.isfinite(found[:m, :m]).all()

@@ -22,10 +22,11 @@ SETTINGS = (
     "k = 0..7, for quadratics, 0.1 * 3^k, k = 0..6, for logistic regression, reported on two "
     "others; EF14 has the best step size on each reported problem itself, which favours it. "
     "Logistic regression has one data set, of which the seeds draw the part and its order. Noise: "
-    "step size 0.02 for all, as nothing was chosen. eta is delta."
+    "step size 0.02 for all, as nothing was chosen. eta is delta. Seeds 1000 and 1001, in one run; "
+    "earlier runs reported 10 and 11."
 )
 
-TUNING, REPORTED = (0,), (10, 11)
+TUNING, REPORTED = (0,), (1000, 1001)
 NODES, ROUNDS = 10, 3000
 
 
@@ -194,7 +195,7 @@ def _noisy(rate=0.02, d=20, warm_up=800, rounds=2400):
                 for name, m in methods.items()
             }
 
-        found = all_of(problems, jax.random.split(jax.random.key(20), len(REPORTED)))
+        found = all_of(problems, jax.random.split(jax.random.key(1020), len(REPORTED)))
         for name, value in found.items():
             floors[name].append(float(value))
     table = [

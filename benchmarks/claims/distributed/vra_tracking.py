@@ -21,11 +21,12 @@ SETTINGS = (
     "Each method at the step size of least error at the end on two problems, 0.5 * 4^k, k = 0..6, "
     "of alpha = a/(k + 5 a), or 0.000001 * 4^k, k = 0..6, where it is constant; five others are "
     "reported. For logistic regression one problem, 0.5 * 4^k or 0.0001 * 4^k, k = 0..4, and two. "
-    "Other settings are defaults; two-timescale gains fall as (1 + k/50)^-0.6."
+    "Other settings are defaults; two-timescale gains fall as (1 + k/50)^-0.6. Reported seeds are "
+    "1000 to 1004, in one run; earlier runs reported 10 to 14."
 )
 
 NODES, D = 10, 5
-TUNING, REPORTED = (0, 1), tuple(range(10, 15))
+TUNING, REPORTED = (0, 1), tuple(range(1000, 1005))
 DECAYING = 0.5 * 4.0 ** np.arange(7)
 CONSTANT = 1e-6 * 4.0 ** np.arange(7)
 LOGISTIC = {
@@ -107,7 +108,7 @@ def _walk(algorithm, batch_of, d, rounds, key, measure):
 
 def _best(curve, rates, problems, num_tuning):
     """The mean curve of the reported problems at the best rate of those before, and its index."""
-    keys = jax.random.split(jax.random.key(3), len(jax.tree.leaves(problems)[0]))
+    keys = jax.random.split(jax.random.key(1003), len(jax.tree.leaves(problems)[0]))
     run = jax.jit(jax.vmap(jax.vmap(curve, (None, 0, 0)), (0, None, None)))
 
     def at(rates, part):

@@ -21,10 +21,13 @@ class NetworkRow(Row):
       on each device, as `distributed.collective_bytes` reads them; if `None`, `bits_per_round` by
       `collective-permute`.
     - `graph`: of so many nodes; if `None`, the suite's own, of few edges.
+    - `relative`: it is made of the parts of another row, and the suite runs it where time does not
+      matter only.
     """
 
     collectives: Callable[[Any, Any], dict[str, int]] | None = None
     graph: Callable[[int], Any] | None = None
+    relative: bool = False
 
     shape: ClassVar[str] = "network"
     suite: ClassVar[str] = "test_network.py"

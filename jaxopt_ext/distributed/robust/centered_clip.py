@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ...core import Scalar, checks, loops
 from .aggregator import AbstractAggregator
-from .rows import finite_rows, row_norms
+from .rows import finite_rows, row_norms, row_sum
 
 
 class CenteredClip(AbstractAggregator):
@@ -37,7 +37,7 @@ class CenteredClip(AbstractAggregator):
         checks.count("iterations", self.iterations)
 
     def combine(self, x, state, pivot, key, mask):
-        return self._iterate(x, state, lambda rows: jnp.sum(rows, axis=0) / len(x))
+        return self._iterate(x, state, lambda rows: row_sum(jnp.ones(len(x)), rows) / len(x))
 
     def combine_over(self, network, x, state, pivot, key, mask):
         return self._iterate(x, state, lambda rows: network.mean(rows)[0])
@@ -54,6 +54,8 @@ class CenteredClip(AbstractAggregator):
             return v + mean(clipped)
 
         start = jnp.zeros_like(x[0]) if state is None else state.astype(x.dtype)
+        if self.iterations == 1:  # nothing is fused with what stands in a loop
+            return step(0, start)
         return loops.fori_loop(0, self.iterations, step, start)
 
     @property
