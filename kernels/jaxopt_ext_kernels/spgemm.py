@@ -33,6 +33,7 @@ class SpGEMMPlan(eqx.Module):
     - `work`: products of each window, shape `(windows,)`, as they were counted.
     - `products`: partial products in all.
     - `capacity`: room for the partial products of a window.
+    - `rows`: rows of a window, at most.
     - `nnz`: room for the entries of the result.
     """
 
@@ -40,6 +41,7 @@ class SpGEMMPlan(eqx.Module):
     work: Int[Array, " windows"]
     products: int = eqx.field(static=True)
     capacity: int = eqx.field(static=True)
+    rows: int = eqx.field(static=True)
     nnz: int = eqx.field(static=True)
 
 
@@ -112,6 +114,7 @@ def spgemm_symbolic(
         jnp.asarray(work, jnp.int32),
         int(ends[-1]),
         int(max(work.max(initial=1), 1)),
+        int(np.diff(starts).max(initial=1)),
         int(nnz),
     )
 
@@ -195,9 +198,7 @@ def spgemm(
     wide = jnp.promote_types(dtype, jnp.float32)
     values = A.values.astype(wide), B.values.astype(wide)
     places = _Places.of(A, B, plan)
-    found = _product(
-        implementation, shape, plan.capacity, plan.nnz, *jax.lax.stop_gradient(values), places
-    )
+    found = _product(implementation, shape, plan, *jax.lax.stop_gradient(values), places)
     columns, rows, pointers, overflow = found[1:]
     values = _with_derivative(shape, plan.capacity, *values, places, *found)
     matrix = CSR(values.astype(dtype), columns, rows, pointers, None, shape)
@@ -245,7 +246,8 @@ class _Places(eqx.Module):
         return entry, other, there, self.rows[entry], self.columns[other]
 
 
-def _product(implementation, shape, capacity, nnz, a, b, places):
+def _product(implementation, shape, plan, a, b, places):
+    capacity, nnz = plan.capacity, plan.nnz
     windows = places.starts.shape[0] - 1
     merge = _sorted_merge if implementation == "xla" else _hashed_merge
     like = a, b, places
@@ -255,7 +257,8 @@ def _product(implementation, shape, capacity, nnz, a, b, places):
         entry, other, there, row, column = places.window(w, capacity)
         products = jnp.where(there, a[entry] * b[other], 0)
         row, column = jnp.where(there, row, shape[0]), jnp.where(there, column, 0)
-        row, column, value, more = merge(row, column, products, jnp.sum(there), shape)
+        sort = functools.partial(_by_place, shape, plan.rows, places.starts[w])
+        row, column, value, more = merge(row, column, products, jnp.sum(there), shape, sort)
         index = jnp.arange(row.shape[0], dtype=jnp.int32)
         there = index < more
         lengths = lengths.at[row].add(there, mode="drop")
@@ -320,11 +323,21 @@ def _into_entries(shape, capacity, values, shifts, places, columns, pointers):
     return jax.lax.scan(jax.checkpoint(add), start, steps)[0]
 
 
-def _by_place(row, column, shape):
-    """The order of places, those without a row last; one key if that fits 32 bits."""
-    index = jnp.arange(row.shape[0], dtype=jnp.int32)
-    if (shape[0] + 1) * max(shape[1], 1) < 2**31:
-        return jax.lax.sort((row * max(shape[1], 1) + column, index), num_keys=1)[1]
+def _by_place(shape, rows, first, row, column):
+    """The order of places in a window of rows, those without a row last.
+
+    Place and index in one number are sorted several times faster than side by side.
+    """
+    size, wide = row.shape[0], max(shape[1], 1)
+    index = jnp.arange(size, dtype=jnp.int32)
+    bits = (size - 1).bit_length()
+    largest = (rows + 1) * wide << bits
+    for kind in (jnp.uint32, jnp.uint64) if jax.config.jax_enable_x64 else (jnp.uint32,):
+        if largest < 1 << jnp.iinfo(kind).bits:
+            local = jnp.minimum(row - first, rows).astype(kind)
+            key = (local * kind(wide) + column.astype(kind)) << kind(bits)
+            found = jnp.sort(key | index.astype(kind)) & kind((1 << bits) - 1)
+            return found.astype(jnp.int32)
     return jax.lax.sort((row, column, index), num_keys=2)[2]
 
 
@@ -336,12 +349,13 @@ def _runs(row, column, order):
     return row, column, run
 
 
-def _sorted_merge(row, column, products, count, shape):
-    order = _by_place(row, column, shape)
+def _sorted_merge(row, column, products, count, shape, sort):
+    order = sort(row, column)
     row, column, run = _runs(row, column, order)
     size = run.shape[0]
     sums = jax.ops.segment_sum(products[order], run, size, indices_are_sorted=True)
-    return *_heads(row, column, run, shape), sums, _number_of_runs(row, run, count, shape)
+    more = jnp.where(count > 0, run[jnp.maximum(count - 1, 0)] + 1, 0).astype(jnp.int32)
+    return *_heads(row, column, run, shape), sums, more
 
 
 def _heads(row, column, run, shape):
@@ -351,18 +365,12 @@ def _heads(row, column, run, shape):
     return rows, jnp.zeros(size, jnp.int32).at[run].set(column)
 
 
-def _number_of_runs(row, run, count, shape):
-    del row, shape
-    last = run[jnp.maximum(count - 1, 0)]
-    return jnp.where(count > 0, last + 1, 0).astype(jnp.int32)
-
-
 def _table_size(capacity):
     """A power of two, at least twice as much: half of the slots stay empty."""
     return max(1 << (2 * capacity - 1).bit_length(), 2 * _RUN)
 
 
-def _hashed_merge(row, column, products, count, shape):
+def _hashed_merge(row, column, products, count, shape, sort):
     call = lambda which, **options: functools.partial(which, shape, **options)
     row, column, values = jax.lax.platform_dependent(
         row,
@@ -373,7 +381,7 @@ def _hashed_merge(row, column, products, count, shape):
         tpu=call(_tpu_table),
         cuda=call(_triton_runs),
     )
-    order = _by_place(row, column, shape)
+    order = sort(row, column)
     row, column, values = row[order], column[order], values[order]
     return row, column, values, jnp.sum(row < shape[0]).astype(jnp.int32)
 
@@ -426,7 +434,7 @@ def _triton_runs(shape, row, column, products, count, *, interpret=False):
     size = _table_size(row.shape[0])
     pad = lambda x, fill: jnp.pad(x, (0, size - x.shape[0]), constant_values=fill)
     row, column, products = pad(row, shape[0]), pad(column, 0), pad(products, 0)
-    order = _by_place(row, column, shape)
+    order = _by_place(shape, shape[0], 0, row, column)
     row, column, run = _runs(row, column, order)
 
     def kernel(run, products, before, sums):
