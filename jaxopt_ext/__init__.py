@@ -10,6 +10,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
 - `optimizers`: gradient transformations for `optax`.
 - `distributed`: graphs, networks and decentralized algorithms.
+- `training`: quantized networks and what trains them.
 - `diffusion`: samplers. `estimators`: models with `fit`.
 - `plots`: pictures of what these return.
 """
@@ -34,6 +35,7 @@ _FAMILIES = (
     "plots",
     "prox",
     "splitting",
+    "training",
 )
 
 if TYPE_CHECKING:
@@ -51,6 +53,7 @@ if TYPE_CHECKING:
         plots as plots,
         prox as prox,
         splitting as splitting,
+        training as training,
     )
 
 __version__ = "0.1.0"

@@ -5,6 +5,7 @@
   `Bilinear`. `FaultTolerantProduct`: a code of them that survives lost workers,
   `distributed_matmul` spreads it over devices; `search_parities` and `relations` find what it
   stands on, `coded_products` is its kernel.
+- `quantize`, `int8_matmul`, `int8_conv2d`: 8-bit integers, summed in 32.
 
 A kernel is a pure function with one signature; `implementation=None` picks Pallas on TPU and GPU
 and XLA on CPU, where Pallas is only interpreted. To add one: a file with both bodies and their
@@ -12,6 +13,7 @@ derivative, a dense reference in its tests, and a row in the catalogue.
 """
 
 from .formats import BCSR
+from .quantized import int8_conv2d, int8_matmul, quantize
 from .spmm import bcsr_matmul
 from .strassen import (
     Bilinear,
@@ -32,6 +34,9 @@ __all__ = [
     "bilinear",
     "coded_products",
     "distributed_matmul",
+    "int8_conv2d",
+    "int8_matmul",
+    "quantize",
     "relations",
     "search_parities",
     "strassen_matmul",
