@@ -4,6 +4,7 @@ import importlib
 
 import jaxopt_ext as jxt
 
+from .cases.microbench import WidthCase
 from .cases.products import FaultTolerantCase
 from .cases.quantized import AttentionCase, QuantizeCase, QuantizedConvolutionCase
 from .rows import FunctionRow, KernelRow, Row
@@ -14,6 +15,10 @@ _FAULTS = (
 _PAMS = (
     "Li, Yan, Lin, Zheng, Zhang, Yang, Ji, PAMS: Quantized Super-Resolution via Parameterized Max "
     "Scale, 2020, arXiv:2011.04212"
+)
+_PROBES = (
+    "Sun, Li, Geng, Stuijk, Corporaal, Dissecting Tensor Cores via Microbenchmarks: Latency, "
+    "Throughput and Numeric Behaviors, 2023, arXiv:2206.02874"
 )
 _INTEGERS = {
     "types": "takes 8-bit integers only",
@@ -92,5 +97,29 @@ KERNELS_PRODUCTS: tuple[Row, ...] = (
         lambda: AttentionCase(jxt.training.attention_transfer),
         claim="training/pams",
         system=("S178",),
+    ),
+    KernelRow(
+        "Chained products",
+        "kernels.microbench.chained_dot",
+        _PROBES,
+        _kernel("ChainedDotCase"),
+        claim="kernels/microbench",
+        system=("S144",),
+        opt_outs={"derivatives": "what is timed is the product, not its derivative"},
+    ),
+    FunctionRow(
+        "Probe of an accumulator",
+        "kernels.microbench.accumulator_width",
+        _PROBES,
+        WidthCase,
+        claim="kernels/microbench",
+        system=("S144",),
+        host="asks a unit, which may be a model in software, for one product after another",
+        opt_outs={
+            "single": "a measurement has no precision of its own",
+            "dtype": "a measurement has no precision of its own",
+            "gradient": "a number of bits has no derivative",
+            "nan": "gives integers, which have no NaN",
+        },
     ),
 )

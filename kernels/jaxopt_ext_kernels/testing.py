@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array
 
 from .formats import BCSR
+from .microbench import chained_dot
 from .quantized import int8_conv2d, int8_matmul
 from .spmm import Implementation, bcsr_matmul
 from .strassen import strassen_matmul
@@ -190,6 +191,38 @@ class Int8Conv2dCase(AbstractKernelCase):
         x = np.pad(x, ((0, 0), (0, 0), (self.padding,) * 2, (self.padding,) * 2))
         windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))
         return np.einsum("bcijkl,ockl->boij", windows[:, :, :: self.stride, :: self.stride], w)
+
+    def differentiable(self, *arguments):
+        return []
+
+    def replace(self, arguments, arrays):
+        return arguments
+
+
+class ChainedDotCase(AbstractKernelCase):
+    """`chained_dot`, two chains of two steps."""
+
+    def _make(self, seed, p, m, n, dtype):
+        rng = np.random.default_rng(seed)
+        draw = lambda *s: jnp.asarray(rng.normal(size=s), dtype)
+        a = jnp.asarray(rng.normal(size=(m, m)) / max(1, 2 * m**0.5), dtype)
+        return a, draw(p, m, n), draw(p, m, n), jnp.asarray(2, jnp.int32)
+
+    def draw(self, seed, dtype):
+        # Few shapes, because each is compiled.
+        return self._make(seed, *[(2, 3, 5), (1, 1, 2), (2, 0, 3)][seed % 3], dtype)
+
+    def large(self, dtype):
+        return self._make(0, 2, 256, 128, dtype)
+
+    def call(self, *arguments, implementation: Implementation = None):
+        return chained_dot(*arguments, implementation=implementation)
+
+    def reference(self, *arguments):
+        a, x, c = (np.asarray(v, np.float64) for v in arguments[:3])
+        for _ in range(int(arguments[3])):
+            x = np.einsum("ij,pjk->pik", a, x) + c
+        return x
 
     def differentiable(self, *arguments):
         return []
