@@ -133,9 +133,10 @@ def computed_in(dtype: str, accumulator: str = "float32", shape: Shape = (16, 16
     kinds = "int8" if dtype == "int8" else "float32"
     shapes = [jax.ShapeDtypeStruct(s, kinds) for s in sizes]
     unit(dtype, accumulator)
-    text = jax.jit(functools.partial(_multiply, dtype, accumulator)).lower(*shapes).compile()
-    types = dict(re.findall(r"%?([\w.\-]+) = (\w+)\[", text.as_text()))
-    found = re.search(r" dot\((.*?)\)", text.as_text())
+    program = jax.jit(functools.partial(_multiply, dtype, accumulator)).lower(*shapes).compile()
+    text = program.as_text() or ""
+    types = dict(re.findall(r"%?([\w.\-]+) = (\w+)\[", text))
+    found = re.search(r" dot\((.*?)\)", text)
     if not found:
         return "unknown"
     inside = re.findall(r"(\w+)\[[\d,]*\]", found[1])  # types stand there, or only names

@@ -138,7 +138,8 @@ class Int8MatmulCase(AbstractKernelCase):
 
     def draw(self, seed, dtype):
         # Few shapes, because each is compiled.
-        return self._make(seed, *[(5, 131, 3), (1, 4, 7), (3, 0, 2), (0, 2, 3)][seed % 4])
+        m, n, k = [(5, 131, 3), (1, 4, 7), (3, 0, 2), (0, 2, 3)][seed % 4]
+        return self._make(seed, m, n, k)
 
     def large(self, dtype):
         return self._make(0, 256, 512, 128)
@@ -202,7 +203,8 @@ class Int8Conv2dCase(AbstractKernelCase):
 class ChainedDotCase(AbstractKernelCase):
     """`chained_dot`, two chains of two steps."""
 
-    def _make(self, seed, p, m, n, dtype):
+    def _make(self, seed, sizes, dtype):
+        p, m, n = sizes
         rng = np.random.default_rng(seed)
         draw = lambda *s: jnp.asarray(rng.normal(size=s), dtype)
         a = jnp.asarray(rng.normal(size=(m, m)) / max(1, 2 * m**0.5), dtype)
@@ -210,10 +212,10 @@ class ChainedDotCase(AbstractKernelCase):
 
     def draw(self, seed, dtype):
         # Few shapes, because each is compiled.
-        return self._make(seed, *[(2, 3, 5), (1, 1, 2), (2, 0, 3)][seed % 3], dtype)
+        return self._make(seed, [(2, 3, 5), (1, 1, 2), (2, 0, 3)][seed % 3], dtype)
 
     def large(self, dtype):
-        return self._make(0, 2, 256, 128, dtype)
+        return self._make(0, (2, 256, 128), dtype)
 
     def call(self, *arguments, implementation: Implementation = None):
         return chained_dot(*arguments, implementation=implementation)

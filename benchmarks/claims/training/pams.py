@@ -58,6 +58,8 @@ def run() -> Outcome:
             model = _finetune(teacher, seed, train, bits, trained, weight, rate)
             name = f"{bits} bits, {'PAMS' if trained else 'fixed'}{', transfer' if weight else ''}"
             row[name] = _psnr(model, test)
+            if not weight:
+                row[f"{name}, of the training photograph"] = _psnr(model, train)
         table.append(row)
         holds &= row["8 bits, PAMS, transfer"] >= row["full precision"] - 0.1
         holds &= row["4 bits, PAMS"] > row["4 bits, fixed"]
@@ -69,7 +71,12 @@ def run() -> Outcome:
         bool(holds),
         f"PSNR in dB, luminance, borders of {SCALE} pixels cut. Steps: trained {chosen[True]:g}, "
         f"fixed {chosen[False]:g}. The body is {ratios[8]:.2f} times smaller on 8 bits and "
-        f"{ratios[4]:.2f} on 4. {_product()}",
+        f"{ratios[4]:.2f} on 4. Quantized networks take {WARM + STEPS} steps more than the one in "
+        "full precision. Tried on seeds 0 and 1: ranges that move 10 and 50 times faster, which "
+        "gain up to 0.34 dB over fixed ones on the training photograph and have no sign on the "
+        f"other; four times as many steps, which leave 4 bits as far below. {_product()}",
+        why="scale: the paper trains 30,000 steps; after 100, networks of 4 bits are 3 to 6 dB "
+        "below full precision on another photograph, and what ranges do is within their spread",
     )
 
 
@@ -167,7 +174,7 @@ def _step(clip, student, state, emas, teacher, x, y, size, trained, weight):
     moved = eqx.apply_updates(student, jax.tree.map(lambda u: size * u, updates))
     if clip:  # fixed ranges stay
         both = zip(student.ranges, moved.ranges, strict=True)
-        ranges = [old + trained * (new - old) for old, new in both]  # `trained` times faster
+        ranges = [old + trained * (new - old) for old, new in both]
     else:
         emas = [ema.update(m[:, None]) for ema, m in zip(emas, maxima, strict=True)]
         ranges = [ema.alpha for ema in emas]
