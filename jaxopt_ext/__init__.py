@@ -11,6 +11,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
 - `optimizers`: gradient transformations for `optax`.
 - `distributed`: graphs, networks and decentralized algorithms.
+- `training`: quantized networks and what trains them.
 - `diffusion`: samplers. `estimators`: models with `fit`.
 - `plots`: pictures of what these return.
 """
@@ -36,6 +37,7 @@ _FAMILIES = (
     "plots",
     "prox",
     "splitting",
+    "training",
 )
 
 if TYPE_CHECKING:
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
         plots as plots,
         prox as prox,
         splitting as splitting,
+        training as training,
     )
 
 __version__ = "0.1.0"

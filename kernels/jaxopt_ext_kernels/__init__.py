@@ -10,13 +10,18 @@
   stands on, `coded_products` is its kernel.
 - `spgemm`: sparse times sparse (`SpGEMM`), in windows of rows planned by `spgemm_symbolic`
   (`SpGEMMPlan`).
+- `quantize`, `int8_matmul`, `int8_conv2d`: 8-bit integers, summed in 32.
+- `microbench`: probes of the device's matrix unit, and a report of them.
 
 A kernel is a pure function with one signature; `implementation=None` picks Pallas on TPU and GPU
 and XLA on CPU, where Pallas is only interpreted. To add one: a file with both bodies and their
 derivative, a dense reference in its tests, and a row in the catalogue.
 """
 
+from typing import TYPE_CHECKING
+
 from .formats import BCSR, CSR, Permutation
+from .quantized import int8_conv2d, int8_matmul, quantize
 from .reorder import RowOrder, reorder_rows
 from .spgemm import SpGEMM, SpGEMMPlan, spgemm, spgemm_symbolic
 from .spmm import bcsr_matmul, spmm
@@ -44,6 +49,10 @@ __all__ = [
     "bilinear",
     "coded_products",
     "distributed_matmul",
+    "int8_conv2d",
+    "int8_matmul",
+    "microbench",
+    "quantize",
     "relations",
     "reorder_rows",
     "search_parities",

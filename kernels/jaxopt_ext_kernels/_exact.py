@@ -123,7 +123,7 @@ def in_row_space(columns: np.ndarray, basis: np.ndarray, vectors: np.ndarray) ->
         divided = stepped / previous[:, None, None]
         work[:, i + 1 :] = np.where(some[:, None, None], divided, later)
         previous = np.where(some, pivot, previous)
-    return ~work[:, r:].any(axis=(1, 2))
+    return np.logical_not(np.any(work[:, r:], axis=(1, 2)))
 
 
 def vanishing(rows: np.ndarray, limit: int = 1) -> np.ndarray:

@@ -14,11 +14,13 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu, triton as plt
 from jaxtyping import Array, Bool, Float, Int, Num
@@ -26,7 +28,7 @@ from jaxtyping import Array, Bool, Float, Int, Num
 from . import _exact
 from .spmm import Implementation
 
-Row = tuple[int, int, int, int]
+Row = tuple[int, ...]
 
 _STRASSEN: tuple[tuple[Row, Row], ...] = (
     ((1, 0, 0, 1), (1, 0, 0, 1)),
@@ -208,7 +210,7 @@ def _accumulator(dtype):
     return dtype if integer else jnp.promote_types(dtype, jnp.float32)
 
 
-def _chosen(implementation: Implementation, dtype) -> str:
+def _chosen(implementation: Implementation, dtype) -> Literal["pallas", "xla"]:
     real = jnp.issubdtype(dtype, jnp.floating)
     if implementation is None:
         return "pallas" if real and jax.default_backend() != "cpu" else "xla"
@@ -419,13 +421,13 @@ def strassen_matmul(
         return jnp.zeros((A.shape[0], B.shape[1]), dtype)
     work = _accumulator(dtype)
     scheme = (int(levels), algorithm, leaf or jnp.dot, chosen)
-    return _strassen(scheme, A.astype(work), B.astype(work)).astype(dtype)
+    return _program(scheme, A.astype(work), B.astype(work)).astype(dtype)
 
 
-@functools.partial(jax.jit, static_argnums=(0,))
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _strassen(scheme, A, B):
-    return _recurse(*scheme, A, B)
+    levels, algorithm, leaf, implementation = scheme
+    return _recurse(levels, algorithm, leaf, implementation, A, B)
 
 
 def _strassen_forward(scheme, A, B):
@@ -437,7 +439,8 @@ def _strassen_backward(scheme, saved, cotangent):
     return _strassen(scheme, cotangent, B.T), _strassen(scheme, A.T, cotangent)
 
 
-_strassen.__wrapped__.defvjp(_strassen_forward, _strassen_backward)
+_strassen.defvjp(_strassen_forward, _strassen_backward)
+_program = jax.jit(_strassen, static_argnums=0)
 
 
 def _recurse(levels, algorithm, leaf, implementation, A, B):
@@ -815,7 +818,7 @@ class FaultTolerantProduct(eqx.Module):
 
         **Raises:** `ValueError` for a probability outside.
         """
-        if not isinstance(p, jax.core.Tracer) and not np.all(np.abs(np.asarray(p) - 0.5) <= 0.5):
+        if not isinstance(p, Tracer) and not np.all(np.abs(np.asarray(p) - 0.5) <= 0.5):
             raise ValueError(f"p must be in [0, 1], got {p}")
         p = jnp.asarray(p, jnp.result_type(p, float))[..., None]
         counts, k = np.array(self.unrecoverable()), np.arange(self.nodes + 1)

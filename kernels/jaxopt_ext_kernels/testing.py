@@ -4,11 +4,14 @@ import abc
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
 from .formats import BCSR, CSR
+from .microbench import chained_dot
+from .quantized import int8_conv2d, int8_matmul
 from .spgemm import spgemm, spgemm_symbolic
 from .spmm import Implementation, bcsr_matmul, spmm
 from .strassen import strassen_matmul
@@ -30,8 +33,16 @@ class AbstractKernelCase(eqx.Module):
         """The kernel."""
 
     @abc.abstractmethod
-    def reference(self, *arguments: Any) -> Array:
+    def reference(self, *arguments: Any) -> Any:
         """The same by dense algebra that shares no code with the kernel."""
+
+    def compare(self, found: Any, wanted: Any, tolerance: float) -> None:
+        """Fail unless a result equals its reference, leaf by leaf: integers exactly, numbers within
+        a relative and absolute tolerance."""
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+            assert np.shape(a) == np.shape(b), (np.shape(a), np.shape(b))
+            close = tolerance if jnp.issubdtype(jnp.result_type(a), jnp.inexact) else 0
+            np.testing.assert_allclose(a, b, rtol=close, atol=close)
 
     @abc.abstractmethod
     def differentiable(self, *arguments: Any) -> list[Array]:
@@ -188,15 +199,17 @@ class StrassenCase(AbstractKernelCase):
 
     algorithm: str = eqx.field(static=True)
 
-    def _make(self, rng, m, n, k, dtype):
+    def _make(self, rng, sizes, dtype):
+        m, n, k = sizes
         return tuple(jnp.asarray(rng.normal(size=s), dtype) for s in ((m, n), (n, k)))
 
     def draw(self, seed, dtype):
-        rng = np.random.default_rng(seed)
-        return self._make(rng, *(int(s) for s in rng.integers(0, 9, 3)), dtype)
+        # Few shapes, because each is compiled: odd, one row, empty in each place.
+        sizes = [(5, 6, 3), (1, 4, 7), (0, 2, 3), (3, 0, 2), (2, 3, 0)][seed % 5]
+        return self._make(np.random.default_rng(seed), sizes, dtype)
 
     def large(self, dtype):
-        return self._make(np.random.default_rng(0), 256, 512, 256, dtype)
+        return self._make(np.random.default_rng(0), (256, 512, 256), dtype)
 
     def call(self, *arguments, implementation: Implementation = None):
         return strassen_matmul(*arguments, algorithm=self.algorithm, implementation=implementation)
@@ -210,3 +223,107 @@ class StrassenCase(AbstractKernelCase):
 
     def replace(self, arguments, arrays):
         return tuple(arrays)
+
+
+class Int8MatmulCase(AbstractKernelCase):
+    """`int8_matmul`; the type asked for is not looked at."""
+
+    def _make(self, seed, m, n, k):
+        rng = np.random.default_rng(seed)
+        return tuple(jnp.asarray(rng.integers(-128, 128, s), jnp.int8) for s in ((m, n), (n, k)))
+
+    def draw(self, seed, dtype):
+        # Few shapes, because each is compiled.
+        m, n, k = [(5, 131, 3), (1, 4, 7), (3, 0, 2), (0, 2, 3)][seed % 4]
+        return self._make(seed, m, n, k)
+
+    def large(self, dtype):
+        return self._make(0, 256, 512, 128)
+
+    def call(self, *arguments, implementation: Implementation = None):
+        return int8_matmul(*arguments, implementation=implementation)
+
+    def reference(self, *arguments):
+        x, w = (np.asarray(a, np.int64) for a in arguments)
+        return x @ w
+
+    def differentiable(self, *arguments):
+        return []
+
+    def replace(self, arguments, arrays):
+        return arguments
+
+
+class Int8Conv2dCase(AbstractKernelCase):
+    """`int8_conv2d`; the type asked for is not looked at.
+
+    **Arguments:**
+
+    - `stride`, `padding`: of the convolution.
+    """
+
+    stride: int = eqx.field(static=True)
+    padding: int = eqx.field(static=True)
+
+    def _make(self, seed, images, filters):
+        rng = np.random.default_rng(seed)
+        return tuple(jnp.asarray(rng.integers(-128, 128, s), jnp.int8) for s in (images, filters))
+
+    def draw(self, seed, dtype):
+        images, filters = [
+            ((2, 3, 7, 6), (4, 3, 3, 3)),
+            ((1, 1, 1, 4), (1, 1, 1, 2)),
+            ((0, 2, 3, 3), (2, 2, 3, 3)),
+        ][seed % 3]
+        return self._make(seed, images, filters)
+
+    def large(self, dtype):
+        return self._make(0, (2, 32, 16, 16), (64, 32, 3, 3))
+
+    def call(self, *arguments, implementation: Implementation = None):
+        return int8_conv2d(*arguments, self.stride, self.padding, implementation=implementation)
+
+    def reference(self, *arguments):
+        x, w = (np.asarray(a, np.int64) for a in arguments)
+        x = np.pad(x, ((0, 0), (0, 0), (self.padding,) * 2, (self.padding,) * 2))
+        windows = np.lib.stride_tricks.sliding_window_view(x, w.shape[2:], axis=(2, 3))
+        return np.einsum("bcijkl,ockl->boij", windows[:, :, :: self.stride, :: self.stride], w)
+
+    def differentiable(self, *arguments):
+        return []
+
+    def replace(self, arguments, arrays):
+        return arguments
+
+
+class ChainedDotCase(AbstractKernelCase):
+    """`chained_dot`, two chains of two steps."""
+
+    def _make(self, seed, sizes, dtype):
+        p, m, n = sizes
+        rng = np.random.default_rng(seed)
+        draw = lambda *s: jnp.asarray(rng.normal(size=s), dtype)
+        a = jnp.asarray(rng.normal(size=(m, m)) / max(1, 2 * m**0.5), dtype)
+        return a, draw(p, m, n), draw(p, m, n), jnp.asarray(2, jnp.int32)
+
+    def draw(self, seed, dtype):
+        # Few shapes, because each is compiled.
+        return self._make(seed, [(2, 3, 5), (1, 1, 2), (2, 0, 3)][seed % 3], dtype)
+
+    def large(self, dtype):
+        return self._make(0, (2, 256, 128), dtype)
+
+    def call(self, *arguments, implementation: Implementation = None):
+        return chained_dot(*arguments, implementation=implementation)
+
+    def reference(self, *arguments):
+        a, x, c = (np.asarray(v, np.float64) for v in arguments[:3])
+        for _ in range(int(arguments[3])):
+            x = np.einsum("ij,pjk->pik", a, x) + c
+        return x
+
+    def differentiable(self, *arguments):
+        return []
+
+    def replace(self, arguments, arrays):
+        return arguments
