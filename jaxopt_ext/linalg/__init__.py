@@ -5,6 +5,22 @@
   how good one is. `whiten` takes the covariance out of samples.
 """
 
+from .equivariant import (
+    AbstractGroup,
+    Diagram,
+    EquivariantLinear,
+    EquivariantMLP,
+    InvariantGate,
+    Orthogonal,
+    SpecialOrthogonal,
+    Symmetric,
+    Symplectic,
+    apply_diagram,
+    brauer_diagrams,
+    free_diagrams,
+    partition_diagrams,
+    spanning_matrix,
+)
 from .sqrtm import (
     AbstractRootDerivative,
     AbstractRootMethod,
@@ -23,17 +39,31 @@ from .sqrtm import (
 )
 
 __all__ = [
+    "AbstractGroup",
     "AbstractRootDerivative",
     "AbstractRootMethod",
+    "Diagram",
     "Eigh",
+    "EquivariantLinear",
+    "EquivariantMLP",
     "Exact",
+    "InvariantGate",
     "Lyapunov",
     "NewtonSchulz",
+    "Orthogonal",
     "Pade",
     "Root",
+    "SpecialOrthogonal",
+    "Symmetric",
+    "Symplectic",
     "Taylor",
+    "apply_diagram",
+    "brauer_diagrams",
+    "free_diagrams",
     "inverse_sqrtm",
+    "partition_diagrams",
     "root_residual",
+    "spanning_matrix",
     "sqrtm",
     "sqrtm_pair",
     "whiten",
