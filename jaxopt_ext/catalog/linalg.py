@@ -3,6 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.equivariant import EquivariantCase
+from .cases.mlmc import ProductCase
 from .cases.roots import RootCase
 from .rows import FunctionRow, Row
 
@@ -61,5 +62,14 @@ LINALG: tuple[Row, ...] = (
         EquivariantCase,
         claim="linalg/equivariant",
         system=("S117",),
+    ),
+    FunctionRow(
+        "Multilevel Monte Carlo matrix product",
+        "linalg.MultilevelProduct",
+        "Wu, Polydorides, A Multilevel Monte Carlo Estimator for Matrix Multiplication, 2019, "
+        "arXiv:1904.00429",
+        ProductCase,
+        claim="linalg/mlmc",
+        system=("S147",),
     ),
 )

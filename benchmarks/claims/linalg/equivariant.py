@@ -35,9 +35,9 @@ def run() -> Outcome:
     return Outcome(
         table,
         holds,
-        "One channel, no bias. The paper's counts are O(n^2) and O(n^4); at the small sizes calling costs more than "
-        "computing, which flattens the layer's slope. An n of 64 makes a matrix "
-        "of 64 MiB.",
+        "One channel, no bias. The paper's counts are O(n^2) and O(n^4); at the small sizes a call "
+        "costs more than its arithmetic, which flattens the layer's slope. The matrix of n = 64 "
+        "has 64 MiB.",
     )
 
 
