@@ -1,5 +1,7 @@
 """Multilevel Monte Carlo products against uniform and importance sampling."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,8 +19,8 @@ CLAIM = (
 )
 SETTINGS = (
     "Nothing is tuned: levels double from 16 rows, the allocation is that of a pilot of 10 rows a "
-    "level with a key of its own, whose rows are not counted; 200 keys for each error, 50 for matrices, 20 for importance sampling. Seeds 10 to "
-    "12."
+    "level with a key of its own, whose rows are not counted; 200 keys for each error, 50 for "
+    "matrices, 20 for importance sampling. Seeds 10 to 12."
 )
 
 KEYS = 200
@@ -73,28 +75,35 @@ def _rows(data, seed, a, b, budgets):
     for budget in budgets:
         allocation = product.allocate(pilot, budget=budget)
         methods = {
-            "multilevel": lambda k, a, b: product.estimate(k, a, b, allocation).value,  # noqa: B023
-            "uniform": lambda k, a, b: uniform_product(k, a, b, budget),  # noqa: B023
-            "importance": lambda k, a, b: importance_product(k, a, b, budget),  # noqa: B023
+            "multilevel": (product.levels, allocation),
+            "uniform": (None, budget),
+            "importance": (None, budget),
         }
         if budget not in (400, 1000):
             del methods["importance"]
-        errors = {name: _error(name, f, other, a, b, exact) for name, f in methods.items()}
+        errors = {
+            name: _error(name, *settings, other, a, b, exact) for name, settings in methods.items()
+        }
         rows.append(
             {"data": data, "seed": seed, "budget": budget, "rows": sum(allocation)} | errors
         )
     return rows
 
 
-def _error(name, method, key, a, b, exact):
+def _error(name, levels, number, key, a, b, exact):
     keys = jax.random.split(key, KEYS if np.ndim(exact) == 0 else 50)
     if name == "importance":
         keys = keys[:20]  # each looks at all rows
-
-    @jax.jit
-    def squares(keys, a, b, exact):
-        gap = lambda k: jnp.sum((method(k, a, b) - exact) ** 2)
-        return jax.lax.map(gap, keys, batch_size=20)
-
-    found = squares(keys, a, b, jnp.asarray(exact, jnp.float32))
+    found = _gaps(name, levels, number, keys, a, b, jnp.asarray(exact, jnp.float32))
     return float(np.sqrt(np.mean(found)) / np.linalg.norm(exact))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _gaps(name, levels, number, keys, a, b, exact):
+    """Squared errors, one for each key."""
+    estimate = {
+        "multilevel": lambda k: MultilevelProduct(levels).estimate(k, a, b, number).value,
+        "uniform": lambda k: uniform_product(k, a, b, number),
+        "importance": lambda k: importance_product(k, a, b, number),
+    }[name]
+    return jax.lax.map(lambda k: jnp.sum((estimate(k) - exact) ** 2), keys, batch_size=20)
