@@ -2,6 +2,8 @@
 
 import jaxopt_ext as jxt
 
+from .cases.equivariant import EquivariantCase
+from .cases.mlmc import ProductCase
 from .cases.roots import RootCase
 from .rows import FunctionRow, Row
 
@@ -51,5 +53,23 @@ LINALG: tuple[Row, ...] = (
         ),
         claim="linalg/sqrtm",
         system=("S039",),
+    ),
+    FunctionRow(
+        "Group-equivariant linear layer by diagrams",
+        "linalg.EquivariantLinear",
+        "Pearce-Crump, An Algorithm for Computing with Brauer's Group Equivariant Neural Network "
+        "Layers, 2023, arXiv:2304.14165",
+        EquivariantCase,
+        claim="linalg/equivariant",
+        system=("S117",),
+    ),
+    FunctionRow(
+        "Multilevel Monte Carlo matrix product",
+        "linalg.MultilevelProduct",
+        "Wu, Polydorides, A Multilevel Monte Carlo Estimator for Matrix Multiplication, 2019, "
+        "arXiv:1904.00429",
+        ProductCase,
+        claim="linalg/mlmc",
+        system=("S147",),
     ),
 )
