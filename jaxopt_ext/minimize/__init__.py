@@ -4,6 +4,9 @@ Smooth:
 
 - `GradientDescent`, with `wolfe_line_search` or a line search of `optax`. Quasi-Newton methods come
   from `optax` and `optimistix`: `solve` takes their objects as they are.
+- `DampedNewton`: convex functions whose Hessian one can afford; no constant to choose.
+- `RegularizedNewton`: the same with singular Hessians; `period` steps to a Hessian.
+- `LazyCubicNewton`: functions that are not convex, `period` steps to a Hessian; leaves saddles.
 
 Smooth plus proximable, or over a set one can project on:
 
@@ -39,29 +42,65 @@ from .mirror_descent import (
     Euclidean,
     MirrorDescent,
 )
+from .newton import (
+    AbstractDamping,
+    AbstractHessian,
+    AbstractRegularization,
+    AICNDamping,
+    ArmijoDamping,
+    DampedNewton,
+    DenseHessian,
+    ExactDamping,
+    FixedDamping,
+    GradientRegularization,
+    HessianFree,
+    LazyCubicNewton,
+    LocalRegularization,
+    RegularizedNewton,
+    RootDamping,
+    SuperUniversalRegularization,
+    UniversalDamping,
+)
 from .proximal_gradient import FISTA, ProximalGradient
 from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
     "FISTA",
+    "AICNDamping",
+    "AbstractDamping",
+    "AbstractHessian",
     "AbstractMirrorMap",
+    "AbstractRegularization",
     "AbstractSelection",
     "AbstractStepSize",
+    "ArmijoDamping",
     "AwayFrankWolfe",
     "Backtracking",
     "BlockCoordinateDescent",
     "Cyclic",
+    "DampedNewton",
+    "DenseHessian",
     "EntropicOrthant",
     "EntropicSimplex",
     "Euclidean",
+    "ExactDamping",
+    "FixedDamping",
     "FixedStep",
     "FrankWolfe",
     "GradientDescent",
+    "GradientRegularization",
     "GreedyCoordinateDescent",
+    "HessianFree",
+    "LazyCubicNewton",
+    "LocalRegularization",
     "MirrorDescent",
     "PairwiseFrankWolfe",
     "ProximalGradient",
     "Random",
+    "RegularizedNewton",
+    "RootDamping",
     "Shuffled",
+    "SuperUniversalRegularization",
+    "UniversalDamping",
     "wolfe_line_search",
 ]

@@ -1,0 +1,35 @@
+"""Rows of the second-order solvers, and of their neighbours."""
+
+import jaxopt_ext as jxt
+
+from .rows import SolverRow
+
+SOLVERS_NEWTON: tuple[SolverRow, ...] = (
+    SolverRow(
+        "Damped Newton",
+        "minimize.DampedNewton",
+        "Hanzely, Abdukhakimov, Takáč, Damped Newton Method with Near-Optimal Global O(k^-3) "
+        "Convergence Rate, 2024, arXiv:2405.18926",
+        lambda: jxt.minimize.DampedNewton(),
+        system=("S092",),
+        claim="minimize/damped_newton",
+    ),
+    SolverRow(
+        "Regularized Newton with lazy Hessians",
+        "minimize.RegularizedNewton",
+        "Doikov, Chayti, Jaggi, Second-order Optimization with Lazy Hessians, 2023, "
+        "arXiv:2212.00781",
+        lambda: jxt.minimize.RegularizedNewton(period=3),
+        system=("S106",),
+        claim="minimize/lazy_hessians",
+    ),
+    SolverRow(
+        "Cubic Newton with lazy Hessians",
+        "minimize.LazyCubicNewton",
+        "Doikov, Chayti, Jaggi, Second-order Optimization with Lazy Hessians, 2023, "
+        "arXiv:2212.00781",
+        lambda: jxt.minimize.LazyCubicNewton(period=3),
+        system=("S106",),
+        claim="minimize/lazy_hessians",
+    ),
+)
