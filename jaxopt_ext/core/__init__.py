@@ -2,6 +2,11 @@
 
 - Problems: `Smooth`, `Composite`, `Constrained`, `LeastSquares`, `RootFinding`, `FixedPoint`,
   `Saddle`, `Splitting`, `QuadraticProgram`; their points `PrimalDual` and `SplitPoint`.
+- Means over samples: `FiniteSum`, `Expectation`, drawn `WithReplacement` or `WithoutReplacement`;
+  `minibatches` asks other problems in the same way.
+- Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
+  `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
+- Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
 - `solve(problem, solver, x0)` returns a `Solution` with a `Status`.
 - Derivatives: `ImplicitAdjoint` (default), `UnrolledAdjoint`, `OneStepAdjoint`; `attach` gives the
   implicit derivative to a solution found elsewhere.
@@ -12,8 +17,22 @@
 
 from . import checkpoint, checks, loops, objectives, operators, progress, ring, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
+from .bounded_root import BoundedRootFinding
+from .bounds import Bounds
 from .closure import hoist
+from .conic import LinearMatrixInequality, LinearProgram, SecondOrderConeProgram
+from .finite_sum import (
+    AbstractExpectation,
+    AbstractSampling,
+    Expectation,
+    FiniteSum,
+    WithoutReplacement,
+    WithReplacement,
+    minibatches,
+)
+from .fractional import Fractional
 from .linear import LeastSquaresFallback
+from .nonlinear_program import EqualityConstrained, Multipliers, NonlinearProgram
 from .problem import (
     AbstractProblem,
     Composite,
@@ -34,32 +53,48 @@ from .solver import AbstractSolver, AbstractSplittingSolver, Scalar, scalar_fiel
 
 __all__ = [
     "AbstractAdjoint",
+    "AbstractExpectation",
     "AbstractProblem",
+    "AbstractSampling",
     "AbstractSolver",
     "AbstractSplittingSolver",
+    "BoundedRootFinding",
+    "Bounds",
     "Composite",
     "Constrained",
+    "EqualityConstrained",
+    "Expectation",
+    "FiniteSum",
     "FixedPoint",
+    "Fractional",
     "ImplicitAdjoint",
     "LeastSquares",
     "LeastSquaresFallback",
+    "LinearMatrixInequality",
+    "LinearProgram",
+    "Multipliers",
+    "NonlinearProgram",
     "OneStepAdjoint",
     "PrimalDual",
     "QuadraticProgram",
     "RootFinding",
     "Saddle",
     "Scalar",
+    "SecondOrderConeProgram",
     "Smooth",
     "Solution",
     "SplitPoint",
     "Splitting",
     "Status",
     "UnrolledAdjoint",
+    "WithReplacement",
+    "WithoutReplacement",
     "attach",
     "checkpoint",
     "checks",
     "hoist",
     "loops",
+    "minibatches",
     "objectives",
     "operators",
     "progress",

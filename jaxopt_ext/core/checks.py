@@ -4,6 +4,7 @@ Values that are being traced cannot be inspected and pass; what goes wrong with 
 solver's status.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import equinox as eqx
@@ -134,3 +135,44 @@ def instance(name: str, value: Any, kind: type, example: str) -> None:
     """Raise `TypeError` unless `value` is an object of this kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} must be an object such as {example}, got {value!r}")
+
+
+def objective(name: str, fun: Callable[..., Any], x: PyTree) -> None:
+    """Raise `ValueError` unless `fun(x)` is a real floating-point scalar."""
+    out = jax.eval_shape(fun, x)
+    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != ():
+        raise ValueError(f"{name} must return a scalar, got {out}")
+    if not jnp.issubdtype(out.dtype, jnp.floating):
+        raise ValueError(f"{name} must return a real floating-point number, got {out.dtype}")
+
+
+def shaped_like(name: str, out: PyTree, x: PyTree) -> None:
+    """Raise `ValueError` unless two pytrees have one structure and the same shapes."""
+    shapes = jax.tree.map(jnp.shape, (out, x), is_leaf=eqx.is_array)
+    if jax.tree.structure(out) != jax.tree.structure(x) or shapes[0] != shapes[1]:
+        raise ValueError(
+            f"{name} must be shaped like x: got {shapes_of(out)} for x shaped {shapes_of(x)}"
+        )
+
+
+def shapes_of(x: PyTree) -> PyTree:
+    """The shape of each leaf, for messages."""
+    return jax.tree.map(jnp.shape, x)
+
+
+def has_method(value: Any, name: str) -> bool:
+    """Whether an object has such an attribute."""
+    # Asking the class first spares binding a method of an equinox module, which is slow.
+    return hasattr(type(value), name) or hasattr(value, name)
+
+
+def proximable(name: str, function: Any) -> None:
+    """Raise `TypeError` unless `function` has a value and a prox."""
+    if not (callable(function) and has_method(function, "prox")):
+        raise TypeError(f"{name} must have a value and a prox, got {function!r}")
+
+
+def point(name: str, x: Any, kind: type, form: str) -> None:
+    """Raise `TypeError` unless a point is of the kind that a problem is solved for."""
+    if not isinstance(x, kind):
+        raise TypeError(f"{name} is solved for a {form}, got {type(x).__name__}")

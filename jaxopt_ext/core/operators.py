@@ -10,7 +10,7 @@ import lineax as lx
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, PyTree
 
-from . import loops
+from . import checks, loops
 
 LinearMap = Any
 """A matrix, a `lineax` operator, a scalar multiple of the identity, or `None` for the identity."""
@@ -122,3 +122,37 @@ def dense(operator: LinearMap, x: PyTree[Array]) -> Array:
         return ravel_pytree(as_map(operator)(unravel(e)))[0]
 
     return jax.vmap(column, out_axes=1)(jnp.eye(flat.size, dtype=flat.dtype))
+
+
+def image_shape(name: str, operator: LinearMap, x: PyTree[Array]) -> PyTree:
+    """Shapes and types of what a linear map makes of `x`.
+
+    **Raises:** `ValueError` with the name of the map if it does not fit.
+    """
+    try:
+        return jax.eval_shape(as_map(operator), x)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} does not fit a variable shaped {checks.shapes_of(x)}: {error}"
+        ) from error
+
+
+def matrix_or_operator(operator: Any) -> Any:
+    """An array with at least two axes; a `lineax` operator or a `Map` as it is."""
+    if isinstance(operator, lx.AbstractLinearOperator | Map):
+        return operator
+    array = jnp.asarray(operator)
+    if array.ndim < 2:
+        raise ValueError(f"expected a matrix, got shape {array.shape}")
+    return array
+
+
+def require_size(name: str, operator: Any, shape: tuple[int, ...]) -> None:
+    """Raise `ValueError` unless a map is from `shape[1]` to `shape[0]` numbers; of a `Map` the
+    sizes show only where it is applied."""
+    if eqx.is_array(operator) and operator.shape[-2:] != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {operator.shape}")
+    if isinstance(operator, lx.AbstractLinearOperator):
+        size = (operator.out_size(), operator.in_size())
+        if size != shape:
+            raise ValueError(f"{name} must map as {shape}, got {size}")

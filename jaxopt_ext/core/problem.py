@@ -16,8 +16,9 @@ import lineax as lx
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from . import checks, tree
-from .operators import LinearMap, as_map
+from . import bounds, checks, tree
+from .operators import LinearMap, as_map, image_shape, matrix_or_operator, require_size
+from .restricted import Restricted
 
 
 class AbstractProblem(eqx.Module):
@@ -51,38 +52,6 @@ class AbstractProblem(eqx.Module):
         )
 
 
-class _Restricted(eqx.Module):
-    """A function of points, as one of their floating-point arrays."""
-
-    function: Callable[[PyTree], Any]
-    rest: PyTree
-    maps: bool = eqx.field(static=True, default=False)
-
-    def __call__(self, x):
-        out = self.function(eqx.combine(x, self.rest))
-        return eqx.filter(out, eqx.is_inexact_array) if self.maps else out
-
-
-def _check_objective(name: str, fun: Callable[..., Any], x: PyTree[Array]) -> None:
-    out = jax.eval_shape(fun, x)
-    if not isinstance(out, jax.ShapeDtypeStruct) or out.shape != ():
-        raise ValueError(f"{name} must return a scalar, got {out}")
-    if not jnp.issubdtype(out.dtype, jnp.floating):
-        raise ValueError(f"{name} must return a real floating-point number, got {out.dtype}")
-
-
-def _check_shaped_like(name: str, out: PyTree, x: PyTree) -> None:
-    shapes = jax.tree.map(jnp.shape, (out, x), is_leaf=eqx.is_array)
-    if jax.tree.structure(out) != jax.tree.structure(x) or shapes[0] != shapes[1]:
-        raise ValueError(
-            f"{name} must be shaped like x: got {_describe(out)} for x shaped {_describe(x)}"
-        )
-
-
-def _describe(x: PyTree) -> PyTree:
-    return jax.tree.map(jnp.shape, x)
-
-
 class Smooth(AbstractProblem):
     """Minimize a differentiable function: $\\min_x f(x)$.
 
@@ -94,13 +63,13 @@ class Smooth(AbstractProblem):
     fun: Callable[[PyTree[Array]], Float[Array, ""]]
 
     def restrict(self, rest):
-        return dataclasses.replace(self, fun=_Restricted(self.fun, rest))
+        return dataclasses.replace(self, fun=Restricted(self.fun, rest))
 
     def residual(self, x):
         return tree.gradient(self.fun, x)
 
     def check(self, x):
-        _check_objective("fun", self.fun, x)
+        checks.objective("fun", self.fun, x)
 
     def tags(self):
         return frozenset({lx.symmetric_tag})
@@ -126,23 +95,23 @@ class Composite(AbstractProblem):
     nonsmooth: Any
 
     def __check_init__(self):
-        _check_prox("nonsmooth", self.nonsmooth)
+        checks.proximable("nonsmooth", self.nonsmooth)
 
     def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
         """$f(x) + g(x)$."""
         return self.smooth(x) + self.nonsmooth(x)
 
     def restrict(self, rest):
-        return dataclasses.replace(self, smooth=_Restricted(self.smooth, rest))
+        return dataclasses.replace(self, smooth=Restricted(self.smooth, rest))
 
     def residual(self, x):
         moved = jax.tree.map(jnp.subtract, x, tree.gradient(self.smooth, x))
         return jax.tree.map(jnp.subtract, x, self.nonsmooth.prox(moved, 1.0))
 
     def check(self, x):
-        _check_objective("smooth", self.smooth, x)
+        checks.objective("smooth", self.smooth, x)
         out = jax.eval_shape(lambda x: self.nonsmooth.prox(x, 1.0), x)
-        _check_shaped_like("the prox of nonsmooth", out, x)
+        checks.shaped_like("the prox of nonsmooth", out, x)
 
 
 class Constrained(AbstractProblem):
@@ -165,7 +134,7 @@ class Constrained(AbstractProblem):
     feasible: Any
 
     def __check_init__(self):
-        if not _has_method(self.feasible, "project"):
+        if not checks.has_method(self.feasible, "project"):
             raise TypeError(f"feasible must be a set with a projection, got {self.feasible!r}")
 
     def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
@@ -173,15 +142,15 @@ class Constrained(AbstractProblem):
         return self.smooth(x) + self.feasible(x)
 
     def restrict(self, rest):
-        return dataclasses.replace(self, smooth=_Restricted(self.smooth, rest))
+        return dataclasses.replace(self, smooth=Restricted(self.smooth, rest))
 
     def residual(self, x):
         moved = jax.tree.map(jnp.subtract, x, tree.gradient(self.smooth, x))
         return jax.tree.map(jnp.subtract, x, self.feasible.project(moved))
 
     def check(self, x):
-        _check_objective("smooth", self.smooth, x)
-        _check_shaped_like("the projection", jax.eval_shape(self.feasible.project, x), x)
+        checks.objective("smooth", self.smooth, x)
+        checks.shaped_like("the projection", jax.eval_shape(self.feasible.project, x), x)
 
 
 class FixedPoint(AbstractProblem):
@@ -195,13 +164,13 @@ class FixedPoint(AbstractProblem):
     fun: Callable[[PyTree[Array]], PyTree[Array]]
 
     def restrict(self, rest):
-        return dataclasses.replace(self, fun=_Restricted(self.fun, rest, maps=True))
+        return dataclasses.replace(self, fun=Restricted(self.fun, rest, maps=True))
 
     def residual(self, x):
         return jax.tree.map(jnp.subtract, self.fun(x), x)
 
     def check(self, x):
-        _check_shaped_like("fun(x)", jax.eval_shape(self.fun, x), x)
+        checks.shaped_like("fun(x)", jax.eval_shape(self.fun, x), x)
 
 
 class RootFinding(AbstractProblem):
@@ -215,13 +184,13 @@ class RootFinding(AbstractProblem):
     fun: Callable[[PyTree[Array]], PyTree[Array]]
 
     def restrict(self, rest):
-        return dataclasses.replace(self, fun=_Restricted(self.fun, rest, maps=True))
+        return dataclasses.replace(self, fun=Restricted(self.fun, rest, maps=True))
 
     def residual(self, x):
         return self.fun(x)
 
     def check(self, x):
-        _check_shaped_like("fun(x)", jax.eval_shape(self.fun, x), x)
+        checks.shaped_like("fun(x)", jax.eval_shape(self.fun, x), x)
 
 
 class LeastSquares(AbstractProblem):
@@ -240,7 +209,7 @@ class LeastSquares(AbstractProblem):
         return 0.5 * tree.vdot(r, r)
 
     def restrict(self, rest):
-        return dataclasses.replace(self, residuals=_Restricted(self.residuals, rest))
+        return dataclasses.replace(self, residuals=Restricted(self.residuals, rest))
 
     def residual(self, x):
         return tree.gradient(self.objective, x)
@@ -269,8 +238,8 @@ class Saddle(AbstractProblem):
     smooth: Callable[[PyTree[Array]], Float[Array, ""]] | None = None
 
     def __check_init__(self):
-        _check_prox("f", self.f)
-        _check_prox("g", self.g)
+        checks.proximable("f", self.f)
+        checks.proximable("g", self.g)
 
     def objective(self, x: PyTree[Array]) -> Float[Array, ""]:
         """$f(x) + g(Kx) + h(x)$ of the primal variable."""
@@ -297,12 +266,12 @@ class Saddle(AbstractProblem):
     def start(self, x):
         if isinstance(x, PrimalDual):
             return x
-        return PrimalDual(x, _zeros(_shapes_of_map("K", self.K, x)))
+        return PrimalDual(x, tree.zeros_of(image_shape("K", self.K, x)))
 
     def check(self, x):
-        _check_pair("Saddle", x)
-        mapped = _shapes_of_map("K", self.K, x.primal)
-        _check_shaped_like("Kx", mapped, x.dual)
+        checks.point("Saddle", x, PrimalDual, "PrimalDual(primal, dual)")
+        mapped = image_shape("K", self.K, x.primal)
+        checks.shaped_like("Kx", mapped, x.dual)
 
 
 class PrimalDual(NamedTuple):
@@ -332,7 +301,7 @@ class Splitting(AbstractProblem):
     c: PyTree[Array] | None = None
 
     def __check_init__(self):
-        _check_prox("g", self.g)
+        checks.proximable("g", self.g)
         if not callable(self.f):
             raise TypeError(f"f must be a function, got {self.f!r}")
 
@@ -354,20 +323,19 @@ class Splitting(AbstractProblem):
         )
 
     def check(self, x):
-        if not isinstance(x, SplitPoint):
-            raise TypeError(f"Splitting is solved for a SplitPoint(x, z, dual), got {type(x)}")
-        Ax = _shapes_of_map("A", self.A, x.x)
-        Bz = _shapes_of_map("B", self.B, x.z)
-        _check_shaped_like("Bz", Bz, Ax)
-        _check_shaped_like("the dual", x.dual, Ax)
+        checks.point("Splitting", x, SplitPoint, "SplitPoint(x, z, dual)")
+        Ax = image_shape("A", self.A, x.x)
+        Bz = image_shape("B", self.B, x.z)
+        checks.shaped_like("Bz", Bz, Ax)
+        checks.shaped_like("the dual", x.dual, Ax)
         if self.c is not None:
-            _check_shaped_like("c", self.c, Ax)
+            checks.shaped_like("c", self.c, Ax)
 
     def start(self, x):
         if isinstance(x, SplitPoint):
             return x
-        zeros = _zeros(_shapes_of_map("A", self.A, x))
-        z = _zeros(jax.eval_shape(as_map(self.B).adjoint, zeros))
+        zeros = tree.zeros_of(image_shape("A", self.A, x))
+        z = tree.zeros_of(jax.eval_shape(as_map(self.B).adjoint, zeros))
         return SplitPoint(x, z, zeros)
 
 
@@ -414,26 +382,14 @@ class QuadraticProgram(AbstractProblem):
     u: Float[Array, " m"]
 
     def __init__(self, P, q, A, l, u):
-        self.P, self.A = _matrix_or_operator(P), _matrix_or_operator(A)
+        self.P, self.A = matrix_or_operator(P), matrix_or_operator(A)
         self.q, self.l, self.u = (jnp.asarray(v) for v in (q, l, u))
         n, m = self.q.shape[-1:], self.l.shape[-1:]
-        for name, matrix, shape in (("P", self.P, n + n), ("A", self.A, m + n)):
-            if eqx.is_array(matrix) and matrix.shape[-2:] != shape:
-                raise ValueError(
-                    f"{name} must have shape {shape} to fit q {self.q.shape} and l "
-                    f"{self.l.shape}, got {matrix.shape}"
-                )
-            if isinstance(matrix, lx.AbstractLinearOperator):
-                size = (matrix.out_size(), matrix.in_size())
-                if size != shape:
-                    raise ValueError(f"{name} must map as {shape}, got {size}")
+        require_size("P", self.P, n + n)
+        require_size("A", self.A, m + n)
         if self.l.shape != self.u.shape:
             raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
-        if not checks.is_traced((self.l, self.u)):
-            l, u = np.asarray(self.l), np.asarray(self.u)  # on the host, also inside of jit
-            if np.any(l == np.inf) or np.any(u == -np.inf):
-                raise ValueError("l must be below +inf and u above -inf")
-            checks.nonnegative("u - l", u - l)
+        bounds.ordered(self.l, self.u)
         if eqx.is_array(self.P) and not checks.is_traced(self.P):
             matrix = np.asarray(self.P)
             skew = np.max(np.abs(matrix - np.swapaxes(matrix, -1, -2)), initial=0)
@@ -445,20 +401,7 @@ class QuadraticProgram(AbstractProblem):
     def from_inequalities(cls, P, q, A=None, b=None, G=None, h=None) -> "QuadraticProgram":
         """The form $Ax = b$, $Gx \\le h$ of many textbooks; either pair may be left out."""
         q = jnp.asarray(q)
-        rows, lower, upper = [], [], []
-        for name, matrix, bound, equal in (("A", A, b, True), ("G", G, h, False)):
-            if (matrix is None) != (bound is None):
-                raise ValueError(f"{name} and its right-hand side come together")
-            if matrix is None:
-                continue
-            bound = jnp.asarray(bound, q.dtype)
-            rows.append(jnp.asarray(matrix, q.dtype))
-            upper.append(bound)
-            lower.append(bound if equal else jnp.full_like(bound, -jnp.inf))
-        if not rows:
-            rows, lower = [jnp.zeros((0, q.shape[-1]), q.dtype)], [jnp.zeros(0, q.dtype)]
-            upper = lower
-        return cls(P, q, *(jnp.concatenate(part) for part in (rows, lower, upper)))
+        return cls(P, q, *bounds.intervals(q, A, b, G, h))
 
     def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """$\\tfrac12 x^\\top P x + q^\\top x$."""
@@ -467,13 +410,8 @@ class QuadraticProgram(AbstractProblem):
     def residual(self, x):
         primal, dual = x
         A = as_map(self.A)
-        Ax = A(primal)
         stationarity = as_map(self.P)(primal) + self.q + A.adjoint(dual)
-        v = Ax + dual
-        z = jnp.clip(v, self.l, self.u)
-        # At an equation without a multiplier a clip would have a quarter of its slope.
-        tie = (self.l == self.u) & (v == self.l)
-        return PrimalDual(stationarity, Ax - jnp.where(tie, 0.5 * (self.l + self.u), z))
+        return PrimalDual(stationarity, bounds.excess(A(primal), dual, self.l, self.u))
 
     def start(self, x):
         if isinstance(x, PrimalDual):
@@ -481,22 +419,9 @@ class QuadraticProgram(AbstractProblem):
         return PrimalDual(jnp.zeros_like(self.q) if x is None else x, jnp.zeros_like(self.l))
 
     def check(self, x):
-        _check_pair("QuadraticProgram", x)
+        checks.point("QuadraticProgram", x, PrimalDual, "PrimalDual(primal, dual)")
         for name, given, wanted in (("primal", x.primal, self.q), ("dual", x.dual, self.l)):
-            _check_shaped_like(f"the {name} starting point", given, wanted)
-
-
-def _zeros(shapes: PyTree) -> PyTree[Array]:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def _matrix_or_operator(operator: Any) -> Any:
-    if isinstance(operator, lx.AbstractLinearOperator):
-        return operator
-    array = jnp.asarray(operator)
-    if array.ndim < 2:
-        raise ValueError(f"expected a matrix, got shape {array.shape}")
-    return array
+            checks.shaped_like(f"the {name} starting point", given, wanted)
 
 
 def _stationarity(function: Any, x: PyTree[Array], pulled: PyTree[Array]) -> PyTree[Array]:
@@ -504,27 +429,3 @@ def _stationarity(function: Any, x: PyTree[Array], pulled: PyTree[Array]) -> PyT
         moved = function.prox(jax.tree.map(jnp.subtract, x, pulled), 1.0)
         return jax.tree.map(jnp.subtract, x, moved)
     return jax.tree.map(jnp.add, tree.gradient(function, x), pulled)
-
-
-def _check_prox(name: str, function: Any) -> None:
-    if not (callable(function) and _has_method(function, "prox")):
-        raise TypeError(f"{name} must have a value and a prox, got {function!r}")
-
-
-def _has_method(value: Any, name: str) -> bool:
-    # Asking the class first spares binding a method of an equinox module, which is slow.
-    return hasattr(type(value), name) or hasattr(value, name)
-
-
-def _check_pair(name: str, x: Any) -> None:
-    if not isinstance(x, PrimalDual):
-        raise TypeError(f"{name} is solved for a PrimalDual(primal, dual), got {type(x).__name__}")
-
-
-def _shapes_of_map(name: str, operator: LinearMap, x: PyTree[Array]) -> PyTree:
-    try:
-        return jax.eval_shape(as_map(operator), x)
-    except TypeError as error:
-        raise ValueError(
-            f"{name} does not fit a variable shaped {_describe(x)}: {error}"
-        ) from error

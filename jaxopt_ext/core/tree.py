@@ -111,3 +111,8 @@ def complex_view(x: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(
         lambda leaf, part: jax.lax.complex(*part) if jnp.iscomplexobj(leaf) else part, like, x
     )
+
+
+def zeros_of(shapes: PyTree) -> PyTree[Array]:
+    """Zeros of given shapes and types, those of `jax.eval_shape` say."""
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from ..core import checks, loops, tree
+from ..core.spectral import positive_part
 from .coordinatewise import parameter_field
 from .function import (
     AbstractSet,
@@ -19,7 +20,6 @@ from .function import (
     require_real,
     unit_of,
 )
-from .spectral import positive_part
 
 
 def _check_normal(normal):

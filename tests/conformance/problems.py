@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import cvxpy as cp
+import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.optimize
@@ -124,6 +125,127 @@ def _solve_squares(theta):
     return scipy.optimize.least_squares(fun, start.x, **options).x
 
 
+def _finite_sum(theta):
+    """Ridge regression, a few rows at a time."""
+    fit = lambda w, row: 0.5 * (row[0] @ w - row[1]) ** 2
+    data = _cast(A, B, like=theta)
+    return jxt.FiniteSum(fit, data, prox.L2Squared(theta / ROWS), chunk=5)
+
+
+def _expectation(theta):
+    a, b = _cast(A, B, like=theta)
+    fit = lambda w, i: 0.5 * ROWS * (a[i] @ w - b[i]) ** 2
+    mean = lambda w: 0.5 * jnp.sum((a @ w - b) ** 2)
+    draw = lambda key, size: jax.random.randint(key, (size,), 0, ROWS)
+    return jxt.Expectation(fit, draw, prox.L2Squared(theta), mean)
+
+
+def _manifold(q):
+    """The quadratic program's objective on the unit sphere."""
+    a = jnp.asarray(A, q.dtype)
+    fun = lambda w: 0.5 * jnp.sum((a @ w) ** 2) + q @ w
+    return jxt.EqualityConstrained(fun, lambda w: (w @ w - 1)[None])
+
+
+def _solve_manifold(q):
+    """By the secular equation in the eigenbasis, whose least root is the minimizer's."""
+    values, vectors = np.linalg.eigh(A.T @ A)
+    b = vectors.T @ q
+    secular = lambda shift: np.sum((b / (values + shift)) ** 2) - 1
+    low = -values[0] + 1e-9
+    shift = scipy.optimize.brentq(secular, low, low + 10, xtol=1e-15, rtol=1e-14)
+    return -vectors @ (b / (values + shift))
+
+
+def _build_nonlinear(q):
+    """The quadratic program again, as functions."""
+    a = jnp.asarray(A, q.dtype)
+    fun = lambda w: 0.5 * jnp.sum((a @ w) ** 2) + q @ w
+    lower = jnp.asarray([0, 0, 0, -jnp.inf, -jnp.inf], q.dtype)
+    return jxt.NonlinearProgram(
+        fun, lambda w: (jnp.sum(w) - 1)[None], lambda w: w[3:] - 2, (lower, jnp.inf)
+    )
+
+
+def _ratio(theta):
+    a, b = _cast(A, B, like=theta)
+    fit = lambda w: 0.5 * jnp.sum((a @ w - b) ** 2)
+    return jxt.Fractional(fit, prox.L2Squared(1.0), lambda w: w @ theta + 3)
+
+
+def _solve_ratio(theta):
+    """Dinkelbach's iteration."""
+    w = np.zeros(COLUMNS)
+    for _ in range(100):
+        ratio = 0.5 * (np.sum((A @ w - B) ** 2) + w @ w) / (w @ theta + 3)
+        w = np.linalg.solve(A.T @ A + np.eye(COLUMNS), A.T @ B + ratio * theta)
+    return w
+
+
+def _bounded_root(theta):
+    return jxt.BoundedRootFinding(_root(theta), -3.0, 3.0)
+
+
+def _solve_root(theta):
+    fun = lambda x: x + np.tanh(CONTRACTION @ x) - theta
+    return scipy.optimize.root(fun, np.zeros(COLUMNS), tol=1e-14).x
+
+
+CORNER = np.array([[2.0, -1, 0, 0, 0], [1, 2, 0, 1, 0], [0, 0, 1, -1, 0], [0, 1, 0, 2, 0], [0] * 5])
+CORNER[4] = [1, 0, 0, 0, 3]
+STRETCH = np.eye(COLUMNS) + 0.3 * CORNER
+
+
+def _linear(upper):
+    """The rows hold all of the point; others, slack here, stand beside them."""
+    rows = jnp.asarray(np.concatenate([CORNER, np.eye(COLUMNS)]), upper.dtype)
+    upper = jnp.concatenate([upper, jnp.full(COLUMNS, 9.0, upper.dtype)])
+    c = -jnp.asarray(CORNER.T @ np.arange(1.0, 1 + COLUMNS), upper.dtype)
+    return jxt.LinearProgram(c, rows, jnp.full_like(upper, -90), upper)
+
+
+def _solve_linear(upper):
+    c, x = -CORNER.T @ np.arange(1.0, 1 + COLUMNS), cp.Variable(COLUMNS)
+    return _cvx(c @ x, CORNER @ x <= upper, CORNER @ x >= -90, x <= 9, x >= -90, variable=x)
+
+
+def _ellipsoid_cone(theta):
+    rows = [jnp.zeros((1, COLUMNS)), -jnp.asarray(STRETCH)]
+    side = jnp.zeros(1 + COLUMNS, theta.dtype).at[0].set(1)
+    rows = jnp.concatenate(rows).astype(theta.dtype)
+    return jxt.SecondOrderConeProgram(theta, rows, side, second_order=(1 + COLUMNS,))
+
+
+def _ellipsoid_matrix(theta):
+    """The ball in other words: its Schur complement is nonnegative."""
+    generators = np.zeros((COLUMNS, 1 + COLUMNS, 1 + COLUMNS))
+    generators[:, 0, 1:] = generators[:, 1:, 0] = -STRETCH.T
+    constant = -jnp.eye(1 + COLUMNS, dtype=theta.dtype)
+    return jxt.LinearMatrixInequality(theta, constant, jnp.asarray(generators, theta.dtype))
+
+
+def _solve_ellipsoid(theta):
+    """$\\theta^\\top x$ is least on $|Sx| \\le 1$ where $S^\\top S x$ is along $-\\theta$."""
+    x = np.linalg.solve(STRETCH.T @ STRETCH, theta)
+    return -x / np.sqrt(theta @ x)
+
+
+ALONG = np.array([1.0, -0.5, 0.7, 0.3, -0.8])
+
+
+def _ellipsoid_start(kind):
+    """Multipliers are those of a neighbour's solution."""
+    x = _solve_ellipsoid(ALONG)
+    edge = np.concatenate([[1.0], STRETCH @ x])
+    if kind is jxt.LinearMatrixInequality:
+        edge = 0.5 * np.outer(edge, edge)
+        edge[0, 1:], edge[1:, 0] = -edge[0, 1:], -edge[1:, 0]
+    else:
+        edge[1:] *= -1
+    dual = edge * -(ALONG @ x)
+    return lambda dtype: jxt.PrimalDual(jnp.asarray(x, dtype), jnp.asarray(dual, dtype))
+
+
 def _quadratic_prox(theta, rows=None):
     b = jnp.asarray(B, theta.dtype)
     return prox.Shifted(prox.L2Squared(1.0), b)
@@ -180,11 +302,7 @@ CASES: dict[type, Case] = {
     jxt.RootFinding: Case(
         lambda theta: jxt.RootFinding(_root(theta)),
         _zeros,
-        lambda theta: (
-            scipy.optimize.root(
-                lambda x: x + np.tanh(CONTRACTION @ x) - theta, np.zeros(COLUMNS), tol=1e-14
-            ).x
-        ),
+        _solve_root,
         np.linspace(-0.5, 0.5, COLUMNS),
     ),
     jxt.LeastSquares: Case(
@@ -216,6 +334,50 @@ CASES: dict[type, Case] = {
         _zeros,
         _solve_qp,
         np.array([0.3, -0.2, 0.1, 0.4, -0.5]),
+        primal=lambda value: value.primal,
+    ),
+    jxt.FiniteSum: Case(_finite_sum, _zeros, _solve_ridge, np.linspace(0.5, 1.0, COLUMNS)),
+    jxt.Expectation: Case(_expectation, _zeros, _solve_ridge, np.linspace(0.5, 1.0, COLUMNS)),
+    jxt.EqualityConstrained: Case(
+        _manifold,
+        lambda dtype: jnp.asarray([-0.6, 0.1, -0.3, -0.4, 0.5], dtype),
+        _solve_manifold,
+        np.array([0.9, -0.2, 0.5, 0.4, -0.5]),
+        primal=lambda value: value.primal,
+    ),
+    jxt.NonlinearProgram: Case(
+        _build_nonlinear,
+        lambda dtype: jnp.full(COLUMNS, 1 / COLUMNS, dtype),
+        _solve_qp,
+        np.array([0.3, -0.2, 0.1, 0.4, -0.5]),
+        primal=lambda value: value.primal,
+    ),
+    jxt.BoundedRootFinding: Case(
+        _bounded_root, _zeros, _solve_root, np.linspace(-0.5, 0.5, COLUMNS)
+    ),
+    jxt.Fractional: Case(_ratio, _zeros, _solve_ratio, np.linspace(0.1, 0.3, COLUMNS)),
+    jxt.LinearProgram: Case(
+        _linear,
+        lambda dtype: jxt.PrimalDual(
+            jnp.zeros(COLUMNS, dtype),
+            jnp.concatenate([jnp.arange(1.0, 1 + COLUMNS), jnp.zeros(COLUMNS)]).astype(dtype),
+        ),
+        _solve_linear,
+        np.linspace(0.5, 1.0, COLUMNS),
+        primal=lambda value: value.primal,
+    ),
+    jxt.SecondOrderConeProgram: Case(
+        _ellipsoid_cone,
+        _ellipsoid_start(jxt.SecondOrderConeProgram),
+        _solve_ellipsoid,
+        ALONG * np.array([1.1, 1, 0.9, 1, 1]),
+        primal=lambda value: value.primal,
+    ),
+    jxt.LinearMatrixInequality: Case(
+        _ellipsoid_matrix,
+        _ellipsoid_start(jxt.LinearMatrixInequality),
+        _solve_ellipsoid,
+        ALONG * np.array([1.1, 1, 0.9, 1, 1]),
         primal=lambda value: value.primal,
     ),
 }
