@@ -32,4 +32,24 @@ SOLVERS_NEWTON: tuple[SolverRow, ...] = (
         system=("S106",),
         claim="minimize/lazy_hessians",
     ),
+    SolverRow(
+        "Accelerated cubic Newton",
+        "minimize.AcceleratedCubicNewton",
+        "Agafonov et al., Advancing the Lower Bounds: An Accelerated, Stochastic, Second-order "
+        "Method with Optimal Adaptation to Inexactness, 2023, arXiv:2309.01570",
+        lambda: jxt.minimize.AcceleratedCubicNewton(radius=3.0, strong_convexity=0.5),
+        system=("S161",),
+        claim="minimize/accelerated_newton",
+        opt_outs={"problems": "FiniteSum: the suite's has a nonsmooth part"},
+    ),
+    SolverRow(
+        "Accelerated tensor method",
+        "minimize.AcceleratedTensor",
+        "Agafonov et al., Advancing the Lower Bounds: An Accelerated, Stochastic, Second-order "
+        "Method with Optimal Adaptation to Inexactness, 2023, arXiv:2309.01570",
+        lambda: jxt.minimize.AcceleratedTensor(radius=3.0, strong_convexity=0.5),
+        system=("S161",),
+        claim="minimize/accelerated_newton",
+        opt_outs={"problems": "FiniteSum: the suite's has a nonsmooth part"},
+    ),
 )

@@ -6,6 +6,8 @@ Smooth:
   from `optax` and `optimistix`: `solve` takes their objects as they are.
 - `DampedNewton`: convex functions whose Hessian one can afford; no constant to choose.
 - `RegularizedNewton`: the same with singular Hessians; `period` steps to a Hessian.
+- `AcceleratedCubicNewton`, `AcceleratedTensor`: the best worst case for convex functions, and
+  Hessians of minibatches or with noise.
 - `LazyCubicNewton`: functions that are not convex, `period` steps to a Hessian; leaves saddles.
 
 Smooth plus proximable, or over a set one can project on:
@@ -24,6 +26,14 @@ Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinate
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
 """
 
+from .accelerated_newton import (
+    AbstractOracle,
+    AcceleratedCubicNewton,
+    AcceleratedTensor,
+    FullOracle,
+    NoisyOracle,
+    SubsampledOracle,
+)
 from .block_coordinate import (
     AbstractSelection,
     BlockCoordinateDescent,
@@ -70,9 +80,12 @@ __all__ = [
     "AbstractDamping",
     "AbstractHessian",
     "AbstractMirrorMap",
+    "AbstractOracle",
     "AbstractRegularization",
     "AbstractSelection",
     "AbstractStepSize",
+    "AcceleratedCubicNewton",
+    "AcceleratedTensor",
     "ArmijoDamping",
     "AwayFrankWolfe",
     "Backtracking",
@@ -87,6 +100,7 @@ __all__ = [
     "FixedDamping",
     "FixedStep",
     "FrankWolfe",
+    "FullOracle",
     "GradientDescent",
     "GradientRegularization",
     "GreedyCoordinateDescent",
@@ -94,12 +108,14 @@ __all__ = [
     "LazyCubicNewton",
     "LocalRegularization",
     "MirrorDescent",
+    "NoisyOracle",
     "PairwiseFrankWolfe",
     "ProximalGradient",
     "Random",
     "RegularizedNewton",
     "RootDamping",
     "Shuffled",
+    "SubsampledOracle",
     "SuperUniversalRegularization",
     "UniversalDamping",
     "wolfe_line_search",

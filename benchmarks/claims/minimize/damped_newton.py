@@ -66,7 +66,6 @@ def _solver(damping):
 
 RULES = {
     "root, q = 4": lambda c: RootDamping(4.0, c),
-    "root, q = 3": lambda c: RootDamping(3.0, c),
     "AICN": AICNDamping,
 }
 
