@@ -52,4 +52,13 @@ SOLVERS_NEWTON: tuple[SolverRow, ...] = (
         claim="minimize/accelerated_newton",
         opt_outs={"problems": "FiniteSum: the suite's has a nonsmooth part"},
     ),
+    SolverRow(
+        "Scaled dogleg in a box",
+        "minimize.ScaledDogleg",
+        "Ayanzadeh, Yazdanian, Shahamatnia, A New Class of Scaling Matrices for Scaled Trust "
+        "Region Algorithms, 2019, arXiv:1904.09209",
+        lambda: jxt.minimize.ScaledDogleg(),
+        system=("S134",),
+        claim="minimize/scaled_trust_region",
+    ),
 )

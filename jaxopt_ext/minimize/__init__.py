@@ -22,6 +22,11 @@ Over a set with a linear oracle:
 
 - `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
 
+Systems of equations with bounds on the unknowns:
+
+- `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
+  `HagerMairZhang` and `ConvexCombination`.
+
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
 """
@@ -72,6 +77,18 @@ from .newton import (
     UniversalDamping,
 )
 from .proximal_gradient import FISTA, ProximalGradient
+from .scaled_trust_region import (
+    AbstractRegion,
+    AbstractScaling,
+    ColemanLi,
+    ConvexCombination,
+    Elliptical,
+    HagerMairZhang,
+    HeinkenschlossUlbrich,
+    KanzowKlug,
+    ScaledDogleg,
+    Spherical,
+)
 from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
@@ -81,7 +98,9 @@ __all__ = [
     "AbstractHessian",
     "AbstractMirrorMap",
     "AbstractOracle",
+    "AbstractRegion",
     "AbstractRegularization",
+    "AbstractScaling",
     "AbstractSelection",
     "AbstractStepSize",
     "AcceleratedCubicNewton",
@@ -90,9 +109,12 @@ __all__ = [
     "AwayFrankWolfe",
     "Backtracking",
     "BlockCoordinateDescent",
+    "ColemanLi",
+    "ConvexCombination",
     "Cyclic",
     "DampedNewton",
     "DenseHessian",
+    "Elliptical",
     "EntropicOrthant",
     "EntropicSimplex",
     "Euclidean",
@@ -104,7 +126,10 @@ __all__ = [
     "GradientDescent",
     "GradientRegularization",
     "GreedyCoordinateDescent",
+    "HagerMairZhang",
+    "HeinkenschlossUlbrich",
     "HessianFree",
+    "KanzowKlug",
     "LazyCubicNewton",
     "LocalRegularization",
     "MirrorDescent",
@@ -114,7 +139,9 @@ __all__ = [
     "Random",
     "RegularizedNewton",
     "RootDamping",
+    "ScaledDogleg",
     "Shuffled",
+    "Spherical",
     "SubsampledOracle",
     "SuperUniversalRegularization",
     "UniversalDamping",

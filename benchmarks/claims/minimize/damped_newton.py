@@ -79,9 +79,10 @@ def _run():
     plain = jax.jit(jax.vmap(lambda data: _gaps(_solver(UniversalDamping()), data, 0.0)))
     others = {"universal": UniversalDamping(), "exact": ExactDamping(), "pure": FixedDamping()}
     others = {name: _solver(rule) for name, rule in others.items()}
-    fixed = jax.jit(
-        jax.vmap(lambda data, best: {n: _gaps(s, data, best) for n, s in others.items()})
-    )
+    fixed = {
+        name: jax.jit(jax.vmap(lambda data, best, solver=solver: _gaps(solver, data, best)))
+        for name, solver in others.items()
+    }
     over = {
         name: jax.jit(
             jax.vmap(
@@ -98,8 +99,8 @@ def _run():
     for scaling in SCALINGS:
         drawn = [_data(seed, scaling) for seed in (0, 1, 2, *range(10, 15))]
         data = tuple(jnp.stack(arrays) for arrays in zip(*drawn, strict=True))
-        best = jnp.min(plain(data)[0], axis=1)
-        found = fixed(data, best)
+        best = np.min(np.asarray(plain(data)[0]), axis=1)
+        found = {name: jax.tree.map(np.asarray, solve(data, best)) for name, solve in fixed.items()}
         steps = {name: _first(gaps) for name, (gaps, _) in found.items()}
         trials = np.asarray(found["universal"][1])
         chosen = {}
