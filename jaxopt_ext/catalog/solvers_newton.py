@@ -61,4 +61,13 @@ SOLVERS_NEWTON: tuple[SolverRow, ...] = (
         system=("S134",),
         claim="minimize/scaled_trust_region",
     ),
+    SolverRow(
+        "Accelerated gradient for nonconvex penalties",
+        "minimize.NonconvexAGD",
+        "Yang, Asgharian, Bhatnagar, Accelerated Gradient Methods for Sparse Statistical Learning "
+        "with Nonconvex Penalties, 2024, arXiv:2009.10629",
+        lambda: jxt.minimize.NonconvexAGD(),
+        system=("S070",),
+        claim="minimize/nonconvex_agd",
+    ),
 )

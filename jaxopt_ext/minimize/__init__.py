@@ -16,6 +16,7 @@ Smooth plus proximable, or over a set one can project on:
 - `ProximalGradient`: its plain form; on a `Constrained` problem, projected gradient.
 - `BlockCoordinateDescent`: sparse linear models, with `Cyclic`, `Shuffled` or `Random` order;
   `GreedyCoordinateDescent`: very sparse ones.
+- `NonconvexAGD`: SCAD and MCP, with `sparse_path` along a sequence of penalties.
 - `MirrorDescent`: geometries other than the Euclidean, the simplex above all.
 
 Over a set with a linear oracle:
@@ -76,6 +77,16 @@ from .newton import (
     SuperUniversalRegularization,
     UniversalDamping,
 )
+from .nonconvex_agd import (
+    AbstractAveraging,
+    HarmonicAveraging,
+    NonconvexAGD,
+    OptimalAveraging,
+    SparsePath,
+    SpeedRestart,
+    marginal_slopes,
+    sparse_path,
+)
 from .proximal_gradient import FISTA, ProximalGradient
 from .scaled_trust_region import (
     AbstractRegion,
@@ -94,6 +105,7 @@ from .step_size import AbstractStepSize, Backtracking, FixedStep
 __all__ = [
     "FISTA",
     "AICNDamping",
+    "AbstractAveraging",
     "AbstractDamping",
     "AbstractHessian",
     "AbstractMirrorMap",
@@ -127,6 +139,7 @@ __all__ = [
     "GradientRegularization",
     "GreedyCoordinateDescent",
     "HagerMairZhang",
+    "HarmonicAveraging",
     "HeinkenschlossUlbrich",
     "HessianFree",
     "KanzowKlug",
@@ -134,6 +147,8 @@ __all__ = [
     "LocalRegularization",
     "MirrorDescent",
     "NoisyOracle",
+    "NonconvexAGD",
+    "OptimalAveraging",
     "PairwiseFrankWolfe",
     "ProximalGradient",
     "Random",
@@ -141,9 +156,13 @@ __all__ = [
     "RootDamping",
     "ScaledDogleg",
     "Shuffled",
+    "SparsePath",
+    "SpeedRestart",
     "Spherical",
     "SubsampledOracle",
     "SuperUniversalRegularization",
     "UniversalDamping",
+    "marginal_slopes",
+    "sparse_path",
     "wolfe_line_search",
 ]

@@ -54,7 +54,8 @@ def _cost(kind, period, steps):
         first = jnp.argmax(reached) + 1
         return jnp.where(jnp.any(reached), first + D * (1 + (first - 1) // period), MANY)
 
-    return jax.jit(jax.vmap(jax.vmap(one, (0, None, None)), (None, 0, 0)))
+    each = jax.jit(jax.vmap(one, (None, 0, 0)))
+    return lambda grid, data, best: np.array([each(c, data, best) for c in grid]).T
 
 
 def run() -> Outcome:
@@ -71,10 +72,7 @@ def _run():
     best = np.asarray(jax.jit(jax.vmap(value))(data))
     table, edges = [], False
     for kind in ("cubic", "regularized"):
-        costs = {
-            m: np.asarray(_cost(kind, m, steps)(jnp.asarray(m * GRID), data, best))
-            for m, steps in PERIODS.items()
-        }
+        costs = {m: _cost(kind, m, steps)(m * GRID, data, best) for m, steps in PERIODS.items()}
         index = {m: int(np.argmin(np.max(c[:3], axis=0))) for m, c in costs.items()}
         edges = edges or index[1] in (0, len(GRID) - 1)
         for i in range(3, len(drawn)):
