@@ -129,7 +129,7 @@ def cubic_step(at: Eigen, gradient: Vector, constant: Any, shift: Any = 0.0) -> 
     ratio = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
     high = ratio(2 * size, jnp.abs(lowest) + root(lowest))  # all of g along the lowest eigenvector
     low = ratio(2 * size, highest + root(highest)) - boundary  # all along the highest
-    low = jnp.where(highest > 0, low, 0)
+    low = jnp.where(highest >= 0, low, 0)
     pole = 2 * jnp.abs(along[0]) / jnp.where(boundary > 0, M * (boundary + high), jnp.inf)
     floor = jnp.where(boundary > 0, eps * (boundary + high), 0)
     start = jnp.maximum(jnp.maximum(low, pole), floor)

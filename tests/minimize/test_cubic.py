@@ -23,8 +23,10 @@ def draw(seed):
     lowest = np.linalg.eigh(H)[1][3::8, :, 0]
     g[3::8] -= lowest * np.sum(lowest * g[3::8], axis=1, keepdims=True)
     g[:8] = 0
-    H[-1] = np.nan
-    return H, g, 10.0 ** rng.uniform(-3, 3, SIZE), 10.0 ** rng.uniform(-3, 1, SIZE)
+    H[-3:-1], H[-1] = 0, np.nan
+    tau = 10.0 ** rng.uniform(-3, 1, SIZE)
+    tau[-100:] = 0
+    return H, g, 10.0 ** rng.uniform(-3, 3, SIZE), tau
 
 
 def test_cubic_steps_are_global_minimizers(dtype):
