@@ -23,10 +23,12 @@ from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
+from .solvers_newton import SOLVERS_NEWTON
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
     *INCLUSIONS,
+    *SOLVERS_NEWTON,
     *OPTIMIZERS,
     *NETWORK,
     *NETWORK_LEARNING,

@@ -18,6 +18,7 @@ class Status(eqx.Enumeration):
     nonfinite = "Stopped on a NaN or infinity, in the data or made by divergence."
     infeasible = "The constraints contradict each other (primal infeasible)."
     unbounded = "The objective has no lower bound on the feasible set (dual infeasible)."
+    breakdown = "The method cannot go on: what it assumes, convexity say, does not hold here."
 
 
 class Solution(eqx.Module):

@@ -4,6 +4,11 @@ Smooth:
 
 - `GradientDescent`, with `wolfe_line_search` or a line search of `optax`. Quasi-Newton methods come
   from `optax` and `optimistix`: `solve` takes their objects as they are.
+- `DampedNewton`: convex functions whose Hessian one can afford; no constant to choose.
+- `RegularizedNewton`: the same with singular Hessians; `period` steps to a Hessian.
+- `AcceleratedCubicNewton`, `AcceleratedTensor`: the best worst case for convex functions, and
+  Hessians of minibatches or with noise.
+- `LazyCubicNewton`: functions that are not convex, `period` steps to a Hessian; leaves saddles.
 
 Smooth plus proximable, or over a set one can project on:
 
@@ -11,16 +16,30 @@ Smooth plus proximable, or over a set one can project on:
 - `ProximalGradient`: its plain form; on a `Constrained` problem, projected gradient.
 - `BlockCoordinateDescent`: sparse linear models, with `Cyclic`, `Shuffled` or `Random` order;
   `GreedyCoordinateDescent`: very sparse ones.
+- `NonconvexAGD`: SCAD and MCP, with `sparse_path` along a sequence of penalties.
 - `MirrorDescent`: geometries other than the Euclidean, the simplex above all.
 
 Over a set with a linear oracle:
 
 - `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
 
+Systems of equations with bounds on the unknowns:
+
+- `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
+  `HagerMairZhang` and `ConvexCombination`.
+
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
 """
 
+from .accelerated_newton import (
+    AbstractOracle,
+    AcceleratedCubicNewton,
+    AcceleratedTensor,
+    FullOracle,
+    NoisyOracle,
+    SubsampledOracle,
+)
 from .block_coordinate import (
     AbstractSelection,
     BlockCoordinateDescent,
@@ -39,29 +58,111 @@ from .mirror_descent import (
     Euclidean,
     MirrorDescent,
 )
+from .newton import (
+    AbstractDamping,
+    AbstractHessian,
+    AbstractRegularization,
+    AICNDamping,
+    ArmijoDamping,
+    DampedNewton,
+    DenseHessian,
+    ExactDamping,
+    FixedDamping,
+    GradientRegularization,
+    HessianFree,
+    LazyCubicNewton,
+    LocalRegularization,
+    RegularizedNewton,
+    RootDamping,
+    SuperUniversalRegularization,
+    UniversalDamping,
+)
+from .nonconvex_agd import (
+    AbstractAveraging,
+    HarmonicAveraging,
+    NonconvexAGD,
+    OptimalAveraging,
+    SparsePath,
+    SpeedRestart,
+    marginal_slopes,
+    sparse_path,
+)
 from .proximal_gradient import FISTA, ProximalGradient
+from .scaled_trust_region import (
+    AbstractRegion,
+    AbstractScaling,
+    ColemanLi,
+    ConvexCombination,
+    Elliptical,
+    HagerMairZhang,
+    HeinkenschlossUlbrich,
+    KanzowKlug,
+    ScaledDogleg,
+    Spherical,
+)
 from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
     "FISTA",
+    "AICNDamping",
+    "AbstractAveraging",
+    "AbstractDamping",
+    "AbstractHessian",
     "AbstractMirrorMap",
+    "AbstractOracle",
+    "AbstractRegion",
+    "AbstractRegularization",
+    "AbstractScaling",
     "AbstractSelection",
     "AbstractStepSize",
+    "AcceleratedCubicNewton",
+    "AcceleratedTensor",
+    "ArmijoDamping",
     "AwayFrankWolfe",
     "Backtracking",
     "BlockCoordinateDescent",
+    "ColemanLi",
+    "ConvexCombination",
     "Cyclic",
+    "DampedNewton",
+    "DenseHessian",
+    "Elliptical",
     "EntropicOrthant",
     "EntropicSimplex",
     "Euclidean",
+    "ExactDamping",
+    "FixedDamping",
     "FixedStep",
     "FrankWolfe",
+    "FullOracle",
     "GradientDescent",
+    "GradientRegularization",
     "GreedyCoordinateDescent",
+    "HagerMairZhang",
+    "HarmonicAveraging",
+    "HeinkenschlossUlbrich",
+    "HessianFree",
+    "KanzowKlug",
+    "LazyCubicNewton",
+    "LocalRegularization",
     "MirrorDescent",
+    "NoisyOracle",
+    "NonconvexAGD",
+    "OptimalAveraging",
     "PairwiseFrankWolfe",
     "ProximalGradient",
     "Random",
+    "RegularizedNewton",
+    "RootDamping",
+    "ScaledDogleg",
     "Shuffled",
+    "SparsePath",
+    "SpeedRestart",
+    "Spherical",
+    "SubsampledOracle",
+    "SuperUniversalRegularization",
+    "UniversalDamping",
+    "marginal_slopes",
+    "sparse_path",
     "wolfe_line_search",
 ]

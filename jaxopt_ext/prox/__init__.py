@@ -19,7 +19,18 @@ retrace. Complex input is taken wherever the definition makes sense.
 """
 
 from .combinators import Conjugate, Precomposed, Scaled, Separable, Shifted
-from .coordinatewise import L0, L1, MCP, SCAD, Box, ElasticNet, L2Squared, NonNegative, Zero
+from .coordinatewise import (
+    L0,
+    L1,
+    MCP,
+    SCAD,
+    AbstractFoldedConcave,
+    Box,
+    ElasticNet,
+    L2Squared,
+    NonNegative,
+    Zero,
+)
 from .function import AbstractFunction, AbstractSet
 from .isotonic import Isotonic
 from .norms import (
@@ -51,6 +62,7 @@ __all__ = [
     "L2",
     "MCP",
     "SCAD",
+    "AbstractFoldedConcave",
     "AbstractFunction",
     "AbstractSet",
     "AffineSet",

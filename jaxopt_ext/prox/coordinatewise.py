@@ -173,7 +173,30 @@ class L0(AbstractWeighted):
         return jnp.where(jnp.isnan(amount), amount, kept)
 
 
-class SCAD(AbstractCoordinatewise):
+class AbstractFoldedConcave(AbstractCoordinatewise):
+    """$\\sum_i w_i |x_i| + q(x)$ with $q$ smooth and concave."""
+
+    weight: eqx.AbstractVar[Parameter]
+
+    def l1_part(self) -> L1:
+        """$\\sum_i w_i |x_i|$."""
+        return L1(self.weight)
+
+    @abc.abstractmethod
+    def scalar_concave_gradient(self, x: Array, *parameters: Array) -> Array:
+        """$q'$ at each coordinate."""
+
+    @abc.abstractmethod
+    def concavity(self) -> Array:
+        """The largest $-q''$."""
+
+    def concave_gradient(self, x: PyTree[Array]) -> PyTree[Array]:
+        """$\\nabla q(x)$, against the sign of each $x_i$."""
+        spreads = [spread(p, x) for p in self.parameters()]
+        return jax.tree.map(self.scalar_concave_gradient, x, *spreads)
+
+
+class SCAD(AbstractFoldedConcave):
     """The smoothly clipped absolute deviation penalty: $\\lambda |x|$ near zero, quadratic between
     $\\lambda$ and $a \\lambda$, constant beyond.
 
@@ -200,6 +223,12 @@ class SCAD(AbstractCoordinatewise):
     def parameters(self):
         return self.weight, self.a
 
+    def scalar_concave_gradient(self, x, w, a):
+        return -jnp.sign(x) * jnp.clip((magnitude(x) - w) / (a - 1), 0, w)
+
+    def concavity(self):
+        return jnp.max(jnp.stack([jnp.max(1 / (a - 1)) for a in jax.tree.leaves(self.a)]))
+
     def scalar(self, x, w, a):
         size = magnitude(x)
         middle = (2 * a * w * size - size**2 - w**2) / (2 * (a - 1))
@@ -220,7 +249,7 @@ class SCAD(AbstractCoordinatewise):
         return jnp.where(far, x, jnp.where(short, bent, near))
 
 
-class MCP(AbstractCoordinatewise):
+class MCP(AbstractFoldedConcave):
     """The minimax concave penalty: $\\lambda |x| - x^2 / (2 \\gamma)$ up to $\\gamma \\lambda$,
     constant beyond; its prox is firm thresholding.
 
@@ -245,6 +274,12 @@ class MCP(AbstractCoordinatewise):
 
     def parameters(self):
         return self.weight, self.gamma
+
+    def scalar_concave_gradient(self, x, w, gamma):
+        return -jnp.sign(x) * jnp.minimum(magnitude(x) / gamma, w)
+
+    def concavity(self):
+        return jnp.max(jnp.stack([jnp.max(1 / gamma) for gamma in jax.tree.leaves(self.gamma)]))
 
     def scalar(self, x, w, gamma):
         size = magnitude(x)

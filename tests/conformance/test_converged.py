@@ -67,6 +67,12 @@ def _root(d):
     )
 
 
+def _bounded_root(d):
+    """Some with the root outside of the box, or none."""
+    lower = jnp.where(d["theta"] > jnp.median(d["theta"]), -jnp.inf, d["start"] - 1)
+    return jxt.BoundedRootFinding(_root(d).fun, lower, d["start"] + 10 * d["bad"] + 0.1)
+
+
 def _least_squares(d):
     return jxt.LeastSquares(lambda x: (d["A"] @ x - d["b"], d["bad"] * (jnp.sin(x) + 2)))
 
@@ -98,6 +104,7 @@ BUILD = {
         lambda x: d["map"] @ (x + 0.5 * d["bad"] * jnp.sin(x)) + d["shift"]
     ),
     jxt.RootFinding: _root,
+    jxt.BoundedRootFinding: _bounded_root,
     jxt.LeastSquares: _least_squares,
     jxt.Saddle: lambda d: jxt.Saddle(
         prox.L1(d["theta"]), prox.Shifted(prox.L2Squared(1.0), d["b"]), d["A"]

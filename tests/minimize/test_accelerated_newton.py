@@ -1,0 +1,190 @@
+"""Accelerated methods of higher order against loops in numpy, and what they promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+import jaxopt_ext as jxt
+from jaxopt_ext import prox
+from jaxopt_ext.minimize import (
+    AcceleratedCubicNewton,
+    AcceleratedTensor,
+    FullOracle,
+    NoisyOracle,
+    SubsampledOracle,
+)
+
+RNG = np.random.default_rng(6)
+N, D = 12, 3
+A = RNG.normal(size=(N, D))
+B = RNG.normal(size=N)
+START = np.array([1.0, -1.0, 0.5])
+
+
+def loss(x, sample):
+    a, b = sample
+    return jnp.log(2 * jnp.cosh(a @ x - b))
+
+
+SUM = jxt.FiniteSum(loss, (jnp.asarray(A), jnp.asarray(B)))
+SMOOTH = jxt.Smooth(lambda x: jnp.mean(jnp.log(2 * jnp.cosh(jnp.asarray(A) @ x - B))))
+
+
+def slope(x):
+    return A.T @ np.tanh(A @ x - B) / N
+
+
+def curve(x):
+    return (A.T / np.cosh(A @ x - B) ** 2) @ A / N
+
+
+def third(x):
+    z = A @ x - B
+    return np.einsum("n,ni,nj,nk->ijk", -2 * np.tanh(z) / np.cosh(z) ** 2 / N, A, A, A)
+
+
+def path(solver, problem=SMOOTH):
+    trace = lambda problem, x, state: x
+    return np.asarray(jxt.solve(problem, solver, jnp.asarray(START), trace=trace).trace)
+
+
+def cubic(H, g, tau, M):
+    low, high = 0.0, 1e3
+    for _ in range(200):
+        r = (low + high) / 2
+        h = np.linalg.solve(H + (tau + M * r / 2) * np.eye(D), -g)
+        low, high = (r, high) if np.linalg.norm(h) > r else (low, r)
+    return h
+
+
+def tensor(H, g, x, tau, nu, M):
+    T = third(x)
+
+    def gradient(h):
+        r = np.linalg.norm(h)
+        return g + H @ h + T @ h @ h / 2 + (tau + nu * r / 2 + M * r**2 / 6) * h
+
+    return scipy.optimize.root(gradient, np.zeros(D), tol=1e-13).x
+
+
+def reference(order, steps, M, tau_of, nu=0.0, scale=8 / 3):
+    x = y = START
+    s, found, k2, k3, k4 = np.zeros(D), [], 0.0, 0.0, 0.0
+    share = 1.0
+    for t in range(steps):
+        a = (order + 1) / (t + order + 1)
+        share *= 1.0 if t == 0 else 1 - a
+        v, tau = (1 - a) * x + a * y, tau_of(t)
+        k2 = max(k2, 2 * tau * a**2 / share)
+        if order == 2:
+            x = v + cubic(curve(v), slope(v), tau, M)
+            k3 = max(k3, scale * M * a**3 / share)
+        else:
+            x = v + tensor(curve(v), slope(v), v, tau, nu, M)
+            k3 = max(k3, 8 / 3 * nu * a**3 / share)
+            k4 = max(k4, scale * M * a**4 / share)
+        s = s + a / share * slope(x)
+        size = np.linalg.norm(s)
+        roots = np.roots(np.trim_zeros([k4 / 6, k3 / 2, k2, -size], "f"))
+        y = START - s / size * max(r.real for r in roots if abs(r.imag) < 1e-12)
+        found.append(x)
+    return found
+
+
+def test_accelerated_cubic_steps_against_numpy():
+    solver = AcceleratedCubicNewton(
+        0.8, gradient_noise=0.02, hessian_noise=0.1, radius=2.0, tol=0.0, max_steps=6
+    )
+    wanted = reference(2, 6, 0.8, lambda t: 0.2 + 0.02 * (t + 3) ** 1.5 / 2)
+    np.testing.assert_allclose(path(solver), wanted, rtol=1e-8, atol=1e-10)
+    solver = AcceleratedCubicNewton(0.8, prox_scale=1.5, tol=0.0, max_steps=6)
+    wanted = reference(2, 6, 0.8, lambda t: 0.0, scale=1.5)
+    np.testing.assert_allclose(path(solver), wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_accelerated_tensor_steps_against_numpy():
+    """The model is minimized up to a share of its last term, so the steps agree roughly."""
+    solver = AcceleratedTensor(5.0, hessian_error=0.05, third_error=0.1, tol=0.0, max_steps=4)
+    wanted = reference(3, 4, 5.0, lambda t: 0.1, 0.2, 9 / 4)
+    np.testing.assert_allclose(path(solver), wanted, atol=5e-2)
+    assert np.abs(np.asarray(wanted)[0] - reference(2, 1, 5.0, lambda t: 0.1)[0]).max() > 0.1
+
+
+def test_oracles():
+    """Without batches the subsampled oracle is the full one; noise has the size it is said to."""
+    options = {"hessian_noise": 0.1, "tol": 0.0, "max_steps": 4}
+    full = path(AcceleratedCubicNewton(0.8, **options))
+    same = path(AcceleratedCubicNewton(0.8, oracle=SubsampledOracle(), **options), SUM)
+    np.testing.assert_allclose(same, full, rtol=1e-10)
+    flat = jxt.minimize._cubic.flatten(lambda x: 0.0 * jnp.sum(x), jnp.zeros(60))
+    oracle = NoisyOracle(0.5, 0.3)
+    gradients = jax.vmap(lambda k: oracle.gradient(None, flat, k))(jax.random.split(SEED, 200))
+    np.testing.assert_allclose(jnp.mean(jnp.sum(gradients**2, axis=1)), 0.25, rtol=0.1)
+    noise = oracle.hessian(None, flat, SEED)
+    np.testing.assert_allclose(noise, noise.T)
+    np.testing.assert_allclose(np.linalg.norm(noise, 2), 0.3, rtol=0.2)
+
+
+SEED = jax.random.key(1)
+
+
+def test_minibatches_reach_a_tolerance_that_is_measured():
+    solver = AcceleratedCubicNewton(
+        0.5,
+        hessian_noise=0.4,
+        oracle=SubsampledOracle(None, 6),
+        check_every=7,
+        tol=1e-2,
+        max_steps=500,
+    )
+    solution = jxt.solve(SUM, solver, jnp.asarray(START), key=SEED)
+    assert solution.status == jxt.Status.converged
+    assert int(solution.steps) % 7 == 0
+    np.testing.assert_allclose(np.linalg.norm(slope(solution.value)), solution.residual)
+    again = jxt.solve(SUM, solver, jnp.asarray(START), key=SEED)
+    np.testing.assert_array_equal(again.value, solution.value)
+
+
+@pytest.mark.parametrize("kind", [AcceleratedCubicNewton, AcceleratedTensor])
+def test_restarts_are_fast(kind):
+    """Strong convexity gives a rate that is linear, and then superlinear."""
+    mu = float(np.linalg.eigvalsh(curve(START))[0]) / 4
+    plain = jxt.solve(SMOOTH, kind(2.0, tol=0.0, max_steps=60), jnp.asarray(START))
+    solver = kind(2.0, radius=2.0, strong_convexity=mu, tol=1e-12, max_steps=500)
+    solution = jxt.solve(SMOOTH, solver, jnp.asarray(START))
+    assert solution.status == jxt.Status.converged
+    assert int(solution.steps) <= 60
+    assert plain.residual > 1e-10
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: AcceleratedCubicNewton(0.0), ValueError),
+        (lambda: AcceleratedCubicNewton(gradient_noise=0.1), ValueError),
+        (lambda: AcceleratedCubicNewton(hessian_noise=-0.1), ValueError),
+        (lambda: AcceleratedCubicNewton(strong_convexity=0.1), ValueError),
+        (lambda: AcceleratedCubicNewton(check_every=0), ValueError),
+        (lambda: AcceleratedCubicNewton(oracle="full"), TypeError),
+        (lambda: AcceleratedTensor(third_error=-1.0), ValueError),
+        (lambda: AcceleratedTensor(inner_steps=0), ValueError),
+        (lambda: SubsampledOracle(0), ValueError),
+        (lambda: NoisyOracle(-1.0), ValueError),
+        (
+            lambda: jxt.solve(
+                jxt.FiniteSum(loss, SUM.data, prox.L1(1.0)), AcceleratedCubicNewton(), START
+            ),
+            TypeError,
+        ),
+        (
+            lambda: jxt.solve(SMOOTH, AcceleratedCubicNewton(oracle=SubsampledOracle(2)), START),
+            TypeError,
+        ),
+    ],
+)
+def test_bad_settings_raise(make, error):
+    assert isinstance(AcceleratedCubicNewton().oracle, FullOracle)
+    with pytest.raises(error, match="got"):
+        make()

@@ -1,0 +1,312 @@
+"""Newton's methods against loops in numpy, and what they promise."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxopt_ext as jxt
+from jaxopt_ext.minimize import (
+    AICNDamping,
+    ArmijoDamping,
+    DampedNewton,
+    ExactDamping,
+    FixedDamping,
+    GradientRegularization,
+    HessianFree,
+    LazyCubicNewton,
+    LocalRegularization,
+    RegularizedNewton,
+    RootDamping,
+    SuperUniversalRegularization,
+    UniversalDamping,
+)
+
+RNG = np.random.default_rng(4)
+N, D = 40, 4
+A = RNG.normal(size=(N, D))
+Y = (A @ np.array([2.0, -1, 0.5, 0]) + RNG.normal(size=N) > 0) * 1.0
+START = np.array([1.0, -2.0, 1.5, 1.0])
+RIDGE = 1e-3
+
+
+def fun(x, turn=None):
+    x = x if turn is None else turn @ x
+    z = jnp.asarray(A) @ x
+    return jnp.mean(jax.nn.softplus(z) - Y * z) + 0.5 * RIDGE * jnp.sum(x**2)
+
+
+def value(x):
+    z = A @ x
+    return np.mean(np.logaddexp(0, z) - Y * z) + 0.5 * RIDGE * x @ x
+
+
+def slope(x):
+    return A.T @ (1 / (1 + np.exp(-A @ x)) - Y) / N + RIDGE * x
+
+
+def curve(x):
+    p = 1 / (1 + np.exp(-A @ x))
+    return (A.T * (p * (1 - p))) @ A / N + RIDGE * np.eye(D)
+
+
+def path(solver, start=START, fun=fun):
+    trace = lambda problem, x, state: x
+    return np.asarray(jxt.solve(jxt.Smooth(fun), solver, jnp.asarray(start), trace=trace).trace)
+
+
+def universal(x, steps, beta=2 / 3, sigma=1.0, c=2.0):
+    found = []
+    for _ in range(steps):
+        H, g = curve(x), slope(x)
+        n = np.linalg.solve(H, g)
+        for j in range(50):
+            theta = c**j * sigma * np.sqrt(g @ n) ** beta
+            new = x - n / (1 + theta)
+            there = slope(new)
+            if there @ n >= there @ np.linalg.solve(H, there) / (2 * theta / (1 + theta)):
+                break
+        sigma, x = c ** (j - 1) * sigma, new
+        found.append(x)
+    return found
+
+
+def damped(x, steps, alpha):
+    found = []
+    for _ in range(steps):
+        g = slope(x)
+        n = np.linalg.solve(curve(x), g)
+        x = x - alpha(np.sqrt(g @ n), x, n) * n
+        found.append(x)
+    return found
+
+
+def armijo(N, x, n):
+    alpha = 1.0
+    while value(x - alpha * n) > value(x) - 0.25 * alpha * N**2:
+        alpha /= 2
+    return alpha
+
+
+def exact(N, x, n):
+    low, high = 0.0, 64.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (low, middle) if slope(x - middle * n) @ n <= 0 else (middle, high)
+    return low
+
+
+DAMPINGS = {
+    "root": (RootDamping(4.0, 2.0), lambda N, x, n: 1 / (1 + 18 ** (1 / 3) * N ** (2 / 3))),
+    "root 2": (RootDamping(2.0, 0.1), lambda N, x, n: 1 / (1 + 0.9)),
+    "aicn": (AICNDamping(5.0), lambda N, x, n: (np.sqrt(1 + 10 * N) - 1) / (5 * N)),
+    "armijo": (ArmijoDamping(), armijo),
+    "exact": (ExactDamping(), exact),
+    "fixed": (FixedDamping(0.5), lambda N, x, n: 0.5),
+}
+
+
+@pytest.mark.parametrize("name", DAMPINGS)
+def test_damped_steps_against_numpy(name):
+    damping, alpha = DAMPINGS[name]
+    found = path(DampedNewton(damping, tol=0.0, max_steps=4))
+    np.testing.assert_allclose(found, damped(START, 4, alpha), rtol=1e-6, atol=1e-7)
+
+
+def test_universal_damping_against_numpy_and_in_other_coordinates():
+    solver = DampedNewton(UniversalDamping(initial=0.01), tol=0.0, max_steps=5)
+    wanted = universal(START, 5, sigma=0.01)
+    np.testing.assert_allclose(path(solver), wanted, rtol=1e-8)
+    assert np.all(np.diff([value(x) for x in wanted]) < 0)
+    free = path(DampedNewton(UniversalDamping(initial=0.01), HessianFree(1e-12), 0.0, 5))
+    np.testing.assert_allclose(free, wanted, rtol=1e-7)
+    turn = RNG.normal(size=(D, D)) * np.logspace(0, 2, D)
+    other = path(solver, np.linalg.solve(turn, START), lambda x: fun(x, jnp.asarray(turn)))
+    np.testing.assert_allclose(other @ turn.T, wanted, rtol=1e-7)
+    other = path(
+        RegularizedNewton(GradientRegularization(1.0), tol=0.0, max_steps=5),
+        np.linalg.solve(turn, START),
+        lambda x: fun(x, jnp.asarray(turn)),
+    )
+    plain = path(RegularizedNewton(GradientRegularization(1.0), tol=0.0, max_steps=5))
+    assert np.abs(other @ turn.T - plain).max() > 1e-2  # which has a norm of its own
+
+
+def test_regularized_steps_with_a_kept_hessian_against_numpy():
+    for rule, shift in (
+        (GradientRegularization(0.7), lambda g, H: np.sqrt(0.7 * np.linalg.norm(g))),
+        (
+            LocalRegularization(3.0, 0.2),
+            lambda g, H: np.sqrt(1.2 * np.sqrt(g @ np.linalg.solve(H, g))),
+        ),
+    ):
+        x, wanted = START, []
+        for k in range(5):
+            H = curve(x) if k % 2 == 0 else H
+            g = slope(x)
+            x = x - np.linalg.solve(H + shift(g, H) * np.eye(D), g)
+            wanted.append(x)
+        found = path(RegularizedNewton(rule, 2, tol=0.0, max_steps=5))
+        np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def searched(x, steps, shift, grow=4.0):
+    found, constant = [], 1e-3
+    for _ in range(steps):
+        H, g = curve(x), slope(x)
+        while True:
+            lam = shift(constant, np.linalg.norm(g))
+            new = x - np.linalg.solve(H + lam * np.eye(D), g)
+            there = slope(new)
+            if there @ (x - new) >= there @ there / (4 * lam):
+                break
+            constant *= grow
+        x, constant = new, constant / grow
+        found.append(x)
+    return found
+
+
+def test_searched_regularizations_against_numpy():
+    rule = GradientRegularization(initial=1e-3)
+    found = path(RegularizedNewton(rule, tol=0.0, max_steps=4))
+    np.testing.assert_allclose(found, searched(START, 4, lambda M, g: np.sqrt(M * g)), rtol=1e-8)
+    rule = SuperUniversalRegularization(0.8, initial=1e-3)
+    found = path(RegularizedNewton(rule, tol=0.0, max_steps=4))
+    np.testing.assert_allclose(found, searched(START, 4, lambda C, g: C * g**0.8), rtol=1e-8)
+
+
+def cubic(H, g, M):
+    """By bisection on the length."""
+    low, high = 0.0, 1e3
+    for _ in range(200):
+        r = (low + high) / 2
+        h = np.linalg.solve(H + M * r / 2 * np.eye(D), -g)
+        low, high = (r, high) if np.linalg.norm(h) > r else (low, r)
+    return h
+
+
+def test_lazy_cubic_steps_against_numpy():
+    for period in (1, 3):
+        x, wanted = START, []
+        for k in range(6):
+            H = curve(x) if k % period == 0 else H
+            x = x + cubic(H, slope(x), 0.5)
+            wanted.append(x)
+        found = path(LazyCubicNewton(period, 0.5, tol=0.0, max_steps=6))
+        np.testing.assert_allclose(found, wanted, rtol=1e-8, atol=1e-10)
+
+
+def test_adaptive_phases_against_numpy():
+    x, M, wanted, kept_all, H = START, 1e-4, [], [], None
+    for _ in range(5):
+        H = H if kept_all and not kept_all[-1] else curve(x)
+        z, cubes = x, 0.0
+        for _ in range(4):
+            h = cubic(H, slope(z), M)
+            z, cubes = z + h, cubes + np.linalg.norm(h) ** 3
+        kept_all.append(value(x) - value(z) >= M / 12 * cubes)
+        x, M = (z, max(M / 4, 1e-10)) if kept_all[-1] else (x, 2 * M)
+        wanted.append(x)
+    found = path(LazyCubicNewton(4, initial=1e-4, tol=0.0, max_steps=5))
+    np.testing.assert_allclose(found, wanted, rtol=1e-7)
+
+
+def test_the_second_kept_hessian_saves_gradients_not_steps_and_is_counted():
+    solver = LazyCubicNewton(3, 0.5, tol=1e-9)
+    solution = jxt.solve(jxt.Smooth(fun), solver, jnp.asarray(START))
+    assert solution.status == jxt.Status.converged
+    assert int(solution.state.gradients) == int(solution.steps)
+    assert int(solution.state.hessians) == -(-int(solution.steps) // 3)
+
+
+@pytest.mark.parametrize("constant", [1.5, None])
+def test_cubic_newton_leaves_saddles(constant):
+    """Sum of double wells with a coupling, from its exact saddle point, batched with one near."""
+    C = RNG.normal(size=(10, 10))
+    C = C + C.T
+    f = lambda x: jnp.sum((x**2 - 1) ** 2) / 4 + 0.025 * x @ jnp.asarray(C) @ x
+    solver = LazyCubicNewton(5, constant, tol=1e-9)
+    solve = lambda x: jxt.solve(jxt.Smooth(f), solver, x)
+    solution = jax.vmap(solve)(jnp.stack([jnp.zeros(10), jnp.full(10, 1e-3)]))
+    assert np.all(np.asarray(solution.residual) <= 1e-9)
+    for x in np.asarray(solution.value):
+        H = np.diag(3 * x**2 - 1) + 0.05 * C
+        assert np.linalg.norm(x**3 - x + 0.05 * C @ x) <= 1e-8
+        assert np.linalg.eigvalsh(H)[0] > 0.5
+
+
+def test_singular_hessians_and_functions_that_are_not_convex():
+    b = RNG.uniform(0.5, 1, N)
+    polytope = jxt.Smooth(lambda x: jnp.sum(jnp.maximum(A @ x - b, 0) ** 4))
+    start = 3 * jnp.asarray(START)
+    for solver in (DampedNewton(tol=1e-8), RegularizedNewton(tol=1e-8)):
+        solution = jxt.solve(polytope, solver, start)
+        assert solution.status == jxt.Status.converged
+        assert polytope.fun(solution.value) <= 1e-9
+    concave = jxt.Smooth(lambda x: -jnp.sum(x**2))
+    for solver in (DampedNewton(), RegularizedNewton(GradientRegularization(0.1))):
+        solution = jxt.solve(concave, solver, jnp.ones(3))
+        assert solution.status == jxt.Status.breakdown
+        np.testing.assert_array_equal(solution.value, 1)
+
+
+def test_root_damping_has_its_rate():
+    """The slope of log(f - f*) over log k is steep, and steeper in the end, while damping is
+    strong."""
+    found = path(DampedNewton(RootDamping(4.0, 1e4), tol=0.0, max_steps=60))
+    best = value(damped(START, 60, lambda N, x, n: 1.0 if N < 1 else 0.5)[-1])
+    gaps = np.array([value(x) for x in found]) - best
+    slope = lambda i, k: np.log(gaps[k] / gaps[i]) / np.log((k + 1) / (i + 1))
+    assert gaps[59] > 1e-6
+    assert slope(4, 39) < -1
+    assert slope(39, 59) < -3
+
+
+def test_one_step_derivatives_are_those_of_newtons_method():
+    a = jnp.asarray(A[:6])
+
+    def minimizer(theta, adjoint):
+        problem = jxt.Smooth(lambda x: jnp.sum(jnp.cosh(a @ x - theta)))
+        return jxt.solve(problem, DampedNewton(tol=1e-11), jnp.zeros(D), adjoint=adjoint).value
+
+    theta = jnp.linspace(-1, 1, 6)
+    one, implicit = (
+        jax.jacobian(lambda t, adjoint=adjoint: minimizer(t, adjoint))(theta)
+        for adjoint in (jxt.OneStepAdjoint(), jxt.ImplicitAdjoint())
+    )
+    np.testing.assert_allclose(one, implicit, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: RootDamping(1.0),
+        lambda: RootDamping(4.0, 0.0),
+        lambda: UniversalDamping(factor=1.0),
+        lambda: UniversalDamping(0.5),
+        lambda: AICNDamping(-1.0),
+        lambda: ArmijoDamping(decrease=0.7),
+        lambda: ExactDamping(0.0),
+        lambda: FixedDamping(0.0),
+        lambda: GradientRegularization(0.0),
+        lambda: SuperUniversalRegularization(2.0),
+        lambda: LocalRegularization(5.0),
+        lambda: RegularizedNewton(period=0),
+        lambda: LazyCubicNewton(0),
+        lambda: LazyCubicNewton(1, -1.0),
+        lambda: HessianFree(-1.0),
+    ],
+)
+def test_bad_settings_raise(make):
+    with pytest.raises(ValueError, match="got"):
+        make()
+
+
+def test_wrong_kinds_raise():
+    for make in (
+        lambda: DampedNewton(0.5),
+        lambda: DampedNewton(hessian="dense"),
+        lambda: RegularizedNewton(0.1),
+    ):
+        with pytest.raises(TypeError, match="must be an object"):
+            make()

@@ -1,0 +1,174 @@
+"""Scaling matrices by hand, and the constrained dogleg method beside scipy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.optimize
+
+import jaxopt_ext as jxt
+from jaxopt_ext.minimize import (
+    ColemanLi,
+    ConvexCombination,
+    Elliptical,
+    HagerMairZhang,
+    HeinkenschlossUlbrich,
+    KanzowKlug,
+    ScaledDogleg,
+    Spherical,
+)
+
+INF = np.inf
+# Inside with both signs of the slope and none, near a bound with both, one-sided, and free.
+X = np.array([1.0, 1.0, 1.0, 0.01, 0.01, 1.0, 1.0, 1.0, 1.0])
+L = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -INF, -INF])
+U = np.array([4.0, 4.0, 4.0, 4.0, 4.0, INF, INF, 4.0, INF])
+G = np.array([2.0, -2.0, 0.0, 2.0, -2.0, 2.0, -2.0, 2.0, -2.0])
+BY_HAND = [
+    (ColemanLi(), [1, 3, 1, 0.01, 3.99, 1, 1, 1, 1]),
+    (KanzowKlug(), [1, 3, 1, 0.01, 2.01, 1, 3, 5, 1]),
+    (KanzowKlug(0.5), [1, 2, 1, 0.01, 1.01, 1, 2, 4, 1]),
+    # The nearest bound: 1 1 1 .01 .01 1 1 3 inf; at p = 2 all but none of |g| = 2 pass.
+    (HeinkenschlossUlbrich(), [1, 3, 1, 0.01, 3.99, 1, 1, 1, 1]),
+    (HagerMairZhang(), [1 / 3, 3 / 5, 1, 0.01 / 2.01, 3.99 / 5.99, 1 / 3, 1, 1, 1]),
+    (HagerMairZhang(2.0), [0.25, 3 / 8, 0.5, 0.01 / 2.02, 3.99 / 9.98, 0.25, 0.5, 0.5, 0.5]),
+]
+
+
+def test_scalings_by_hand():
+    for scaling, wanted in BY_HAND:
+        found = scaling(*map(jnp.asarray, (X, G, L, U)))
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=repr(scaling))
+    half, bounds = jnp.array([0.5]), (jnp.array([0.0]), jnp.array([3.0]))
+    # |g| is below the square of the distance; neither is; the distance is below that of |g|.
+    for g, wanted in ((0.2, 0.5), (0.5, 1), (0.8, 0.5)):
+        assert HeinkenschlossUlbrich()(half, jnp.array([g]), *bounds) == wanted
+    a, b = (np.array(v) for _, v in BY_HAND[:2])
+    both = ConvexCombination((ColemanLi(), KanzowKlug()))(*map(jnp.asarray, (X, G, L, U)))
+    np.testing.assert_allclose(both, (a + b) / 2, rtol=1e-6)
+    both = ConvexCombination((ColemanLi(), KanzowKlug()), [0.25, 0.75])
+    np.testing.assert_allclose(
+        both(*map(jnp.asarray, (X, G, L, U))), 0.25 * a + 0.75 * b, rtol=1e-6
+    )
+
+
+def himmelblau(x):
+    return jnp.array([x[0] ** 2 + x[1] - 11, x[0] + x[1] ** 2 - 7])
+
+
+def powell(x):
+    return jnp.array([1e4 * x[0] * x[1] - 1, jnp.exp(-x[0]) + jnp.exp(-x[1]) - 1.0001])
+
+
+def chandrasekhar(x, c=0.99):
+    mu = (jnp.arange(x.size) + 0.5) / x.size
+    kernel = mu[:, None] / (mu[:, None] + mu)
+    return x - 1 / (1 - c / (2 * x.size) * (kernel @ x))
+
+
+SETS = {
+    "himmelblau": (himmelblau, [0.0, 0.0], [5.0, 5.0]),
+    "powell": (powell, [0.0, 0.0], [1.0, 10.0]),
+    "chandrasekhar": (chandrasekhar, [0.0] * 10, [5.0] * 10),
+}
+KINDS = [scaling for scaling, _ in BY_HAND]
+
+
+@pytest.mark.parametrize("name", SETS)
+def test_roots_in_the_box_equal_those_of_scipy(name):
+    fun, low, high = SETS[name]
+    low, high = np.array(low), np.array(high)
+    starts = np.stack([low + nu * (high - low) for nu in (0.25, 0.5, 0.75)])
+    problem = jxt.BoundedRootFinding(fun, low, high)
+    scalings = KINDS[3:5] if name == "himmelblau" else [ConvexCombination(KINDS[:2])]
+    for scaling in scalings:
+        solver = ScaledDogleg(scaling, tol=1e-9)
+        solve = lambda x, solver=solver: jxt.solve(problem, solver, x)
+        solution = jax.jit(jax.vmap(solve))(jnp.asarray(starts))
+        found, ok = np.asarray(solution.value), np.asarray(solution.residual) <= 1e-9
+        assert ok.any()
+        for x, start in zip(found[ok], starts[ok], strict=True):
+            assert np.all((x > low) & (x < high))
+            assert np.linalg.norm(fun(x)) <= 1e-9
+            if name != "powell":
+                continue  # they have several
+            other = scipy.optimize.least_squares(
+                lambda x: np.asarray(fun(x)), start, bounds=(low, high), xtol=1e-15, ftol=1e-15
+            )
+            if other.cost < 1e-14:
+                np.testing.assert_allclose(x, other.x, rtol=1e-4, atol=1e-8)
+
+
+def test_steps_of_a_free_dogleg_against_numpy_and_quadratic_in_the_end():
+    """Without bounds both scalings give the plain method."""
+    x, radius, wanted, sizes = np.array([0.3, 0.2]), 0.3, [], []
+    curved = lambda x: np.array([x[0] ** 2 + x[1] - 11, x[0] + x[1] ** 2 - 7])
+    norm = np.linalg.norm
+    while not sizes or sizes[-1] > 1e-8:
+        F, J = curved(x), np.array([[2 * x[0], 1], [1, 2 * x[1]]])
+        g, newton = J.T @ F, -np.linalg.solve(J, F)
+        while True:
+            t = min((g @ g) / norm(J @ g) ** 2, radius / norm(g))
+            pc = -t * g
+            q = max(0.99995, 1 - norm(newton)) * newton - pc
+            s = -(F + J @ pc) @ (J @ q) / norm(J @ q) ** 2
+            roots = np.roots([q @ q, 2 * q @ pc, min(pc @ pc - radius**2, 0)])
+            p = pc + np.clip(s, roots.min(), roots.max()) * q
+            if norm(F) - norm(F + J @ p) < 0.1 * (norm(F) - norm(F + J @ pc)):
+                p = pc
+            ratio = (norm(F) - norm(curved(x + p))) / (norm(F) - norm(F + J @ p))
+            if ratio >= 0.25:
+                break
+            radius = min(radius / 4, norm(p) / 2)
+        radius = max(radius, 2 * norm(p)) if ratio >= 0.75 else radius
+        x = x + p
+        wanted.append(x)
+        sizes.append(norm(curved(x)))
+    assert 5 < len(sizes) < 15
+    assert sizes[-1] < 10 * sizes[-2] ** 2 < 1e-4
+    for scaling in (ColemanLi(), KanzowKlug()):
+        solver = ScaledDogleg(scaling, Spherical(), radius=0.3, tol=0.0, max_steps=len(wanted))
+        problem = jxt.BoundedRootFinding(himmelblau)
+        trace = lambda problem, x, state: x
+        found = jxt.solve(problem, solver, jnp.array([0.3, 0.2]), trace=trace).trace
+        np.testing.assert_allclose(found, wanted, rtol=1e-7)
+
+
+def test_what_has_no_root_says_so_and_what_lies_at_bounds_is_found():
+    """x^2 + 1, and a root that a bound keeps out; then a root at a corner, one variable fixed."""
+    solver = ScaledDogleg(region=Elliptical(), tol=1e-8)
+    none = jxt.BoundedRootFinding(lambda x: x**2 + 1)
+    out = jxt.BoundedRootFinding(lambda x: x - 2, 0.0, 1.0)
+    for problem in (none, out):
+        solution = jxt.solve(problem, solver, jnp.array([0.7]))
+        assert solution.status in (jxt.Status.breakdown, jxt.Status.step_limit)
+        assert solution.status != jxt.Status.converged
+    corner = jxt.BoundedRootFinding(
+        lambda x: jnp.array([x[0] + x[1] ** 2 - 1, x[1], x[2] - 3]),
+        jnp.array([1.0, 0.0, 3.0]),
+        jnp.array([4.0, 2.0, 3.0]),
+    )
+    solution = jxt.solve(corner, solver, jnp.array([4.0, 2.0, 3.0]))
+    assert solution.status == jxt.Status.converged
+    np.testing.assert_allclose(solution.value, [1, 0, 3], atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("make", "error"),
+    [
+        (lambda: KanzowKlug(0.0), ValueError),
+        (lambda: HeinkenschlossUlbrich(1.0), ValueError),
+        (lambda: HagerMairZhang(-1.0), ValueError),
+        (lambda: ConvexCombination(()), ValueError),
+        (lambda: ConvexCombination((ColemanLi(),), [0.5]), ValueError),
+        (lambda: ConvexCombination((ColemanLi(),), [0.5, 0.5]), ValueError),
+        (lambda: ConvexCombination((0.5,)), TypeError),
+        (lambda: ScaledDogleg(1.0), TypeError),
+        (lambda: ScaledDogleg(region="ball"), TypeError),
+        (lambda: ScaledDogleg(step_back=1.0), ValueError),
+        (lambda: ScaledDogleg(radius=0.0), ValueError),
+    ],
+)
+def test_bad_settings_raise(make, error):
+    with pytest.raises(error, match="got"):
+        make()
