@@ -3,7 +3,6 @@
 - Square roots of positive definite matrices: `sqrtm`, `inverse_sqrtm`, `sqrtm_pair`, by `Pade`,
   `Taylor`, `NewtonSchulz` or `Eigh`, differentiated by `Lyapunov` or `Exact`; `root_residual` says
   how good one is. `whiten` takes the covariance out of samples.
-
 - `SOR`, `SSORCG`: over-relaxation and conjugate gradients preconditioned by it, as `lineax`
   solvers; `Coloring` makes their sweeps parallel, `optimal_omega` is Young's. `solve_sequence`
   learns the relaxation along a sequence of systems, by a policy: `TsallisINF` without contexts,
@@ -15,7 +14,7 @@
 - `TruncatedSVD`: kept while a sparse matrix gets rows, columns or a change of low rank, in time
   that does not depend on its size; by `GramSchmidt`, exactly, or for wide updates by `Lanczos` or
   `RandomizedPower`.
-- `KroneckerProjection`: $B^	op (B B^	op)^{-1} B h$ while the weights of a Kronecker product
+- `KroneckerProjection`: $B^\\top (B B^\\top)^{-1} B h$ while the weights of a Kronecker product
   change, `OneSided` or `TwoSided`; `SketchedProjection` answers faster, and by a `PrivateMedian` of
   several sketches where queries depend on the answers before.
 """

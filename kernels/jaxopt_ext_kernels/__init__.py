@@ -18,6 +18,7 @@ and XLA on CPU, where Pallas is only interpreted. To add one: a file with both b
 derivative, a dense reference in its tests, and a row in the catalogue.
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from .formats import BCSR, CSR, Permutation
@@ -35,6 +36,9 @@ from .strassen import (
     search_parities,
     strassen_matmul,
 )
+
+if TYPE_CHECKING:
+    from . import microbench as microbench
 
 __all__ = [
     "BCSR",
@@ -61,3 +65,9 @@ __all__ = [
     "spmm",
     "strassen_matmul",
 ]
+
+
+def __getattr__(name: str):
+    if name == "microbench":  # also a program, which must not be imported before it runs
+        return importlib.import_module(".microbench", __name__)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
