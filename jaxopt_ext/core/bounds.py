@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, PyTree
 
 from . import checks
+from .operators import is_sparse
 
 
 def ordered(l: Any, u: Any) -> None:
@@ -45,6 +46,8 @@ def intervals(like: Array, A=None, b=None, G=None, h=None) -> tuple[Array, Array
             raise ValueError(f"{name} and its right-hand side come together")
         if matrix is None:
             continue
+        if is_sparse(matrix):
+            raise TypeError(f"{name} is a sparse {matrix.shape}: stack A and G, give l and u")
         bound = jnp.asarray(bound, like.dtype)
         rows.append(jnp.asarray(matrix, like.dtype))
         upper.append(bound)

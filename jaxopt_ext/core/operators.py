@@ -168,8 +168,8 @@ def image_shape(name: str, operator: LinearMap, x: PyTree[Array]) -> PyTree:
 
 
 def matrix_or_operator(operator: Any) -> Any:
-    """An array with at least two axes; a `lineax` operator or a `Map` as it is."""
-    if isinstance(operator, lx.AbstractLinearOperator | Map):
+    """An array with at least two axes; a sparse matrix, `lineax` operator or `Map` as it is."""
+    if isinstance(operator, lx.AbstractLinearOperator | Map) or is_sparse(operator):
         return operator
     array = jnp.asarray(operator)
     if array.ndim < 2:
@@ -180,7 +180,8 @@ def matrix_or_operator(operator: Any) -> Any:
 def require_size(name: str, operator: Any, shape: tuple[int, ...]) -> None:
     """Raise `ValueError` unless a map is from `shape[1]` to `shape[0]` numbers; of a `Map` the
     sizes show only where it is applied."""
-    if eqx.is_array(operator) and operator.shape[-2:] != shape:
+    is_matrix = eqx.is_array(operator) or is_sparse(operator)
+    if is_matrix and operator.shape[-2:] != shape:
         raise ValueError(f"{name} must have shape {shape}, got {operator.shape}")
     if isinstance(operator, lx.AbstractLinearOperator):
         size = (operator.out_size(), operator.in_size())

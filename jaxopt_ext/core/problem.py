@@ -391,29 +391,7 @@ class QuadraticProgram(AbstractProblem):
         if self.l.shape != self.u.shape:
             raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
         bounds.ordered(self.l, self.u)
-        if eqx.is_array(self.P) and not checks.is_traced(self.P):
-            matrix = np.asarray(self.P)
-            skew = np.max(np.abs(matrix - np.swapaxes(matrix, -1, -2)), initial=0)
-            scale = np.max(np.abs(matrix), initial=0)
-        for name, matrix, shape in (("P", self.P, n + n), ("A", self.A, m + n)):
-            array = eqx.is_array(matrix) or is_sparse(matrix)
-            if array and matrix.shape[-2:] != shape:
-                raise ValueError(
-                    f"{name} must have shape {shape} to fit q {self.q.shape} and l "
-                    f"{self.l.shape}, got {matrix.shape}"
-                )
-            if isinstance(matrix, lx.AbstractLinearOperator):
-                size = (matrix.out_size(), matrix.in_size())
-                if size != shape:
-                    raise ValueError(f"{name} must map as {shape}, got {size}")
-        if self.l.shape != self.u.shape:
-            raise ValueError(f"l {self.l.shape} and u {self.u.shape} must have one shape")
-        if not checks.is_traced((self.l, self.u)):
-            l, u = np.asarray(self.l), np.asarray(self.u)  # on the host, also inside of jit
-            if np.any(l == np.inf) or np.any(u == -np.inf):
-                raise ValueError("l must be below +inf and u above -inf")
-            checks.nonnegative("u - l", u - l)
-        if not (isinstance(self.P, lx.AbstractLinearOperator) or checks.is_traced(self.P)):
+        if (eqx.is_array(self.P) or is_sparse(self.P)) and not checks.is_traced(self.P):
             if is_sparse(self.P):
                 matrix = self.P.to_scipy()
                 entries, gaps = abs(matrix).data, abs(matrix - matrix.T).data
@@ -433,22 +411,6 @@ class QuadraticProgram(AbstractProblem):
         """
         q = jnp.asarray(q)
         return cls(P, q, *bounds.intervals(q, A, b, G, h))
-        rows, lower, upper = [], [], []
-        for name, matrix, bound, equal in (("A", A, b, True), ("G", G, h, False)):
-            if (matrix is None) != (bound is None):
-                raise ValueError(f"{name} and its right-hand side come together")
-            if matrix is None:
-                continue
-            if is_sparse(matrix):
-                raise TypeError(f"{name} is a sparse {matrix.shape}: stack A and G, give l and u")
-            bound = jnp.asarray(bound, q.dtype)
-            rows.append(jnp.asarray(matrix, q.dtype))
-            upper.append(bound)
-            lower.append(bound if equal else jnp.full_like(bound, -jnp.inf))
-        if not rows:
-            rows, lower = [jnp.zeros((0, q.shape[-1]), q.dtype)], [jnp.zeros(0, q.dtype)]
-            upper = lower
-        return cls(P, q, *(jnp.concatenate(part) for part in (rows, lower, upper)))
 
     def objective(self, x: Float[Array, " n"]) -> Float[Array, ""]:
         """$\\tfrac12 x^\\top P x + q^\\top x$."""
@@ -469,20 +431,6 @@ class QuadraticProgram(AbstractProblem):
         checks.point("QuadraticProgram", x, PrimalDual, "PrimalDual(primal, dual)")
         for name, given, wanted in (("primal", x.primal, self.q), ("dual", x.dual, self.l)):
             checks.shaped_like(f"the {name} starting point", given, wanted)
-            _check_shaped_like(f"the {name} starting point", given, wanted)
-
-
-def _zeros(shapes: PyTree) -> PyTree[Array]:
-    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def _matrix_or_operator(operator: Any) -> Any:
-    if isinstance(operator, lx.AbstractLinearOperator) or is_sparse(operator):
-        return operator
-    array = jnp.asarray(operator)
-    if array.ndim < 2:
-        raise ValueError(f"expected a matrix, got shape {array.shape}")
-    return array
 
 
 def _stationarity(function: Any, x: PyTree[Array], pulled: PyTree[Array]) -> PyTree[Array]:

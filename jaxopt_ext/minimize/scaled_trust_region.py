@@ -257,7 +257,9 @@ class ScaledDogleg(AbstractSolver):
     Dogleg Methods for Nonlinear Systems with Simple Bounds, 2012.
     """
 
-    scaling: AbstractScaling = ConvexCombination((ColemanLi(), KanzowKlug()))
+    scaling: AbstractScaling = eqx.field(  # made when asked for: an import makes no arrays
+        default_factory=lambda: ConvexCombination((ColemanLi(), KanzowKlug()))
+    )
     region: AbstractRegion = Elliptical()
     radius: Scalar = scalar_field(1.0)
     step_back: Scalar = scalar_field(0.99995)
