@@ -304,17 +304,17 @@ class OSQP(AbstractSplittingSolver):
         """
 
         def turn(carry):
-            number, sides, best, _ = carry
-            at = _solved(scaled, sides)
+            number, sides, at, best, _ = carry
+            at = _solved(scaled, sides, at)
             found = scaling.backward(PrimalDual(at.primal, _signed(sides, at.dual)))
             error = _error(problem, found)
             best = tree.where(error < best[1], (found, error), best)  # False for NaN
             others = _sides(scaled, scaled.A @ at.primal + at.dual)
             more = (number + 1 < turns) & jnp.any(others != sides) & jnp.isfinite(error)
-            return number + 1, others, best, more
+            return number + 1, others, at, best, more
 
-        carry = jnp.asarray(0, jnp.int32), sides, best, wanted
-        return loops.while_loop(lambda carry: carry[-1], turn, carry)[2]
+        carry = jnp.asarray(0, jnp.int32), sides, scaling.forward(best[0]), best, wanted
+        return loops.while_loop(lambda carry: carry[-1], turn, carry)[3]
 
     def _verdict(self, problem, operator, moved, x, y):
         """Do the movements of the iterates certify that there is no solution?"""
@@ -479,11 +479,13 @@ def _natural_sizes(problem, x, y):
     return size(bounds, rows), size(problem.q, columns)
 
 
-def _solved(problem, sides):
+def _solved(problem, sides, start):
     """Solve the equality-constrained problem of the rows held.
 
     By the proximal method of multipliers: each turn takes two triangular solves with one factor,
-    of the size of the point alone. A larger penalty takes fewer turns and leaves more rounding.
+    of the size of the point alone. A larger penalty takes fewer turns and leaves more rounding,
+    which is nothing where the start is close: in a direction that the equations leave free the
+    answer stays where that is.
     """
     dtype, unit = problem.q.dtype, float(jnp.finfo(problem.q.dtype).eps)
     active = sides != 0
@@ -507,7 +509,7 @@ def _solved(problem, sides):
         more = (number < 5) | ((missed[2] < 0.7 * size) & (number < 30))
         return point, missed, number, more
 
-    point = PrimalDual(jnp.zeros_like(problem.q), jnp.zeros_like(problem.l))
+    point = PrimalDual(start.primal, jnp.where(active, start.dual, 0))
     carry = point, miss(point), jnp.asarray(0, jnp.int32), jnp.asarray(True)
     return loops.while_loop(lambda carry: carry[-1], turn, carry)[0]
 
