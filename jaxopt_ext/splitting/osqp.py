@@ -121,7 +121,8 @@ class OSQP(AbstractSplittingSolver):
     |q^\\top x|, |s(y)|))$, where $s(y) = \\sup_{l \\le w \\le u} y^\\top w$. The numerators of the
     first two are the problem's residual, so `error <= tol` bounds each of its entries by `tol`
     times one plus the sizes of the products it is made of: as much as a relative change of the
-    data by `tol` could do. Without the entries of the matrices, given as operators, the largest
+    data by `tol` could do. A point so far out that $|P| |x|$ or $|A| |x|$ cancel beyond all digits
+    counts as no solution. Without the entries of the matrices, given as operators, the largest
     entries of $Ax$ and $z$, and of $Px$, $q$ and $A^\\top y$, take the place of the sums. For
     iterates the first numerator is at most the distance of $Ax$ to the iterate $z$ that their
     multipliers belong to. That distance also steers $\\rho$: one to any other point of $[l, u]$
@@ -447,12 +448,19 @@ def _error(problem, x):
     if _is_dense(problem):
         A, P = jnp.abs(problem.A), jnp.abs(problem.P)
         size, dual_size = jnp.abs(x.primal), jnp.abs(x.dual)
-        rows = A @ size + jnp.abs(z)
-        columns = P @ size + jnp.abs(problem.q) + A.T @ dual_size
+        images, slopes, pulled = A @ size, P @ size, A.T @ dual_size
+        rows, columns = images + jnp.abs(z), slopes + jnp.abs(problem.q) + pulled
+        # Far out products cancel beyond all digits, and no residual tells a solution from none.
+        lost = jnp.maximum(
+            _max(images) / (1 + _max(z)), _max(slopes) / (1 + _max(problem.q) + _max(pulled))
+        )
+        lost = lost * jnp.finfo(lost.dtype).eps
+        lost = jnp.where(lost > 1, lost, jnp.zeros_like(lost))
     else:
         rows, columns = _max(_larger(Ax, z)), _max(_larger(Px, problem.q, Aty))
+        lost = jnp.zeros_like(rows)
     primal, dual = _max((Ax - z) / (1 + rows)), _max(slope / (1 + columns))
-    return jnp.maximum(jnp.maximum(primal, dual), _gap(problem, x, Px))
+    return _max(jnp.stack([primal, dual, lost, _gap(problem, x, Px)]))
 
 
 def _imbalance(problem, x, z):
