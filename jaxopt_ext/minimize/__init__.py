@@ -11,6 +11,7 @@ Smooth plus proximable, or over a set one can project on:
 - `ProximalGradient`: its plain form; on a `Constrained` problem, projected gradient.
 - `BlockCoordinateDescent`: sparse linear models, with `Cyclic`, `Shuffled` or `Random` order;
   `GreedyCoordinateDescent`: very sparse ones.
+- `ACODER`: cyclic blocks, accelerated; `VRACODER`: the same on finite sums, by minibatches.
 - `MirrorDescent`: geometries other than the Euclidean, the simplex above all.
 
 Over a set with a linear oracle:
@@ -21,6 +22,7 @@ Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinate
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
 """
 
+from .acoder import ACODER, VRACODER
 from .block_coordinate import (
     AbstractSelection,
     BlockCoordinateDescent,
@@ -43,7 +45,9 @@ from .proximal_gradient import FISTA, ProximalGradient
 from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
+    "ACODER",
     "FISTA",
+    "VRACODER",
     "AbstractMirrorMap",
     "AbstractSelection",
     "AbstractStepSize",
