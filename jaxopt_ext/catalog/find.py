@@ -22,9 +22,11 @@ from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
+from .solvers_coordinate import SOLVERS_COORDINATE
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
+    *SOLVERS_COORDINATE,
     *INCLUSIONS,
     *OPTIMIZERS,
     *NETWORK,
