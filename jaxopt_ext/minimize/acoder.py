@@ -254,6 +254,8 @@ class _EpochState(eqx.Module):
 
 def _sample_lipschitz(problem: FiniteSum, x: Array) -> Float[Array, ""]:
     """The largest curvature of a sample's loss at `x`, by the power method."""
+    # Tangents vary over a mesh as the data do, and so must their point.
+    x = loops.vary(x, loops.varying_axes((problem, x)))
 
     def one(sample):
         slope: Callable[[Any], Any] = lambda x: tree.gradient(lambda x: problem.loss(x, sample), x)
@@ -266,7 +268,8 @@ def _sample_lipschitz(problem: FiniteSum, x: Array) -> Float[Array, ""]:
             size = tree.norm(v)
             return v / jnp.maximum(size, tiny), size
 
-        v = product(jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape))
+        first = jnp.cos(jnp.arange(x.size, dtype=x.dtype)).reshape(x.shape)
+        v = product(loops.vary_like(first, x))
         v = v / jnp.maximum(tree.norm(v), tiny)
         return loops.fori_loop(0, 4, turn, (v, tree.norm(v)))[1]
 

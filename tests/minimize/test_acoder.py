@@ -80,26 +80,30 @@ def test_converges_without_a_bound_and_with_a_loose_one(solver):
     np.testing.assert_allclose(solution.value, best, atol=1e-4)
 
 
-def vr_by_hand(K, epochs):
-    """One block and the full batch: no noise, and the extrapolation cancels."""
+def vr_by_hand(blocks, K, epochs):
+    """The epochs with the full batch, so without noise."""
     x0, total = START.copy(), 1 / (4 * L)
-    z = total * slope(x0)
-    v = soft(x0 - z, total * LAM)
-    path = [START.copy()]
-    tilde = START.copy()
+    z, a = K * total * slope(x0), total
+    tilde, v = START.copy(), soft(x0 - total * slope(x0), total * LAM)
+    x_prev, y_prev, path = v, v, []
     for _ in range(epochs):
-        before = total
+        before, last = total, a
         a = np.sqrt(K * before / (8 * L))
-        total = before + a
-        mean = np.zeros(7)
+        total, mean, mu = before + a, np.zeros(7), slope(tilde)
         for k in range(1, K + 1):
             x = (before * tilde + a * v) / total
-            z = z + a * slope(x) / K
-            v = soft(x0 - z, (before + a * k / K) * LAM)
-            mean += (before * tilde + a * v) / total / K
+            w, w_prev, v = x.copy(), x_prev.copy(), v.copy()
+            for block in reversed(blocks):
+                q = slope(w) - slope(tilde) + mu
+                q = q + (last / a) * (slope(x_prev) - slope(w_prev))
+                z[block] += a * q[block]
+                v[block] = soft(x0 - z / K, (before + a * k / K) * LAM)[block]
+                w[block] = ((before * tilde + a * v) / total)[block]
+                w_prev[block] = y_prev[block]
+            x_prev, y_prev, last, mean = x, w, a, mean + w / K
         tilde = mean
         path.append(tilde)
-    return path[1:]
+    return path
 
 
 class All(AbstractSampling):
@@ -113,11 +117,14 @@ def fit(w, row):
     return 0.5 * (row[0] @ w - row[1]) ** 2
 
 
-def test_variance_reduction_equals_the_recursion_without_noise():
+@pytest.mark.parametrize(
+    ("blocks", "parts"), [(1, [slice(0, 7)]), (3, [slice(0, 3), slice(3, 6), slice(6, 7)])]
+)
+def test_variance_reduction_equals_the_recursion_without_noise(blocks, parts):
     problem = jxt.FiniteSum(fit, (jnp.asarray(X), jnp.asarray(Y)), prox.L1(LAM), sampling=All())
-    solver = minimize.VRACODER(5, 20, L, restart=False, tol=0.0, max_steps=6)
+    solver = minimize.VRACODER(5, 20, L, 0.0, blocks, restart=False, tol=0.0, max_steps=6)
     found = jxt.solve(problem, solver, jnp.asarray(START), trace=lambda problem, x, state: x).trace
-    np.testing.assert_allclose(found, vr_by_hand(5, 6), atol=1e-11)
+    np.testing.assert_allclose(found, vr_by_hand(parts, 5, 6), atol=1e-11)
 
 
 @pytest.mark.parametrize("blocks", [1, 3])
