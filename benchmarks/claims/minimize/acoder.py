@@ -165,7 +165,7 @@ def _run() -> Outcome:
         f"ends are {'not ' if inside else ''}hit"
     )
     why = (
-        "scale: CODER is behind on every seed, but at 30 unknowns with a pass for each gradient APCG "
-        "leads on all five, and cyclic descent on four; A-CODER's two passes a round cost it half"
+        "scale: it is ahead of CODER on every seed, but with 30 unknowns and a pass for each "
+        "gradient APCG is ahead of it on all five, cyclic descent on four"
     )
     return Outcome(table, holds, note, why)
