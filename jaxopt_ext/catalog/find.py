@@ -23,10 +23,12 @@ from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
+from .solvers_coordinate import SOLVERS_COORDINATE
 from .solvers_newton import SOLVERS_NEWTON
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
+    *SOLVERS_COORDINATE,
     *INCLUSIONS,
     *SOLVERS_NEWTON,
     *OPTIMIZERS,

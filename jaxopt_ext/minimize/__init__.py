@@ -27,6 +27,7 @@ Systems of equations with bounds on the unknowns:
 
 - `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
   `HagerMairZhang` and `ConvexCombination`.
+- `ACODER`: cyclic blocks, accelerated; `VRACODER`: the same on finite sums, by minibatches.
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
@@ -40,6 +41,7 @@ from .accelerated_newton import (
     NoisyOracle,
     SubsampledOracle,
 )
+from .acoder import ACODER, VRACODER
 from .block_coordinate import (
     AbstractSelection,
     BlockCoordinateDescent,
@@ -103,7 +105,9 @@ from .scaled_trust_region import (
 from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
+    "ACODER",
     "FISTA",
+    "VRACODER",
     "AICNDamping",
     "AbstractAveraging",
     "AbstractDamping",

@@ -1,8 +1,6 @@
 """Block coordinate descent for a smooth plus a block-separable function."""
 
 import abc
-from collections.abc import Callable
-from typing import Any
 
 import equinox as eqx
 import jax
@@ -10,9 +8,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..core import AbstractSolver, Composite, Scalar, checks, loops, scalar_field, tree
-from ..core.objectives import AbstractLinearLoss
-from ..core.operators import is_sparse
 from ..prox import AbstractFunction
+from .coordinate_model import AbstractCoordinateModel, coordinate_bounds, coordinate_model
 
 
 class AbstractSelection(eqx.Module):
@@ -56,7 +53,7 @@ class Random(AbstractSelection):
 
 
 class _State(eqx.Module):
-    model: "_LinearModel | _General"
+    model: AbstractCoordinateModel
     predictions: Array
     lipschitz: Float[Array, " d"]
     key: PRNGKeyArray
@@ -118,8 +115,8 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
         checks.instance("selection", self.selection, AbstractSelection, "Cyclic()")
 
     def init(self, problem, x, key):
-        model = _model(problem.smooth)
-        lipschitz = _bounds(self.lipschitz, problem.smooth, x)
+        model = coordinate_model(problem.smooth)
+        lipschitz = coordinate_bounds(self.lipschitz, problem.smooth, x)
         infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
         return _State(model, model.predictions(x), lipschitz, key, infinity)
 
@@ -154,7 +151,7 @@ class BlockCoordinateDescent(AbstractCoordinateSolver):
 
 
 class _GreedyState(eqx.Module):
-    model: "_LinearModel | _General"
+    model: AbstractCoordinateModel
     predictions: Array
     gradient: Array
     lipschitz: Float[Array, " d"]
@@ -189,8 +186,8 @@ class GreedyCoordinateDescent(AbstractCoordinateSolver):
     problems = (Composite,)
 
     def init(self, problem, x, key):
-        model = _model(problem.smooth)
-        lipschitz = _bounds(self.lipschitz, problem.smooth, x)
+        model = coordinate_model(problem.smooth)
+        lipschitz = coordinate_bounds(self.lipschitz, problem.smooth, x)
         infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
         zero = jnp.asarray(0, jnp.int32)
         z = model.predictions(x)
@@ -234,113 +231,3 @@ def _proposals(nonsmooth, w, gradient, lipschitz):
         return move, decrease - function(new) + function(w)
 
     return jax.vmap(propose)(jnp.arange(w.shape[0]), w, gradient, lipschitz)
-
-
-class _LinearModel(eqx.Module):
-    """A linear loss with its columns laid out as contiguous rows."""
-
-    loss: AbstractLinearLoss
-    columns: Float[Array, "d n"]
-
-    def predictions(self, w):
-        return w.T @ self.columns if w.ndim > 1 else w @ self.columns
-
-    def slopes(self, z):
-        return tree.gradient(lambda z: self.loss.of_predictions(z.T), z)
-
-    def partial(self, w, z, j):
-        return _like(self.slopes(z) @ self.columns[j].conj(), w)
-
-    def gradient(self, w, z):
-        return _like(self.columns.conj() @ self.slopes(z).T, w)
-
-    def move(self, z, j, move):
-        return z + jnp.multiply.outer(move, self.columns[j])
-
-
-class _SparseLinearModel(eqx.Module):
-    """The same with a sparse $X^\\top$, of whose rows only entries are read."""
-
-    loss: AbstractLinearLoss
-    columns: Any
-
-    def predictions(self, w):
-        return w.T @ self.columns if w.ndim > 1 else w @ self.columns
-
-    def slopes(self, z):
-        return tree.gradient(lambda z: self.loss.of_predictions(z.T), z)
-
-    def _column(self, j):
-        """Places and values of one column, padded to the length that is known to suffice."""
-        X = self.columns
-        length = min(X.nnz, X.shape[1])
-        start, end = X.pointers[j], X.pointers[j + 1]
-        begin = jnp.clip(start, 0, X.nnz - length)
-        cut = lambda array: jax.lax.dynamic_slice(array, (begin,), (length,))
-        index = begin + jnp.arange(length, dtype=begin.dtype)
-        there = (index >= start) & (index < end)
-        return cut(X.columns), jnp.where(there, cut(X.values), 0)
-
-    def partial(self, w, z, j):
-        places, values = self._column(j)
-        return _like(self.slopes(z)[..., places] @ values.conj(), w)
-
-    def gradient(self, w, z):
-        return _like(self.columns.conj() @ self.slopes(z).T, w)
-
-    def move(self, z, j, move):
-        places, values = self._column(j)
-        return z.at[..., places].add(jnp.multiply.outer(move, values))
-
-
-def _like(gradient, w):
-    """With complex data, the gradient in real coefficients is the real part."""
-    return gradient if jnp.iscomplexobj(w) else gradient.real
-
-
-class _General(eqx.Module):
-    """Any smooth function; there is nothing to keep."""
-
-    fun: Callable[[Array], Float[Array, ""]]
-
-    def predictions(self, w):
-        return jnp.zeros((), w.dtype)
-
-    def partial(self, w, z, j):
-        return tree.gradient(lambda block: self.fun(w.at[j].set(block)), w[j])
-
-    def gradient(self, w, z):
-        return tree.gradient(self.fun, w)
-
-    def move(self, z, j, move):
-        return z
-
-
-def _model(smooth):
-    if isinstance(smooth, AbstractLinearLoss):
-        if is_sparse(smooth.matrix):
-            if hasattr(smooth.matrix, "block"):
-                raise TypeError("coordinate descent reads columns of a matrix or a CSR, not a BCSR")
-            return _SparseLinearModel(smooth, smooth.matrix.T)
-        return _LinearModel(smooth, smooth.matrix.T)
-    return _General(smooth)
-
-
-def _bounds(lipschitz, smooth, x):
-    if not (isinstance(x, jax.Array) and x.ndim > 0):
-        raise TypeError("block coordinate descent works on the leading axis of one array")
-    dtype = tree.real_dtype(x)
-    if lipschitz is not None:
-        if lipschitz.shape not in ((), (1,), x.shape[:1]):
-            raise ValueError(
-                f"lipschitz must have one entry for each of {x.shape[0]} blocks, got shape "
-                f"{lipschitz.shape}"
-            )
-        return jnp.broadcast_to(lipschitz.astype(dtype), x.shape[:1])
-    if not isinstance(smooth, AbstractLinearLoss):
-        raise TypeError("give lipschitz: only the losses in objectives know their own bounds")
-    if smooth.curvature == float("inf"):
-        raise TypeError(f"give lipschitz: {type(smooth).__name__} has unbounded curvature")
-    bounds = smooth.coordinate_lipschitz().astype(dtype)
-    # A column of zeros never moves its block; any positive bound will do.
-    return jnp.where(bounds > 0, bounds, 1)

@@ -127,9 +127,9 @@ def _solve_squares(theta):
 
 def _finite_sum(theta):
     """Ridge regression, a few rows at a time."""
-    fit = lambda w, row: 0.5 * (row[0] @ w - row[1]) ** 2
+    fit = lambda w, row: 0.5 * ROWS * (row[0] @ w - row[1]) ** 2
     data = _cast(A, B, like=theta)
-    return jxt.FiniteSum(fit, data, prox.L2Squared(theta / ROWS), chunk=5)
+    return jxt.FiniteSum(fit, data, prox.L2Squared(theta), chunk=5)
 
 
 def _expectation(theta):

@@ -93,7 +93,13 @@ def _inclusion(d):
     return jxt.VariationalInequality(forward, prox.Box(-size, 2 * size))
 
 
+def _finite_sum(d):
+    fit = lambda x, row: 0.5 * M * (row[0] @ x - row[1]) ** 2
+    return jxt.FiniteSum(fit, (d["A"], d["b"]), prox.L1(d["theta"]))
+
+
 BUILD = {
+    jxt.FiniteSum: _finite_sum,
     jxt.AbstractInclusion: _inclusion,
     jxt.Smooth: _smooth,
     jxt.Composite: lambda d: jxt.Composite(

@@ -1,0 +1,32 @@
+"""Rows of the coordinate methods of later papers."""
+
+import jaxopt_ext as jxt
+
+from .rows import SolverRow
+
+_CODER = (
+    "Lin, Song, Diakonikolas, Accelerated Cyclic Coordinate Dual Averaging with Extrapolation for "
+    "Composite Convex Optimization, 2023, arXiv:2303.16279"
+)
+_ONE_ARRAY = {"pytree": "blocks are the entries of the leading axis of one array"}
+
+SOLVERS_COORDINATE: tuple[SolverRow, ...] = (
+    SolverRow(
+        "A-CODER",
+        "minimize.ACODER",
+        _CODER,
+        lambda: jxt.minimize.ACODER(blocks=3),
+        system=("S074",),
+        claim="minimize/acoder",
+        opt_outs=_ONE_ARRAY,
+    ),
+    SolverRow(
+        "VR-A-CODER",
+        "minimize.VRACODER",
+        _CODER,
+        lambda: jxt.minimize.VRACODER(20, blocks=3),
+        system=("S074",),
+        claim="minimize/acoder",
+        opt_outs=_ONE_ARRAY,
+    ),
+)
