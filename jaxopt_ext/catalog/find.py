@@ -22,9 +22,11 @@ from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
+from .solvers_conic import SOLVERS_CONIC
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
+    *SOLVERS_CONIC,
     *INCLUSIONS,
     *OPTIMIZERS,
     *NETWORK,

@@ -17,8 +17,13 @@ Over a set with a linear oracle:
 
 - `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
 
+Conic programs (linear, second-order cones, matrix inequalities):
+
+- `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
+  infeasible and unbounded programs.
+
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
-Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
+Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`; that of paths is `AbstractPath`.
 """
 
 from .block_coordinate import (
@@ -31,6 +36,13 @@ from .block_coordinate import (
 )
 from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
+from .interior_point import (
+    AbstractPath,
+    InteriorPoint,
+    LongStep,
+    PredictorCorrector,
+    ShortStep,
+)
 from .line_search import wolfe_line_search
 from .mirror_descent import (
     AbstractMirrorMap,
@@ -45,6 +57,7 @@ from .step_size import AbstractStepSize, Backtracking, FixedStep
 __all__ = [
     "FISTA",
     "AbstractMirrorMap",
+    "AbstractPath",
     "AbstractSelection",
     "AbstractStepSize",
     "AwayFrankWolfe",
@@ -58,10 +71,14 @@ __all__ = [
     "FrankWolfe",
     "GradientDescent",
     "GreedyCoordinateDescent",
+    "InteriorPoint",
+    "LongStep",
     "MirrorDescent",
     "PairwiseFrankWolfe",
+    "PredictorCorrector",
     "ProximalGradient",
     "Random",
+    "ShortStep",
     "Shuffled",
     "wolfe_line_search",
 ]

@@ -247,5 +247,3 @@ class SemidefiniteCones(AbstractCone[tuple[Array, Array]]):
 def symmetrized(x: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
     """$(X + X^\\top) / 2$."""
     return 0.5 * (x + _transpose(x))
-
-

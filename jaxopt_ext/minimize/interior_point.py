@@ -392,9 +392,7 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
     length = jnp.minimum(1, path.fraction.astype(dtype) / jnp.where(end > 0, end, 1e-3))
 
     dx, dy, dz, ds, d_tau, d_kappa = move
-    change = _Point(
-        dx, dy, each("unscale", w, dz), each("unscale_slack", w, ds), d_tau, d_kappa
-    )
+    change = _Point(dx, dy, each("unscale", w, dz), each("unscale_slack", w, ds), d_tau, d_kappa)
 
     def moved(length):
         new = tree.axpy(point, length, change)
@@ -430,6 +428,9 @@ def _factorized(form: _Form, refinements: int):
     H = sum((G @ G.T for G in flat), jnp.zeros((n, n), dtype))
     idle = jnp.where(form.used, 0, 1).astype(dtype)
     rounding = 30 * float(jnp.finfo(dtype).eps)
+    # A proximal term, which stays: along directions that no row sees, steps are finite.
+    proximal = 0.1 * float(jnp.finfo(dtype).eps) ** 0.5
+    H = H + proximal * jnp.eye(n, dtype=dtype)
     H = H + jnp.diag(rounding * (1 + jnp.diagonal(H)))
     if p:
         corner = -jnp.diag(idle + rounding)
@@ -450,7 +451,7 @@ def _factorized(form: _Form, refinements: int):
         def refine(_, found):
             x, y, z = found
             gaps = (
-                a - form.E.T @ y - form.adjoint(z),
+                a - proximal * x - form.E.T @ y - form.adjoint(z),
                 b - form.E @ x + idle * y,
                 jax.tree.map(lambda d, u, v: d - u + v, d, form.map(x), z),
             )
