@@ -271,7 +271,7 @@ class InteriorPoint(AbstractSolver):
     refinements: int = eqx.field(static=True, default=2)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 100
-    problems = (LinearProgram, SecondOrderConeProgram, LinearMatrixInequality)
+    problems = (SecondOrderConeProgram, LinearProgram, LinearMatrixInequality)
 
     def __check_init__(self):
         checks.instance("path", self.path, AbstractPath, "PredictorCorrector()")
@@ -348,6 +348,8 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
     scaled = _Form(form.c, form.E, form.e, form.used, G, each("scale_slack", w, form.h), cones)
     solve = _factorized(scaled, refinements)
     x2, y2, z2 = solve(-form.c, form.e, scaled.h)
+    # What -(c'x + e'y + h'z) is there, without cancellation.
+    curvature = tree.vdot(z2, z2) + _proximal(dtype) * tree.vdot((x2, y2), (x2, y2))
 
     rx = form.E.T @ y + form.adjoint(z) + form.c * tau
     ry = form.E @ x - form.e * tau
@@ -366,7 +368,7 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
         x1, y1, z1 = solve(-left * rx, -left * ry, side)
         d_kappa = tau * kappa + tau_bend - sigma * mu
         gap = jnp.vdot(form.c, x1) + jnp.vdot(form.e, y1) + tree.vdot(scaled.h, z1)
-        d_tau = (left * rt + gap - d_kappa / tau) / (tree.vdot(z2, z2) + kappa / tau)
+        d_tau = (left * rt + gap - d_kappa / tau) / (curvature + kappa / tau)
         dx, dy, dz = tree.axpy((x1, y1, z1), d_tau, (x2, y2, z2))
         ds = jax.tree.map(lambda a, b: -a - b, wanted, dz)
         return dx, dy, dz, ds, d_tau, -(d_kappa + kappa * d_tau) / tau
@@ -421,6 +423,10 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
     return tree.where(stays, point, new), decrement
 
 
+def _proximal(dtype) -> float:
+    return 0.1 * float(jnp.finfo(dtype).eps) ** 0.5
+
+
 def _factorized(form: _Form, refinements: int):
     """Solves $E^\\top y + G^\\top z = a$, $Ex = b$, $Gx - z = d$, with $G$ scaled."""
     dtype, n, p = form.c.dtype, form.c.size, form.e.size
@@ -429,11 +435,11 @@ def _factorized(form: _Form, refinements: int):
     idle = jnp.where(form.used, 0, 1).astype(dtype)
     rounding = 30 * float(jnp.finfo(dtype).eps)
     # A proximal term, which stays: along directions that no row sees, steps are finite.
-    proximal = 0.1 * float(jnp.finfo(dtype).eps) ** 0.5
+    proximal = _proximal(dtype)
     H = H + proximal * jnp.eye(n, dtype=dtype)
     H = H + jnp.diag(rounding * (1 + jnp.diagonal(H)))
     if p:
-        corner = -jnp.diag(idle + rounding)
+        corner = -jnp.diag(idle + proximal)
         matrix = jnp.block([[H, form.E.T], [form.E, corner]])
         factor = jax.scipy.linalg.lu_factor(matrix)
         inverse = lambda a, b: jnp.split(
@@ -452,7 +458,7 @@ def _factorized(form: _Form, refinements: int):
             x, y, z = found
             gaps = (
                 a - proximal * x - form.E.T @ y - form.adjoint(z),
-                b - form.E @ x + idle * y,
+                b - form.E @ x + (idle + proximal) * y,
                 jax.tree.map(lambda d, u, v: d - u + v, d, form.map(x), z),
             )
             return jax.tree.map(jnp.add, found, approximate(*gaps))

@@ -88,7 +88,8 @@ def test_paths_keep_what_they_promise():
     formula = np.log(1e6) / np.log1p(0.4 / np.sqrt(nu))
     assert 0.5 * formula < steps < 1.5 * formula
     long = jxt.solve(problem, InteriorPoint(LongStep(), tol=1e-6))
-    assert long.status == jxt.Status.converged and long.steps < steps / 5
+    assert long.status == jxt.Status.converged
+    assert long.steps < steps / 5
     np.testing.assert_allclose(long.value.primal, short.value.primal, atol=1e-5)
 
 
@@ -119,6 +120,7 @@ def test_scalings(cone):
     assert not cone.interior(point + 1.001 / reach * b)
 
 
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def test_cones_of_different_sizes_and_signs_agree_with_clarabel():
     rng = np.random.default_rng(3)
     c, lhs, rhs = rng.normal(size=4), rng.normal(size=(1, 4)), rng.normal(size=1)
@@ -128,7 +130,7 @@ def test_cones_of_different_sizes_and_signs_agree_with_clarabel():
     x = cp.Variable(4)
     rows = [cp.norm(A @ x + b) <= d for A, b, _, d in norms]
     wanted = cp.Problem(cp.Minimize(c @ x), [*rows, lhs @ x == rhs, x >= -1])
-    wanted.solve(solver=cp.CLARABEL, tol_gap_abs=1e-9, tol_gap_rel=1e-9, tol_feas=1e-9)
+    wanted.solve(solver=cp.CLARABEL, tol_gap_abs=1e-11, tol_gap_rel=1e-11, tol_feas=1e-11)
     assert solution.status == jxt.Status.converged
     np.testing.assert_allclose(solution.value.primal, x.value, atol=1e-6)
 
