@@ -424,7 +424,7 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
 
 
 def _proximal(dtype) -> float:
-    return 0.1 * float(jnp.finfo(dtype).eps) ** 0.5
+    return 1e-3 * float(jnp.finfo(dtype).eps) ** 0.5
 
 
 def _factorized(form: _Form, refinements: int):
