@@ -23,7 +23,8 @@ Conic programs (linear, second-order cones, matrix inequalities):
   infeasible and unbounded programs.
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
-Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`; that of paths is `AbstractPath`.
+Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
+`AbstractPath`.
 """
 
 from .block_coordinate import (

@@ -2,8 +2,8 @@
 
 Each has a product $\\circ$, for which it is the cone of squares, a unit $e$, and for two interior
 points $s$, $z$ the scaling of Nesterov and Todd: a linear $W$ that keeps the cone, with
-$W z = W^{-\\top} s = \\lambda$, the scaled point. The barriers whose central path $s \\circ z = \\mu e$
-is are logarithmic: $-\\sum \\log s_i$, $-\\frac12 \\log(t^2 - |v|^2)$, $-\\log\\det S$.
+$W z = W^{-\\top} s = \\lambda$, the scaled point. The barriers with the central path
+$s \\circ z = \\mu e$ are logarithmic: $-\\sum \\log s_i$, $-\\frac12 \\log(t^2 - |v|^2)$, $-\\log\\det S$.
 """
 
 import abc
@@ -114,8 +114,8 @@ class Orthant(AbstractCone[Array]):
 
 
 class SecondOrderCones(AbstractCone[tuple[Array, Array]]):
-    """$\\{(t, v) : |v| \\le t\\}$ in each row, shape `(cones, width)`. Narrower cones are padded with
-    zeros, which stay zero."""
+    """$\\{(t, v) : |v| \\le t\\}$ in each row, shape `(cones, width)`. Narrower cones are padded
+    with zeros, which stay zero."""
 
     shape: tuple[int, ...] = eqx.field(static=True)
 

@@ -49,8 +49,8 @@ class AbstractPath(eqx.Module):
 
 
 class ShortStep(AbstractPath):
-    """$\\mu \\leftarrow \\mu / (1 + r / \\sqrt{\\nu})$, a full Newton step each: it stays close to the
-    path, and takes $O(\\sqrt\\nu \\log 1/\\epsilon)$ steps, the number that theory promises.
+    """$\\mu \\leftarrow \\mu / (1 + r / \\sqrt{\\nu})$, a full Newton step each: it stays close to
+    the path, and takes $O(\\sqrt\\nu \\log 1/\\epsilon)$ steps, the number that theory promises.
 
     **Arguments:**
 
