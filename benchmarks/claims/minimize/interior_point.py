@@ -27,7 +27,13 @@ def run() -> Outcome:
         and row["predictor"] < row["long"] / 2
         for row in table
     )
-    return Outcome(table, holds, "Newton steps of one homogeneous method, three paths")
+    return Outcome(
+        table,
+        holds,
+        "Newton steps of one homogeneous method, three paths",
+        why="the count takes the gap for the error; short steps here stop on the residual of the "
+        "unscaled program and take 26 to 39 % more, the other clauses hold",
+    )
 
 
 def _race(seed):
