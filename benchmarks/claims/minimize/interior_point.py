@@ -31,7 +31,7 @@ def run() -> Outcome:
         table,
         holds,
         "Newton steps of one homogeneous method, three paths",
-        why="scale: the count takes the gap for the error; short steps here stop on the residual of the "
+        why="ours: the count takes the gap for the error; short steps here stop on the residual of the "
         "unscaled program and take 26 to 39 % more, the other clauses hold",
     )
 
