@@ -28,9 +28,16 @@ Systems of equations with bounds on the unknowns:
 - `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
   `HagerMairZhang` and `ConvexCombination`.
 - `ACODER`: cyclic blocks, accelerated; `VRACODER`: the same on finite sums, by minibatches.
+- `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
+
+Conic programs (linear, second-order cones, matrix inequalities):
+
+- `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
+  infeasible and unbounded programs.
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
-Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
+Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
+`AbstractPath`.
 """
 
 from .accelerated_newton import (
@@ -52,6 +59,7 @@ from .block_coordinate import (
 )
 from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
+from .interior_point import AbstractPath, InteriorPoint, LongStep, PredictorCorrector, ShortStep
 from .line_search import wolfe_line_search
 from .mirror_descent import (
     AbstractMirrorMap,
@@ -114,6 +122,7 @@ __all__ = [
     "AbstractHessian",
     "AbstractMirrorMap",
     "AbstractOracle",
+    "AbstractPath",
     "AbstractRegion",
     "AbstractRegularization",
     "AbstractScaling",
@@ -146,19 +155,23 @@ __all__ = [
     "HarmonicAveraging",
     "HeinkenschlossUlbrich",
     "HessianFree",
+    "InteriorPoint",
     "KanzowKlug",
     "LazyCubicNewton",
     "LocalRegularization",
+    "LongStep",
     "MirrorDescent",
     "NoisyOracle",
     "NonconvexAGD",
     "OptimalAveraging",
     "PairwiseFrankWolfe",
+    "PredictorCorrector",
     "ProximalGradient",
     "Random",
     "RegularizedNewton",
     "RootDamping",
     "ScaledDogleg",
+    "ShortStep",
     "Shuffled",
     "SparsePath",
     "SpeedRestart",

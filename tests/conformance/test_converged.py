@@ -83,6 +83,31 @@ def _program(d):
     return jxt.QuadraticProgram(A.T @ A, d["shift"], A, middle - d["bad"], middle + 1)
 
 
+def _linear_program(d):
+    """Equal bounds in half of the rows of the bad ones."""
+    A = d["A"]
+    middle = A @ d["start"]
+    upper = middle + jnp.where(jnp.arange(M) < d["bad"] * M / 2, 0, 1)
+    return jxt.LinearProgram(d["shift"] - A.T @ d["b"], A, middle - d["bad"], upper + d["bad"] - 1)
+
+
+def _second_order(d):
+    A = jnp.concatenate([d["A"], -d["map"]])
+    side = jnp.concatenate([A[:M] @ d["start"] + 1, d["shift"]])
+    cost = d["A"].T @ d["b"]
+    return jxt.SecondOrderConeProgram(cost, A, side, nonnegative=M, second_order=(2, 3))
+
+
+def _matrix_inequality(d):
+    """Often without a solution."""
+    size = 4
+    parts = d["A"][: 2 * size, :].reshape(2, size, N)
+    generators = jnp.einsum("ki,li->ikl", parts[0], parts[1])
+    generators = generators + jnp.swapaxes(generators, 1, 2)
+    constant = jnp.diag(d["shift"][:size]) * d["bad"] - jnp.eye(size)
+    return jxt.LinearMatrixInequality(d["A"].T @ d["b"], constant, generators, jnp.arange(N) < 2)
+
+
 def _inclusion(d):
     """A monotone map, affine or a little bent, on a box that may be far away; without curvature
     half of the time, and then often without a solution but on the box."""
@@ -119,6 +144,9 @@ BUILD = {
         prox.Shifted(prox.L2Squared(1.0), d["b"]), prox.L1(d["theta"]), None, -d["A"]
     ),
     jxt.QuadraticProgram: _program,
+    jxt.LinearProgram: _linear_program,
+    jxt.SecondOrderConeProgram: _second_order,
+    jxt.LinearMatrixInequality: _matrix_inequality,
 }
 
 
