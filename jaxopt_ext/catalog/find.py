@@ -3,54 +3,31 @@
 import inspect
 import pathlib
 import re
-from collections.abc import (Sequence)
+from collections.abc import Sequence
 
-from .aggregators import (AGGREGATORS)
-from .estimators import (ESTIMATORS)
-from .inclusions import (INCLUSIONS)
-from .kernels import (KERNELS)
-from .kernels_products import (KERNELS_PRODUCTS)
-from .linalg import (LINALG)
-from .linalg_sequences import (LINALG_SEQUENCES)
-from .network import (NETWORK)
-from .network_compressed import (NETWORK_COMPRESSED)
-from .network_events import (NETWORK_EVENTS)
-from .network_layers import (NETWORK_LAYERS)
-from .network_learning import (NETWORK_LEARNING)
-from .network_relatives import (NETWORK_RELATIVES)
-from .network_robust import (NETWORK_ROBUST)
-from .optimizers import (OPTIMIZERS)
-from .rows import (Row)
-from .samplers import (SAMPLERS)
-from .solvers import (SOLVERS)
-from .solvers_coordinate import (SOLVERS_COORDINATE)
-from .solvers_newton import (SOLVERS_NEWTON)
+from .rows import Row
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
+    *SOLVERS_NEWTON,
     *SOLVERS_COORDINATE,
-from .solvers_conic import (SOLVERS_CONIC)
-
-ROWS: tuple[Row, ...] = (
-    *SOLVERS,
     *SOLVERS_CONIC,
     *INCLUSIONS,
-    *SOLVERS_NEWTON,
     *OPTIMIZERS,
     *NETWORK,
     *NETWORK_LEARNING,
     *NETWORK_EVENTS,
     *NETWORK_COMPRESSED,
     *NETWORK_ROBUST,
-    *NETWORK_RELATIVES,
     *NETWORK_LAYERS,
+    *NETWORK_RELATIVES,
     *AGGREGATORS,
     *SAMPLERS,
     *ESTIMATORS,
-    *KERNELS,
-    *KERNELS_PRODUCTS,
     *LINALG,
     *LINALG_SEQUENCES,
+    *KERNELS,
+    *KERNELS_PRODUCTS,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -3,7 +3,8 @@
 Each has a product $\\circ$, for which it is the cone of squares, a unit $e$, and for two interior
 points $s$, $z$ the scaling of Nesterov and Todd: a linear $W$ that keeps the cone, with
 $W z = W^{-\\top} s = \\lambda$, the scaled point. The barriers with the central path
-$s \\circ z = \\mu e$ are logarithmic: $-\\sum \\log s_i$, $-\\frac12 \\log(t^2 - |v|^2)$, $-\\log\\det S$.
+$s \\circ z = \\mu e$ are logarithmic: $-\\sum \\log s_i$, $-\\frac12 \\log(t^2 - |v|^2)$,
+$-\\log\\det S$.
 """
 
 import abc

@@ -72,8 +72,8 @@ class ShortStep(AbstractPath):
 
 
 class LongStep(AbstractPath):
-    """$\\mu \\leftarrow \\mu / r$ at each point that is close to the path, damped Newton steps at the
-    same $\\mu$ until one is.
+    """$\\mu \\leftarrow \\mu / r$ at each point that is close to the path, damped Newton steps at
+    the same $\\mu$ until one is.
 
     **Arguments:**
 
@@ -98,8 +98,8 @@ class LongStep(AbstractPath):
 
 
 class PredictorCorrector(AbstractPath):
-    """$\\sigma = (1 - a)^3$ where $a$ is how far the step with $\\sigma = 0$ could go, whose bend is
-    then corrected. The fastest in practice, without a proof of it.
+    """$\\sigma = (1 - a)^3$ where $a$ is how far the step with $\\sigma = 0$ could go, whose bend
+    is then corrected. The fastest in practice, without a proof of it.
 
     **Reference:** Mehrotra, On the Implementation of a Primal-Dual Interior Point Method, 1992.
     """
@@ -232,13 +232,15 @@ class InteriorPoint(AbstractSolver):
     follows the central path of the homogeneous self-dual embedding
 
     $$\\begin{aligned} E^\\top y + G^\\top z + c \\tau &= \\mu r_1 & E x - e \\tau &= \\mu r_2 \\\\
-    G x + s - h \\tau &= \\mu r_3 & c^\\top x + e^\\top y + h^\\top z + \\kappa &= \\mu r_4 \\end{aligned}
+    G x + s - h \\tau &= \\mu r_3 &
+    c^\\top x + e^\\top y + h^\\top z + \\kappa &= \\mu r_4 \\end{aligned}
     \\qquad s \\circ z = \\mu e, \\quad \\tau \\kappa = \\mu$$
 
     to $\\mu = 0$ by Newton steps in the scaling of Nesterov and Todd. The point $s = z = e$,
-    $\\tau = \\kappa = 1$ is on the path, for the $r$ that it defines, whether or not the program has
-    an interior or a solution: there is no first phase. In the end $\\tau > 0$, and $(x, y, z) /
-    \\tau$ is a solution, or $\\kappa > 0$, and one of the certificates of the problem types is found.
+    $\\tau = \\kappa = 1$ is on the path, for the $r$ that it defines, whether or not the program
+    has an interior or a solution: there is no first phase. In the end $\\tau > 0$, and $(x, y, z) /
+    \\tau$ is a solution, or $\\kappa > 0$, and one of the certificates of the problem types is
+    found.
 
     The matrices are formed, and so is $G^\\top W^{-1} W^{-\\top} G$: for $n$ unknowns a step costs
     $O(n^3)$ plus $n$ scalings of cone points. Rows and columns are equilibrated first. The start's
