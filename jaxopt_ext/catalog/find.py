@@ -5,7 +5,27 @@ import pathlib
 import re
 from collections.abc import Sequence
 
+from .aggregators import AGGREGATORS
+from .estimators import ESTIMATORS
+from .inclusions import INCLUSIONS
+from .kernels import KERNELS
+from .kernels_products import KERNELS_PRODUCTS
+from .linalg import LINALG
+from .linalg_sequences import LINALG_SEQUENCES
+from .network import NETWORK
+from .network_compressed import NETWORK_COMPRESSED
+from .network_events import NETWORK_EVENTS
+from .network_layers import NETWORK_LAYERS
+from .network_learning import NETWORK_LEARNING
+from .network_relatives import NETWORK_RELATIVES
+from .network_robust import NETWORK_ROBUST
+from .optimizers import OPTIMIZERS
 from .rows import Row
+from .samplers import SAMPLERS
+from .solvers import SOLVERS
+from .solvers_conic import SOLVERS_CONIC
+from .solvers_coordinate import SOLVERS_COORDINATE
+from .solvers_newton import SOLVERS_NEWTON
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,

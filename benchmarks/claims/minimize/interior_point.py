@@ -31,8 +31,8 @@ def run() -> Outcome:
         table,
         holds,
         "Newton steps of one homogeneous method, three paths",
-        why="ours: short steps stop on the residual of the unscaled program, not on the gap that the "
-        "count is of, and take 26 to 39 % more; the other clauses hold",
+        why="ours: short steps stop on the residual of the unscaled program, not on the gap that "
+        "the count is of, and take 26 to 39 % more; the other clauses hold",
     )
 
 
