@@ -6,7 +6,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `prox`: functions with a value and a proximal operator.
 - `fixed_point`: Picard, Krasnosel'skii-Mann, Anderson, Halpern.
 - `linalg`: matrix functions, updates, solvers for sequences of systems.
-- `minimize`: gradient, proximal, coordinate and projection-free methods.
+- `minimize`: gradient, proximal, coordinate, projection-free, second-order and conic methods.
 - `games`: saddle points, equilibria, variational inequalities.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
 - `optimizers`: gradient transformations for `optax`.
