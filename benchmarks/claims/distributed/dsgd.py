@@ -71,8 +71,10 @@ def run() -> Outcome:
         f"{'holds' if saved and falls['decaying'] >= 4 else 'fails'}.",
         ""
         if holds and ends
-        else "paper: it promises the limit, and no smaller error than that of a small constant "
-        "step, which after 2000 rounds is still on its way",
+        else "paper: it promises the limit, and no rate. With the coefficient that is best after "
+        "2000 rounds, steps that decay as k^-0.8 add up to 3 by then and to 6 after 50000, and the "
+        "error falls by 2.05 alone, where 4 is asked; the constant step's, which is on its way "
+        "after 2000 rounds too, falls by 95",
     )
 
 

@@ -24,7 +24,13 @@ CLAIM = (
     "batches, the leading subspace is nearer to the recomputed one than without updates, exactly "
     "augmented and in spaces of dimension 10; on each of 3 seeds."
 )
-SETTINGS = "Nothing is chosen: sizes are those of the claim, seeds 0 to 2."
+SETTINGS = (
+    "Sizes are those of the claim. After a profile on seed 0, which was then a reported one, the "
+    "graph was made smaller, from 1250 nodes to 850 and from batches of 20 to 12, the chances of "
+    "an edge raised from 0.01, and 0.05 more within a block, to 0.02 and 0.06, and columns drawn "
+    "in another way, so that the claim takes less time. Seeds 1000 to 1002, in one run; runs "
+    "before reported 0 to 2."
+)
 
 ALONE = True
 
@@ -36,7 +42,7 @@ BLOCKS, NODES, FIRST, BATCH = 4, 850, 250, 12
 def run() -> Outcome:
     with jax.enable_x64(True):
         update = jax.jit(lambda svd, E: svd.add_rows(E), donate_argnums=0)
-        table = [_row(seed, update) for seed in range(3)]
+        table = [_row(seed, update) for seed in range(1000, 1003)]
     holds = all(
         r["gap"] <= 1e-10
         and r["not orthonormal"] <= 1e-9
