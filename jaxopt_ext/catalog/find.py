@@ -23,12 +23,14 @@ from .optimizers import OPTIMIZERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
+from .solvers_free import SOLVERS_FREE
 from .solvers_newton import SOLVERS_NEWTON
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
     *INCLUSIONS,
     *SOLVERS_NEWTON,
+    *SOLVERS_FREE,
     *OPTIMIZERS,
     *NETWORK,
     *NETWORK_LEARNING,

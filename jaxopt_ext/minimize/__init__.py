@@ -28,6 +28,12 @@ Systems of equations with bounds on the unknowns:
 - `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
   `HagerMairZhang` and `ConvexCombination`.
 
+By function values alone, many minima or kinks:
+
+- `ConsensusBased`: particles that drift to their consensus point, with `Anisotropic` or `Isotropic`
+  noise. `ConsensusHopping`: fresh samples around it, close to a proximal step. `laplace_mean` is
+  the consensus point of both.
+
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`.
 """
@@ -47,6 +53,14 @@ from .block_coordinate import (
     GreedyCoordinateDescent,
     Random,
     Shuffled,
+)
+from .consensus_based import (
+    AbstractNoise,
+    Anisotropic,
+    ConsensusBased,
+    ConsensusHopping,
+    Isotropic,
+    laplace_mean,
 )
 from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
@@ -109,6 +123,7 @@ __all__ = [
     "AbstractDamping",
     "AbstractHessian",
     "AbstractMirrorMap",
+    "AbstractNoise",
     "AbstractOracle",
     "AbstractRegion",
     "AbstractRegularization",
@@ -117,11 +132,14 @@ __all__ = [
     "AbstractStepSize",
     "AcceleratedCubicNewton",
     "AcceleratedTensor",
+    "Anisotropic",
     "ArmijoDamping",
     "AwayFrankWolfe",
     "Backtracking",
     "BlockCoordinateDescent",
     "ColemanLi",
+    "ConsensusBased",
+    "ConsensusHopping",
     "ConvexCombination",
     "Cyclic",
     "DampedNewton",
@@ -142,6 +160,7 @@ __all__ = [
     "HarmonicAveraging",
     "HeinkenschlossUlbrich",
     "HessianFree",
+    "Isotropic",
     "KanzowKlug",
     "LazyCubicNewton",
     "LocalRegularization",
@@ -162,6 +181,7 @@ __all__ = [
     "SubsampledOracle",
     "SuperUniversalRegularization",
     "UniversalDamping",
+    "laplace_mean",
     "marginal_slopes",
     "sparse_path",
     "wolfe_line_search",
