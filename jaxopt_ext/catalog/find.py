@@ -25,11 +25,13 @@ from .samplers import SAMPLERS
 from .solvers import SOLVERS
 from .solvers_conic import SOLVERS_CONIC
 from .solvers_coordinate import SOLVERS_COORDINATE
+from .solvers_free import SOLVERS_FREE
 from .solvers_newton import SOLVERS_NEWTON
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
     *SOLVERS_NEWTON,
+    *SOLVERS_FREE,
     *SOLVERS_COORDINATE,
     *SOLVERS_CONIC,
     *INCLUSIONS,

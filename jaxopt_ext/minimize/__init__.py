@@ -25,8 +25,6 @@ Over a set with a linear oracle:
 
 Systems of equations with bounds on the unknowns:
 
-- `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
-  `HagerMairZhang` and `ConvexCombination`.
 - `ACODER`: cyclic blocks, accelerated; `VRACODER`: the same on finite sums, by minibatches.
 - `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
 
@@ -34,6 +32,14 @@ Conic programs (linear, second-order cones, matrix inequalities):
 
 - `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
   infeasible and unbounded programs.
+- `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
+  `HagerMairZhang` and `ConvexCombination`.
+
+By function values alone, many minima or kinks:
+
+- `ConsensusBased`: particles that drift to their consensus point, with `Anisotropic` or `Isotropic`
+  noise. `ConsensusHopping`: fresh samples around it, close to a proximal step. `laplace_mean` is
+  the consensus point of both.
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
@@ -56,6 +62,14 @@ from .block_coordinate import (
     GreedyCoordinateDescent,
     Random,
     Shuffled,
+)
+from .consensus_based import (
+    AbstractNoise,
+    Anisotropic,
+    ConsensusBased,
+    ConsensusHopping,
+    Isotropic,
+    laplace_mean,
 )
 from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
@@ -121,6 +135,7 @@ __all__ = [
     "AbstractDamping",
     "AbstractHessian",
     "AbstractMirrorMap",
+    "AbstractNoise",
     "AbstractOracle",
     "AbstractPath",
     "AbstractRegion",
@@ -130,11 +145,14 @@ __all__ = [
     "AbstractStepSize",
     "AcceleratedCubicNewton",
     "AcceleratedTensor",
+    "Anisotropic",
     "ArmijoDamping",
     "AwayFrankWolfe",
     "Backtracking",
     "BlockCoordinateDescent",
     "ColemanLi",
+    "ConsensusBased",
+    "ConsensusHopping",
     "ConvexCombination",
     "Cyclic",
     "DampedNewton",
@@ -156,6 +174,7 @@ __all__ = [
     "HeinkenschlossUlbrich",
     "HessianFree",
     "InteriorPoint",
+    "Isotropic",
     "KanzowKlug",
     "LazyCubicNewton",
     "LocalRegularization",
@@ -179,6 +198,7 @@ __all__ = [
     "SubsampledOracle",
     "SuperUniversalRegularization",
     "UniversalDamping",
+    "laplace_mean",
     "marginal_slopes",
     "sparse_path",
     "wolfe_line_search",
