@@ -20,6 +20,7 @@ from .network_learning import NETWORK_LEARNING
 from .network_relatives import NETWORK_RELATIVES
 from .network_robust import NETWORK_ROBUST
 from .optimizers import OPTIMIZERS
+from .parallel_and_layers import PARALLEL_AND_LAYERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
@@ -31,6 +32,7 @@ from .solvers_newton import SOLVERS_NEWTON
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
     *SOLVERS_NEWTON,
+    *PARALLEL_AND_LAYERS,
     *SOLVERS_FREE,
     *SOLVERS_COORDINATE,
     *SOLVERS_CONIC,

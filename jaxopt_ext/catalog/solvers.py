@@ -86,6 +86,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "fixed_point.Picard",
         "Picard 1890; Banach 1922",
         lambda: jxt.fixed_point.Picard(),
+        opt_outs={"problems": "Feedforward: nothing but the map is looked at"},
         claim="fixed_point/picard",
     ),
     SolverRow(
@@ -112,6 +113,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "Zhang, O'Donoghue, Boyd, Globally Convergent Type-I Anderson Acceleration, 2020, "
         "arXiv:1808.03971",
         lambda: jxt.fixed_point.Anderson(),
+        opt_outs={"problems": "Feedforward: nothing but the map is looked at"},
         claim="fixed_point/anderson",
     ),
     SolverRow(

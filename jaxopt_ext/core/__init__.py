@@ -6,6 +6,7 @@
   `minibatches` asks other problems in the same way.
 - Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
   `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
+- States that are each computed from those before: `Feedforward`.
 - Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
 - Equilibria: `Inclusion`, `VariationalInequality`, `MinMax`, `Game`, `FiniteSumInclusion`, each an
   `AbstractInclusion`; `as_inclusion` makes one of others.
@@ -23,6 +24,7 @@ from .bounded_root import BoundedRootFinding
 from .bounds import Bounds
 from .closure import hoist
 from .conic import LinearMatrixInequality, LinearProgram, SecondOrderConeProgram
+from .feedforward import Feedforward
 from .finite_sum import (
     AbstractExpectation,
     AbstractSampling,
@@ -76,6 +78,7 @@ __all__ = [
     "Constrained",
     "EqualityConstrained",
     "Expectation",
+    "Feedforward",
     "FiniteSum",
     "FiniteSumInclusion",
     "FixedPoint",

@@ -8,6 +8,11 @@
   `RecordedSchedule`, of blocks in `Cyclic` or `Random` order. Maps `ProximalCoordinateMap`,
   `ConsensusMap`, `GossipMap`; `delay_free_margin` of the constants that `block_lipschitz` estimates
   says whether delays can hurt.
+- `Feedforward` problems, each state from those before it, in fewer rounds than states: `Jacobi`,
+  all at once; `JacobiGaussSeidel`, blocks at once; `GaussSeidelJacobi`, a window at a time, for
+  less memory; `GaussSeidel`, the sequential computation; `ScanNewton`, the fewest rounds, for small
+  states of a `recurrence`. Others by `backprop`, `autoregressive`, `dense_block`; `Recurrence` is
+  the map. `UnitTriangular` is the linear solve of their derivatives by the same iteration.
 - `fixed_point_of`: the map of a splitting method, so that the above accelerate it.
 """
 
@@ -31,6 +36,19 @@ from .degas import (
     block_lipschitz,
     delay_free_margin,
 )
+from .feedforward import (
+    GaussSeidel,
+    GaussSeidelJacobi,
+    Jacobi,
+    JacobiGaussSeidel,
+    Recurrence,
+    ScanNewton,
+    UnitTriangular,
+    autoregressive,
+    backprop,
+    dense_block,
+    recurrence,
+)
 from .operator import fixed_point_of
 from .picard import Halpern, KrasnoselskiiMann, Picard
 
@@ -43,16 +61,27 @@ __all__ = [
     "ConstantDelay",
     "Cyclic",
     "DelayAgnostic",
+    "GaussSeidel",
+    "GaussSeidelJacobi",
     "GossipMap",
     "GrowingDelay",
     "Halpern",
+    "Jacobi",
+    "JacobiGaussSeidel",
     "KrasnoselskiiMann",
     "Picard",
     "ProximalCoordinateMap",
     "Random",
     "RecordedSchedule",
+    "Recurrence",
+    "ScanNewton",
     "UniformDelay",
+    "UnitTriangular",
+    "autoregressive",
+    "backprop",
     "block_lipschitz",
     "delay_free_margin",
+    "dense_block",
     "fixed_point_of",
+    "recurrence",
 ]

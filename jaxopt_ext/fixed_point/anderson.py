@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
-from ..core import AbstractSolver, FixedPoint, Scalar, checks, ring, scalar_field, tree
+from ..core import AbstractSolver, Feedforward, FixedPoint, Scalar, checks, ring, scalar_field, tree
 from .picard import apply, mix
 
 
@@ -54,7 +54,7 @@ class Anderson(AbstractSolver):
     safeguard: Scalar = scalar_field(1e6)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
-    problems = (FixedPoint,)
+    problems = (FixedPoint, Feedforward)
 
     def __check_init__(self):
         checks.count("history", self.history)

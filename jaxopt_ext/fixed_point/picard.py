@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from ..core import AbstractSolver, FixedPoint, Scalar, checks, scalar_field, tree
+from ..core import AbstractSolver, Feedforward, FixedPoint, Scalar, checks, scalar_field, tree
 
 
 def residual_norm(x: PyTree[Array], mapped: PyTree[Array]) -> Float[Array, ""]:
@@ -63,7 +63,7 @@ class Picard(AbstractMappedSolver):
 
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
-    problems = (FixedPoint,)
+    problems = (FixedPoint, Feedforward)
 
     def step(self, problem, x, state):
         return _arrive(problem, state.mapped)

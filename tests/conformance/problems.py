@@ -191,6 +191,17 @@ def _solve_root(theta):
     return scipy.optimize.root(fun, np.zeros(COLUMNS), tol=1e-14).x
 
 
+def _cell(s, u):
+    return jnp.sin(1.5 * s) + u
+
+
+def _solve_recurrence(theta):
+    states = [0.3]
+    for u in theta:
+        states.append(np.sin(1.5 * states[-1]) + u)
+    return np.array(states[1:])
+
+
 CORNER = np.array([[2.0, -1, 0, 0, 0], [1, 2, 0, 1, 0], [0, 0, 1, -1, 0], [0, 1, 0, 2, 0], [0] * 5])
 CORNER[4] = [1, 0, 0, 0, 3]
 STRETCH = np.eye(COLUMNS) + 0.3 * CORNER
@@ -361,6 +372,12 @@ CASES: dict[type, Case] = {
         pytree=lambda theta: jxt.FixedPoint(
             lambda t: _split(jnp.asarray(CONTRACTION, theta.dtype) @ _join(t) + theta)
         ),
+    ),
+    jxt.Feedforward: Case(
+        lambda theta: jxt.fixed_point.recurrence(_cell, theta, jnp.asarray(0.3, theta.dtype)),
+        _zeros,
+        _solve_recurrence,
+        np.linspace(-0.7, 0.6, COLUMNS),
     ),
     jxt.RootFinding: Case(
         lambda theta: jxt.RootFinding(_root(theta)),

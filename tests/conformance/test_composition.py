@@ -30,6 +30,7 @@ SOLVERS = {
     jxt.Composite: FIRST_ORDER,
     jxt.Constrained: FIRST_ORDER,
     jxt.FixedPoint: jxt.fixed_point.Anderson(tol=1e-11),
+    jxt.Feedforward: jxt.fixed_point.Jacobi(tol=1e-11),
     jxt.RootFinding: jxt.adapters.Optimistix(optx.Newton(rtol=1e-12, atol=1e-12), tol=1e-9),
     jxt.LeastSquares: jxt.adapters.Optax(
         optax.lbfgs(linesearch=jxt.minimize.wolfe_line_search()), tol=1e-10
@@ -53,6 +54,7 @@ SOLVERS = {
     jxt.FiniteSumInclusion: EXTRAGRADIENT,
 }
 ALIKE = {
+    jxt.Feedforward,
     jxt.Expectation,
     jxt.EqualityConstrained,
     jxt.BoundedRootFinding,

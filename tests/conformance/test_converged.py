@@ -67,6 +67,16 @@ def _root(d):
     )
 
 
+def _feedforward(d):
+    """A recurrence; expansions of large numbers too."""
+
+    def cell(s, u):
+        return u[0] * (s + 0.5 * d["bad"] * jnp.sin(s)) + u[1]
+
+    inputs = jnp.stack([N * d["map"][:, 0], d["shift"]], axis=1)
+    return jxt.fixed_point.recurrence(cell, inputs, d["theta"][0])
+
+
 def _bounded_root(d):
     """Some with the root outside of the box, or none."""
     lower = jnp.where(d["theta"] > jnp.median(d["theta"]), -jnp.inf, d["start"] - 1)
@@ -134,6 +144,7 @@ BUILD = {
     jxt.FixedPoint: lambda d: jxt.FixedPoint(
         lambda x: d["map"] @ (x + 0.5 * d["bad"] * jnp.sin(x)) + d["shift"]
     ),
+    jxt.Feedforward: _feedforward,
     jxt.RootFinding: _root,
     jxt.BoundedRootFinding: _bounded_root,
     jxt.LeastSquares: _least_squares,
