@@ -16,6 +16,7 @@ Smooth plus proximable, or over a set one can project on:
 - `ProximalGradient`: its plain form; on a `Constrained` problem, projected gradient.
 - `BlockCoordinateDescent`: sparse linear models, with `Cyclic`, `Shuffled` or `Random` order;
   `GreedyCoordinateDescent`: very sparse ones.
+- `ACODER`: cyclic blocks, accelerated; `VRACODER`: the same on finite sums, by minibatches.
 - `NonconvexAGD`: SCAD and MCP, with `sparse_path` along a sequence of penalties.
 - `MirrorDescent`: geometries other than the Euclidean, the simplex above all.
 
@@ -25,15 +26,13 @@ Over a set with a linear oracle:
 
 Systems of equations with bounds on the unknowns:
 
-- `ACODER`: cyclic blocks, accelerated; `VRACODER`: the same on finite sums, by minibatches.
-- `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
+- `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
+  `HagerMairZhang` and `ConvexCombination`.
 
 Conic programs (linear, second-order cones, matrix inequalities):
 
 - `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
   infeasible and unbounded programs.
-- `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
-  `HagerMairZhang` and `ConvexCombination`.
 
 By function values alone, many minima or kinks:
 
