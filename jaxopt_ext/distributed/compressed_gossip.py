@@ -95,14 +95,14 @@ class CompressedGossip(AbstractNetworkAlgorithm):
         inner_key, key = jax.random.split(key)
 
         def start(inner_key):
-            talk = _Talk(network, lambda _, x: (x, x))
+            talk: Any = _Talk(network, lambda _, x: (x, x))
             inner = self.algorithm.init(params, batch, talk, inner_key)
             if talk.after:
                 raise TypeError(f"{type(self.algorithm).__name__} talks before its first round")
             return inner
 
         def told(inner, inner_key):
-            talk = _Talk(network, lambda _, x: (x, x))
+            talk: Any = _Talk(network, lambda _, x: (x, x))
             self.algorithm.round(inner, batch, talk, inner_key)
             return tuple(talk.after)
 
@@ -119,7 +119,7 @@ class CompressedGossip(AbstractNetworkAlgorithm):
             own = jax.random.fold_in(key, k)
             return self.gossip.round(x, state.talk[k], network, own)
 
-        talk = _Talk(network, step)
+        talk: Any = _Talk(network, step)
         inner = self.algorithm.round(state.inner, batch, talk, inner_key)
         return _State(inner.params, inner, tuple(talk.after))
 

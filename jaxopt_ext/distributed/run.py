@@ -116,7 +116,7 @@ _PLAIN = int | float | complex | str | bytes | type | types.ModuleType | types.B
 
 def _measurement(metric, state_metric):
     """What is recorded of a state, compiled once for metrics made by the same line of code."""
-    metrics = hoist((metric, state_metric))
+    first, second = metrics = hoist((metric, state_metric))
     # Nobody can tell whether another object still holds what it held: for each run anew. So too
     # where a metric wants closed-over arrays of numpy as they are, and not traced.
     anew = eqx.filter_jit(lambda state: _observe(metric, state_metric, state))
@@ -126,7 +126,7 @@ def _measurement(metric, state_metric):
 
     def measure(state):
         try:
-            return _measure(*metrics, state)
+            return _measure(first, second, state)
         except TypeError:
             return anew(state)
 

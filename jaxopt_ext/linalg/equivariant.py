@@ -8,8 +8,10 @@ $O(n^k + n^l)$ in place of $n^{k+l}$.
 
 import abc
 import dataclasses
+import functools
 import itertools
 import math
+import operator
 from collections.abc import Iterator, Sequence
 
 import equinox as eqx
@@ -434,7 +436,8 @@ class EquivariantLinear(eqx.Module):
             order, target = _targets(diagram)
             mixed = jnp.transpose(mixed, (*range(lead), *(lead + i for i in order)))
             sums[target] = sums[target] + mixed if target in sums else mixed
-        y = sum(_expand(target, z, self.n, form, lead) for target, z in sums.items())
+        parts = [_expand(target, z, self.n, form, lead) for target, z in sums.items()]
+        y = functools.reduce(operator.add, parts)
         if self.bias is not None:
             for diagram, weight in zip(self.biases, self.bias, strict=True):
                 one = jnp.ones((), self.bias.dtype)

@@ -1,8 +1,10 @@
 """Products of long matrices from few of their rows, by Monte Carlo and multilevel Monte Carlo."""
 
 import abc
+import functools
 import itertools
 import math
+import operator
 from typing import NamedTuple
 
 import equinox as eqx
@@ -279,7 +281,8 @@ class MultilevelProduct(eqx.Module):
         checks.positive("costs", C)
         if (variance is None) == (budget is None):
             raise ValueError("give either a variance or a budget")
-        if budget is not None:
+        if variance is None:
+            assert budget is not None
             if not np.sum(C) <= budget:
                 raise ValueError(f"one row of each level costs {np.sum(C):g}, got budget {budget}")
             share = np.sqrt(V / C)
@@ -315,8 +318,8 @@ class MultilevelProduct(eqx.Module):
         for number in allocation:
             checks.count("allocation", number, 0)
         parts = [p for p in self._parts(key, A, B, allocation) if p is not None]
-        value = sum(mean for mean, _ in parts)
-        variance = sum(variance for _, variance in parts)
+        value = functools.reduce(operator.add, [mean for mean, _ in parts])
+        variance = functools.reduce(operator.add, [variance for _, variance in parts])
         dtype = jnp.result_type(A, B)
         shape = (*A.shape[1:], *B.shape[1:])
         value, variance = value.reshape(shape).astype(dtype), variance.astype(dtype)

@@ -336,6 +336,10 @@ class Binned(AbstractPolicy):
     high: Scalar = scalar_field(1.0)
     num_bins: int = eqx.field(static=True, default=5)
 
+    # Written out, since type checkers would ask for `grid`, which here is a property.
+    def __init__(self, policy: AbstractPolicy, low: Any = -1.0, high: Any = 1.0, num_bins: int = 5):
+        self.policy, self.low, self.high, self.num_bins = policy, low, high, num_bins
+
     def __check_init__(self):
         checks.instance("policy", self.policy, AbstractPolicy, "TsallisINF(grid)")
         _check_range(self.low, self.high)

@@ -341,7 +341,8 @@ def sqrtm_pair(
     **Reference:** Song, Sebe, Wang, Fast Differentiable Matrix Square Root and Inverse Square Root,
     2022, arXiv:2201.12543.
     """
-    return _checked(A, method, backward, (0, 1))
+    root, inverse = _checked(A, method, backward, (0, 1))
+    return root, inverse
 
 
 def root_residual(A: Float[Array, "*b n n"], root: Float[Array, "*b n n"]) -> Float[Array, "*b"]:

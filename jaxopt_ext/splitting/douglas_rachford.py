@@ -112,8 +112,8 @@ class DouglasRachford(AbstractSplittingSolver):
         if hasattr(smooth, "prox"):
             first = _FunctionProx(smooth, self.step_size)
         elif isinstance(smooth, SquaredLoss):
-            X, y = smooth.matrix, smooth.targets
-            X = X.todense() if is_sparse(X) else X
+            matrix: Any = smooth.matrix
+            X, y = matrix.todense() if is_sparse(matrix) else matrix, smooth.targets
             n, d = X.shape
             step = self.step_size.astype(X.dtype)
             system = jnp.eye(d, dtype=X.dtype) + (step / n) * X.T @ X

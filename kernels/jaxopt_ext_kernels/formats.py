@@ -7,6 +7,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, Num
 
 from ._chunks import sum_rows
@@ -150,7 +151,8 @@ class CSR(eqx.Module):
         import scipy.sparse as sp
 
         coo = sp.coo_array(matrix)
-        return cls.from_coo(coo.data, *coo.coords, coo.shape, nnz=nnz)
+        rows, columns = coo.coords
+        return cls.from_coo(coo.data, rows, columns, coo.shape, nnz=nnz)
 
     def to_scipy(self) -> Any:
         """As `scipy.sparse.csr_array`, without padding."""
@@ -397,7 +399,7 @@ class BCSR(eqx.Module):
         if min(r, c) < 1:
             raise ValueError(f"bad block {(r, c)}")
         places = known_places(matrix)
-        orders = [None, None]
+        orders: list[Permutation | None] = [None, None]
         for axis, order in enumerate((row_order, column_order)):
             if order is not None:
                 order = getattr(order, "order", order)
@@ -493,7 +495,7 @@ def known_places(matrix: CSR) -> list[np.ndarray]:
     **Raises:** `TypeError` if they are traced.
     """
     arrays = matrix.pointers, matrix.rows, matrix.columns
-    if any(isinstance(a, jax.core.Tracer) for a in arrays):
+    if any(isinstance(a, Tracer) for a in arrays):
         raise TypeError("the places of entries are traced: do this outside of jit, vmap and grad")
     pointers, *places = map(np.asarray, arrays)
     return [indices[: pointers[-1]].astype(np.int64) for indices in places]
@@ -502,7 +504,7 @@ def known_places(matrix: CSR) -> list[np.ndarray]:
 def _host_if_known(values):
     """On the host, where sums and sorts compile nothing, unless traced."""
     values = jnp.asarray(values)
-    return values if isinstance(values, jax.core.Tracer) else np.asarray(values)
+    return values if isinstance(values, Tracer) else np.asarray(values)
 
 
 def _sums(values, places, shape):

@@ -332,7 +332,7 @@ def _by_place(shape, rows, first, row, column):
     index = jnp.arange(size, dtype=jnp.int32)
     bits = (size - 1).bit_length()
     largest = (rows + 1) * wide << bits
-    for kind in (jnp.uint32, jnp.uint64) if jax.config.jax_enable_x64 else (jnp.uint32,):
+    for kind in (jnp.uint32, jnp.uint64) if jax.config.read("jax_enable_x64") else (jnp.uint32,):
         if largest < 1 << jnp.iinfo(kind).bits:
             local = jnp.minimum(row - first, rows).astype(kind)
             key = (local * kind(wide) + column.astype(kind)) << kind(bits)

@@ -220,7 +220,9 @@ def _tpu_call(tile, matrix, dense, *, interpret=False):
     ]
 
     def add(total, piece):
-        return call(total, *piece, dense, jax.ShapeDtypeStruct(shape, out_dtype)), None
+        rows, columns, values = piece
+        out_shape = jax.ShapeDtypeStruct(shape, out_dtype)
+        return call(total, rows, columns, values, dense, out_shape), None
 
     return jax.lax.scan(add, jnp.zeros(shape, out_dtype), tuple(lists))[0]
 

@@ -281,7 +281,10 @@ class Int8Conv2dCase(AbstractKernelCase):
         return self._make(0, (2, 32, 16, 16), (64, 32, 3, 3))
 
     def call(self, *arguments, implementation: Implementation = None):
-        return int8_conv2d(*arguments, self.stride, self.padding, implementation=implementation)
+        images, filters = arguments
+        return int8_conv2d(
+            images, filters, self.stride, self.padding, implementation=implementation
+        )
 
     def reference(self, *arguments):
         x, w = (np.asarray(a, np.int64) for a in arguments)

@@ -28,7 +28,7 @@ def _skip(row, check):
 
 @EACH
 @BODIES
-@pytest.mark.parametrize("draws", [6, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("draws", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_equals_the_dense_reference(row, implementation, draws):
     case = row.example()
 
@@ -44,7 +44,7 @@ def test_equals_the_dense_reference(row, implementation, draws):
 
 @EACH
 @BODIES
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_types_are_kept(row, implementation, dtype):
     _skip(row, "types")
     case = row.example()

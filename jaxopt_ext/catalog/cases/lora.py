@@ -23,7 +23,8 @@ class LowRankAttentionCase(AbstractFunctionCase):
         return tuple(jnp.asarray(0.2 * rng.normal(size=shape), dtype) for shape in shapes)
 
     def call(self, *arguments):
-        return linalg.low_rank_attention(*arguments, 8)
+        Q, K, V = arguments
+        return linalg.low_rank_attention(Q, K, V, 8)
 
     def reference(self, *arguments):
         Q, K, V = (np.asarray(a, np.float64) for a in arguments)
