@@ -268,7 +268,9 @@ class InteriorPoint(AbstractSolver):
     Solvers, 2010.
     """
 
-    path: AbstractPath = PredictorCorrector()
+    path: AbstractPath = eqx.field(  # made when asked for: an import makes no arrays
+        default_factory=lambda: PredictorCorrector()
+    )
     infeasible_tol: Scalar = scalar_field(1e-8)
     refinements: int = eqx.field(static=True, default=2)
     tol: Scalar = scalar_field(1e-6)

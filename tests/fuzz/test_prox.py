@@ -143,6 +143,7 @@ CASES = {
     "MCP, complex": Case(lambda w: prox.MCP(w), dtype=complex),
 }
 NOT_HERE = {
+    "AbstractFoldedConcave": "a contract",
     "AbstractFunction": "a contract",
     "AbstractSet": "a contract",
     "simplex_threshold": "a number, not a prox",
