@@ -39,18 +39,19 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
         return eqx.tree_deserialise_leaves(file, like, _read)
 
 
-def _is_key(leaf: Any) -> bool:
+def is_key(leaf: Any) -> bool:
+    """Whether this is an array of random keys."""
     return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def _write(file: BinaryIO, leaf: Any) -> None:
     # equinox writes the numbers of old keys only
-    data = jax.random.key_data(leaf) if _is_key(leaf) else leaf
+    data = jax.random.key_data(leaf) if is_key(leaf) else leaf
     eqx.default_serialise_filter_spec(file, data)
 
 
 def _read(file: BinaryIO, like: Any) -> Any:
-    if not _is_key(like):
+    if not is_key(like):
         return eqx.default_deserialise_filter_spec(file, like)
     data = eqx.default_deserialise_filter_spec(file, jax.random.key_data(like))
     return jax.random.wrap_key_data(data, impl=jax.random.key_impl(like))

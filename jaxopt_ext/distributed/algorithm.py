@@ -7,6 +7,7 @@ from typing import Any
 
 import equinox as eqx
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..core import checks, tree
@@ -24,6 +25,12 @@ def model_bits(params: PyTree[Array]) -> int:
 def node_gradients(loss: Loss, params: PyTree[Array], batch: PyTree[Array]) -> PyTree[Array]:
     """The gradient of each node's loss on its own batch, both stacked over the nodes."""
     return jax.vmap(lambda p, b: tree.gradient(lambda q: loss(q, b), p))(params, batch)
+
+
+def at_each_node(value: PyTree[Array], like: PyTree[Array]) -> PyTree[Array]:
+    """The same at each local node, of which there are as many as `like` has rows."""
+    local = len(jax.tree.leaves(like)[0])
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (local, *a.shape)), value)
 
 
 class AbstractNetworkAlgorithm(eqx.Module):

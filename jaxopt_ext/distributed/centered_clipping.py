@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
 from ..core import Scalar, checks, scalar_field
-from .algorithm import AbstractGradientAlgorithm, Loss, model_bits
+from .algorithm import AbstractGradientAlgorithm, Loss, at_each_node, model_bits
 from .attacks.attack import AbstractAttack, honest_nodes, nodes
 from .robust import AbstractAggregator
 
@@ -84,7 +84,7 @@ class RobustSGD(AbstractGradientAlgorithm):
         zeros = jax.tree.map(jnp.zeros_like, params)
         memory = None
         if self.attack is not None:
-            memory = _spread(self.attack.init(_first(params), key), params)
+            memory = at_each_node(self.attack.init(_first(params), key), params)
         rounds = jnp.zeros_like(network.index(), jnp.int32)
         return _State(params, zeros, zeros, memory, rounds)
 
@@ -103,13 +103,13 @@ class RobustSGD(AbstractGradientAlgorithm):
             everything, memory = self.attack.corrupt(
                 everything, self.faulty, adversary, _first(state.attack), own
             )
-            memory = _spread(memory, momentum)
+            memory = at_each_node(memory, momentum)
             messages = jax.tree.map(network.local, everything)
         mask = None if self.arrived is None else self.arrived(arrival, network.size)
         center = self.aggregator.aggregate_over(
             network, messages, _first(state.center), None, draws, mask
         )
-        center = _spread(center, momentum)
+        center = at_each_node(center, momentum)
         params = self.descend(state.params, center)
         return _State(params, momentum, center, memory, state.rounds + 1)
 
@@ -143,9 +143,3 @@ def _average(weight, old, new, rounds):
 def _first(stacked):
     """What all nodes hold alike, once."""
     return jax.tree.map(lambda a: a[0], stacked)
-
-
-def _spread(value, like):
-    """The same at each local node."""
-    local = len(jax.tree.leaves(like)[0])
-    return jax.tree.map(lambda a: jnp.broadcast_to(a, (local, *a.shape)), value)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ..core import Scalar, checks, loops, scalar_field, tree
-from .algorithm import AbstractNetworkAlgorithm, Loss, model_bits
+from .algorithm import AbstractNetworkAlgorithm, Loss, at_each_node, model_bits
 from .attacks.attack import AbstractAttack, honest_nodes, nodes
 from .network import Network
 from .robust import NNA, AbstractAggregator, TrimmedMean
@@ -301,7 +301,7 @@ def _memory(algorithm, params, key):
     if algorithm.attack is None:
         return None
     row = jax.tree.map(lambda a: a[0], params)
-    return _spread(algorithm.attack.init(row, key), params)
+    return at_each_node(algorithm.attack.init(row, key), params)
 
 
 def _rounds(network: Network):
@@ -330,11 +330,6 @@ def _descend(params, step, direction):
     return jax.tree.map(lambda a, d: a - step.astype(a.dtype) * d, params, direction)
 
 
-def _spread(value, like):
-    local = len(jax.tree.leaves(like)[0])
-    return jax.tree.map(lambda a: jnp.broadcast_to(a, (local, *a.shape)), value)
-
-
 def _talk(algorithm, network, values, rule, memory, key, sent=None):
     """One exchange: each good node's result of the rule, and what the bad ones sent."""
     adversary, arrival, draws = jax.random.split(key, 3)
@@ -346,7 +341,7 @@ def _talk(algorithm, network, values, rule, memory, key, sent=None):
     if algorithm.attack is not None:
         first = jax.tree.map(lambda a: a[0], memory)
         rows, first = algorithm.attack.corrupt(rows, faulty, adversary, first)
-        memory = _spread(first, values)
+        memory = at_each_node(first, values)
         values = jax.tree.map(network.local, rows)
     masks = _arrivals(network, faulty, _missing(algorithm), arrival)
 

@@ -6,7 +6,6 @@ import pathlib
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jaxtyping import PyTree
@@ -88,12 +87,8 @@ class Checkpoints:
         return _from_host(stored, state, whole), done, history
 
 
-def _is_key(leaf: Any) -> bool:
-    return isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
 def _numbers(tree: PyTree) -> PyTree:
-    return jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, tree)
+    return jax.tree.map(lambda a: jax.random.key_data(a) if files.is_key(a) else a, tree)
 
 
 def _starts(leaf: jax.Array) -> list[int]:
@@ -142,7 +137,7 @@ def _from_host(tree: PyTree, like: PyTree, whole: bool) -> PyTree:
     def leaf(value, twin):
         if not isinstance(twin, jax.Array):
             return value
-        key, impl = _is_key(twin), None
+        key, impl = files.is_key(twin), None
         if key:
             impl, twin = jax.random.key_impl(twin), jax.random.key_data(twin)
         if twin.is_fully_addressable:

@@ -148,10 +148,14 @@ def _measured(solver, flat, x, gradient, state):
     return loops.while_loop(lambda carry: carry[0], look, (due, state.error))[1]
 
 
-def _restarted(solver, state, x, terms):
+def _advanced(state, y, slope, scales, key, error):
+    """The state after a step."""
+    age, steps = state.age + 1, state.steps + 1
+    return _State(y, state.center, slope, scales, age, state.radius, steps, key, error)
+
+
+def _restarted(state, x, terms):
     """Begin anew from `x` with half the radius, where that has been reached."""
-    if solver.strong_convexity is None:
-        return state
     due = state.age >= jnp.ceil(jnp.max(jnp.stack(terms)))
     radius = jnp.maximum(0.5 * state.radius, jnp.finfo(x.dtype).tiny)
     nothing = jnp.zeros_like
@@ -278,17 +282,7 @@ class AcceleratedCubicNewton(AbstractSolver):
         y = state.center - 2 * slope / rest  # c M > 0, and so is the denominator
         y = jnp.where(size == 0, state.center, y)
         error = _measured(self, flat, new, gradient, state)
-        state = _State(
-            y,
-            state.center,
-            slope,
-            scales,
-            state.age + 1,
-            state.radius,
-            state.steps + 1,
-            keys[0],
-            error,
-        )
+        state = _advanced(state, y, slope, scales, keys[0], error)
         if self.strong_convexity is not None:
             mu, R = self.strong_convexity.astype(dtype), state.radius
             c = self.prox_scale.astype(dtype)
@@ -297,7 +291,7 @@ class AcceleratedCubicNewton(AbstractSolver):
                 jnp.sqrt(432 * self.hessian_noise.astype(dtype) / mu),
                 (216 * sigma / (mu * R)) ** 2,
             )
-            state = _restarted(self, state, new, terms)
+            state = _restarted(state, new, terms)
         return flat.unravel(new), state
 
     def error(self, problem, x, state):
@@ -508,17 +502,7 @@ class AcceleratedTensor(AbstractSolver):
         r = _radius(scales, size)
         y = state.center - jnp.where(size > 0, r / jnp.where(size > 0, size, 1), 0) * slope
         error = _measured(self, flat, new, gradient, state)
-        state = _State(
-            y,
-            state.center,
-            slope,
-            scales,
-            state.age + 1,
-            state.radius,
-            state.steps + 1,
-            keys[0],
-            error,
-        )
+        state = _advanced(state, y, slope, scales, keys[0], error)
         if self.strong_convexity is not None:
             mu, R = self.strong_convexity.astype(dtype), state.radius
             terms = (
@@ -526,7 +510,7 @@ class AcceleratedTensor(AbstractSolver):
                 jnp.sqrt(384 * tau / mu),
                 (2048 / 3 * nu * R / mu) ** (1 / 3),
             )
-            state = _restarted(self, state, new, terms)
+            state = _restarted(state, new, terms)
         return flat.unravel(new), state
 
     def error(self, problem, x, state):
