@@ -91,7 +91,7 @@ def _single():
     with jax.enable_x64(True):
         P, q, A, l, u = (d[0] for d in _programs(1, 500, 1000))
         problem = jxt.QuadraticProgram(P, q, A, l, u)
-        solver = jxt.splitting.OSQP(tol=4e-5)  # about 1e-3 absolute, what theirs ends with
+        solver = jxt.splitting.OSQP(tol=1.5e-5)  # 1e-3 absolute, what theirs ends with
 
         def theirs():
             model = osqp.OSQP()
