@@ -340,9 +340,11 @@ class OSQP(AbstractSplittingSolver):
             dx, dy = moved
             miss = X * jnp.sum(jnp.abs(A.adjoint(dy)))
             bend = X * jnp.sum(jnp.abs(P(dx))) + Y * jnp.sum(jnp.abs(outside(A(dx))))
-            infeasible = miss < -eps * _support(problem, dy)
-            unbounded = bend < -eps * jnp.vdot(problem.q, dx)
-            # Rounding is no movement.
+            supports, slopes = _supports(problem, dy), problem.q * dx
+            support, slope = jnp.sum(supports), jnp.sum(slopes)
+            # What is left where large terms cancel is rounding, and so are tiny movements.
+            infeasible = (miss < -eps * support) & _below_zero(support, supports)
+            unbounded = (bend < -eps * slope) & _below_zero(slope, slopes)
             return (
                 infeasible & (_max(dy) > 100 * unit * (1 + _max(y))),
                 unbounded & (_max(dx) > 100 * unit * (1 + _max(x))),
@@ -425,14 +427,19 @@ def _images(problem, x):
     return A(x.primal), as_map(problem.P)(x.primal), A.adjoint(x.dual)
 
 
-def _support(problem, y):
-    """The largest inner product of y with a point between the bounds."""
-    return jnp.sum(jnp.where(y > 0, problem.u * y, 0) + jnp.where(y < 0, problem.l * y, 0))
+def _supports(problem, y):
+    """Row by row, the largest product of y with a number between the bounds."""
+    return jnp.where(y > 0, problem.u * y, 0) + jnp.where(y < 0, problem.l * y, 0)
+
+
+def _below_zero(total, terms):
+    """Is the sum of the terms negative beyond its rounding?"""
+    return total < -100 * jnp.finfo(terms.dtype).eps * jnp.sum(jnp.abs(terms))
 
 
 def _gap(problem, x, Px):
     parts = jnp.stack(
-        [jnp.vdot(x.primal, Px), jnp.vdot(problem.q, x.primal), _support(problem, x.dual)]
+        [jnp.vdot(x.primal, Px), jnp.vdot(problem.q, x.primal), jnp.sum(_supports(problem, x.dual))]
     )
     return jnp.abs(jnp.sum(parts)) / (1 + _max(parts))
 

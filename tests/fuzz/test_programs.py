@@ -192,13 +192,18 @@ def judged(draws, data, truth, found, tol):
             z, sizes = np.clip(Ax + y, l, u), np.abs(A) @ np.abs(x)
             primal = np.abs(Ax - z) / (1 + sizes + np.abs(z)) - unit
             allowed = 0 if best is None else 100 * tol * (1 + abs(scale[2][0] * best[0]))
+            # What a step over rows within tolerance does to the program as it was drawn.
+            cost, (base_P, base_q, base_A, low, high) = scale[2][0], program
+            step = (tol * (1 + np.abs(A) @ np.abs(x)))[: len(low)] / scale[1]
+            wider = base_A, low - step, high + step
             if best is None:
-                why = "no solution exists"
+                # Unless there is one where the slope is what it missed zero by.
+                slope = (P @ x + q + A.T @ y)[: len(base_q)] / (cost * scale[0])
+                if optimum((base_P, base_q - slope, *wider)) is None:
+                    why = "no solution exists"
             elif abs(value - scale[2][0] * best[0]) > allowed:
-                # Unless it is below by what a step over rows within tolerance is worth.
-                cost, (base_P, base_q, base_A, low, high) = scale[2][0], program
-                step = (tol * (1 + np.abs(A) @ np.abs(x)))[: len(low)] / scale[1]
-                least = optimum((base_P, base_q, base_A, low - step, high + step))
+                # Unless it is below by what such a step is worth.
+                least = optimum((base_P, base_q, *wider))
                 if least is None or not cost * least[0] - allowed <= value <= cost * best[0]:
                     why = f"{value} instead of {cost * best[0]}"
             elif outside > 10 * tol:
@@ -275,13 +280,30 @@ WRONG_ONCE = [
     ([-3, 2], [[0, 1], [-2, -3], [3, 2]], [-3, 1, 0], [0, 2, 2]),
 ]
 
+TOUCHING = tuple(
+    np.asarray(part, float)
+    for part in (
+        [4, -0.5, 0.0078125],
+        [[2, 0, 0], [0, 0, 0], [-0.25, 0, 0]],
+        [0.5, -np.inf, -0.0625],
+        [0.5, 4, 0.125],
+    )
+)
+
 
 def test_programs_that_were_solved_wrongly_once(dtype):
     """A feasible point, and multipliers that do not fit its rows, stopped an earlier rule."""
     programs = [tuple(np.asarray(part, float) for part in program) for program in WRONG_ONCE]
-    data = [padded((np.zeros((2, 2)), *program)) for program in programs]
+    data = [
+        padded((np.zeros((n, n)), *program))
+        for program in (*programs, TOUCHING)
+        for n in [len(program[0])]
+    ]
     tol = TOLERANCE[dtype]
     found = solve([np.stack(part) for part in zip(*data, strict=True)], dtype, max_steps=100)
+    # Its rows meet in one point, so that the certificate is a sum that cancels to rounding.
+    assert found[4][-1] == int(jxt.Status.unbounded._value)
+    found = [part[:-1] for part in found]
     values = [q @ x[:2] for (q, *_), x in zip(programs, found[0], strict=True)]
     np.testing.assert_allclose(values, [highs(*program).fun for program in programs], rtol=10 * tol)
     np.testing.assert_allclose(values[:2], [-5.8, 2.0], rtol=10 * tol)
