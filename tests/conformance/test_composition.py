@@ -17,7 +17,7 @@ import optimizer_task as task
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from newton import Newton
-from problems import CASES
+from problems import ALIKE, CASES
 
 import jaxopt_ext as jxt
 from jaxopt_ext import catalog, prox
@@ -53,20 +53,6 @@ SOLVERS = {
     jxt.Game: EXTRAGRADIENT,
     jxt.FiniteSumInclusion: EXTRAGRADIENT,
 }
-ALIKE = {
-    jxt.Feedforward,
-    jxt.Expectation,
-    jxt.EqualityConstrained,
-    jxt.BoundedRootFinding,
-    jxt.Fractional,
-    jxt.LinearProgram,
-    jxt.SecondOrderConeProgram,
-    jxt.Inclusion,
-    jxt.MinMax,
-    jxt.Game,
-    jxt.FiniteSumInclusion,
-}
-"""Types whose residuals are made like those of others here: they wait for the slow tests."""
 KINDS = [pytest.param(k, marks=pytest.mark.slow if k in ALIKE else ()) for k in SOLVERS]
 NOT_IN_SHARD_MAP = {
     jxt.RootFinding: "its solvers are those of optimistix, which do not trace there",
