@@ -87,9 +87,7 @@ def _test(item):
 
 def _case(item):
     """Which case of its test it is, whatever its precision."""
-    callspec = getattr(item, "callspec", None)
-    indices = {} if callspec is None else callspec.indices
-    return tuple(sorted((name, i) for name, i in indices.items() if name != "dtype"))
+    return item.nodeid.replace("float32", "").replace("float64", "")
 
 
 def pytest_collection_modifyitems(items):
@@ -106,11 +104,11 @@ def pytest_collection_modifyitems(items):
             if cases.setdefault(_case(item), len(cases)) >= few.args[0]:
                 item.add_marker(pytest.mark.slow)
         if item.get_closest_marker("slow") is None:
-            precisions[_test(item), _case(item)] |= _precision(item)
+            precisions[_case(item)] |= _precision(item)
     for item in items:
-        found = precisions[_test(item), _case(item)]
-        if item.nodeid.startswith(HALVED) and len(found) == 2 and _precision(item):
-            always = zlib.crc32(repr((_test(item), _case(item))).encode()) % 2
+        both = len(precisions[_case(item)]) == 2
+        if item.nodeid.startswith(HALVED) and both and _precision(item):
+            always = zlib.crc32(_case(item).encode()) % 2
             if _precision(item) != {BOTH[always]}:
                 item.add_marker(pytest.mark.slow)
 
