@@ -5,7 +5,7 @@ import itertools
 import os
 import pathlib
 import zlib
-from collections import Counter
+from collections import Counter, defaultdict
 
 # Tests compile thousands of small programs and run each for milliseconds, so the compiler is
 # asked for little: that is five times less work. Flags of the environment come last and win;
@@ -61,20 +61,55 @@ def dtype(request):
     return request.param
 
 
-HALVED = ("tests/optimizers/", "tests/prox/")
+FOLDERS = ["core", "distributed", "fuzz", "kernels", "linalg", "optimizers", "prox", "splitting"]
+HALVED = tuple(f"tests/{folder}/" for folder in FOLDERS)
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "always(n): of the cases of a test the first n run always, the others are slow"
+    )
+
+
+BOTH = [jnp.float32, jnp.float64]
+
+
+def _precision(item):
+    """Which of the two it runs in, if it is asked in one."""
+    callspec = getattr(item, "callspec", None)
+    asked = None if callspec is None else callspec.params.get("dtype")
+    return {dtype for dtype in BOTH if asked is dtype}
+
+
+def _test(item):
+    return item.nodeid.split("[")[0]
+
+
+def _case(item):
+    """Which case of its test it is, whatever its precision."""
+    return item.nodeid.replace("float32", "").replace("float64", "")
 
 
 def pytest_collection_modifyitems(items):
-    """Of a test in both precisions one runs always in these folders, which one differs from test to
-    test, and the other is marked slow: compiling is most of the time, and once for each."""
+    """What of a test waits for the slow ones, as compiling is most of the time, once for each case.
+
+    Of a test that is marked so all cases but the first few. Of one in both precisions, in the
+    folders above, one of them: which one differs from test to test.
+    """
+    seen, precisions = defaultdict(dict), defaultdict(set)
     for item in items:
-        callspec = getattr(item, "callspec", None)
-        if callspec is None or "dtype" not in callspec.params:
-            continue
-        if item.nodeid.startswith(HALVED):
-            others = item.nodeid.replace("float32", "").replace("float64", "")
-            always = zlib.crc32(others.encode()) % 2
-            if (callspec.params["dtype"] == jnp.float64) == bool(always):
+        few = item.get_closest_marker("always")
+        if few is not None:
+            cases = seen[_test(item)]
+            if cases.setdefault(_case(item), len(cases)) >= few.args[0]:
+                item.add_marker(pytest.mark.slow)
+        if item.get_closest_marker("slow") is None:
+            precisions[_case(item)] |= _precision(item)
+    for item in items:
+        both = len(precisions[_case(item)]) == 2
+        if item.nodeid.startswith(HALVED) and both and _precision(item):
+            always = zlib.crc32(_case(item).encode()) % 2
+            if _precision(item) != {BOTH[always]}:
                 item.add_marker(pytest.mark.slow)
 
 

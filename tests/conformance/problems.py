@@ -479,3 +479,20 @@ CASES: dict[type, Case] = {
     ),
     jxt.FiniteSumInclusion: Case(_mean_of_maps, _zeros, _solve_monotone, PULL),
 }
+
+ALIKE = {
+    jxt.Feedforward,
+    jxt.Expectation,
+    jxt.EqualityConstrained,
+    jxt.BoundedRootFinding,
+    jxt.Fractional,
+    jxt.LinearProgram,
+    jxt.SecondOrderConeProgram,
+    jxt.AbstractInclusion,
+    jxt.Inclusion,
+    jxt.MinMax,
+    jxt.Game,
+    jxt.FiniteSumInclusion,
+}
+"""Types whose residuals are made like those of others here: what is asked of a type, and not of a
+solver, waits for the slow tests."""

@@ -17,7 +17,7 @@ import optimizer_task as task
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 from newton import Newton
-from problems import CASES
+from problems import ALIKE, CASES
 
 import jaxopt_ext as jxt
 from jaxopt_ext import catalog, prox
@@ -53,20 +53,6 @@ SOLVERS = {
     jxt.Game: EXTRAGRADIENT,
     jxt.FiniteSumInclusion: EXTRAGRADIENT,
 }
-ALIKE = {
-    jxt.Feedforward,
-    jxt.Expectation,
-    jxt.EqualityConstrained,
-    jxt.BoundedRootFinding,
-    jxt.Fractional,
-    jxt.LinearProgram,
-    jxt.SecondOrderConeProgram,
-    jxt.Inclusion,
-    jxt.MinMax,
-    jxt.Game,
-    jxt.FiniteSumInclusion,
-}
-"""Types whose residuals are made like those of others here: they wait for the slow tests."""
 KINDS = [pytest.param(k, marks=pytest.mark.slow if k in ALIKE else ()) for k in SOLVERS]
 NOT_IN_SHARD_MAP = {
     jxt.RootFinding: "its solvers are those of optimistix, which do not trace there",
@@ -107,7 +93,7 @@ def family(kind):
 def plain(kind):
     """Scores, derivatives by the own leaf, and by the shared one, each by a call of its own."""
     f = family(kind)
-    one = jax.jit(lambda theta, shift: (f.one(theta, shift), jax.grad(f.one)(theta, shift)))
+    one = jax.jit(jax.value_and_grad(f.one))
     values, slopes = zip(*(one(theta, SHIFT) for theta in f.thetas), strict=True)
     slopes = np.stack(slopes)
     along = np.sum(slopes * np.asarray(f.thetas), axis=1) / (1 + SHIFT)
@@ -221,8 +207,8 @@ def agree(found, expected, **tolerance):
         np.testing.assert_allclose(a, b, **tolerance)
 
 
-FIRST = ("gradient of vmap", "scan")
-REST = tuple(set(CONTEXTS) - set(FIRST))
+FIRST = ("gradient of vmap",)
+REST = tuple(context for context in CONTEXTS if context not in FIRST)
 
 
 def check_contexts(kind, contexts):
@@ -232,7 +218,7 @@ def check_contexts(kind, contexts):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_in_batches_with_a_shared_leaf_and_in_scans(kind):
+def test_in_batches_with_a_shared_leaf(kind):
     check_contexts(kind, FIRST)
 
 
@@ -274,7 +260,7 @@ def over_devices(f, thetas, shift, check, derivative):
         return own, shared if check else jax.lax.psum(shared, "i")
 
     if derivative == "outside":
-        return total(thetas, shift), jax.grad(total, argnums=(0, 1))(thetas, shift)
+        return jax.value_and_grad(total, argnums=(0, 1))(thetas, shift)
     return jax.shard_map(within, out_specs=(P("i"), P()), **specs)(thetas, shift)
 
 
@@ -323,7 +309,7 @@ def test_every_solver_in_shard_map_and_under_the_gradient_of_a_vmap(row, kind):
 
     @jax.jit
     def run(thetas, shift):
-        vmapped = f.total(thetas, shift), jax.grad(f.total, argnums=(0, 1))(thetas, shift)
+        vmapped = jax.value_and_grad(f.total, argnums=(0, 1))(thetas, shift)
         return vmapped, over_devices(f, thetas, shift, True, "outside")
 
     batch, spread = run(f.thetas, SHIFT)
@@ -427,6 +413,7 @@ def test_a_psum_in_the_objective_raises_without_the_check():
         spread(solved, False)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_on_sharded_data(kind):
     """Rows over devices, a solve in `jit`; and a batch of problems over devices."""
@@ -447,6 +434,7 @@ def test_on_sharded_data(kind):
     agree(found, (slopes, np.sum(along)))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", [AxisType.Auto, AxisType.Explicit], ids=["auto", "explicit"])
 def test_variables_over_devices(kind):
     """The point itself is cut, and with it all that the solver and the adjoint carry."""
@@ -471,6 +459,7 @@ def test_variables_over_devices(kind):
     assert value.sharding.is_equivalent_to(cut, 1)
 
 
+@pytest.mark.slow
 def test_in_pmap():
     f = family(jxt.Composite)
     run = jax.pmap(jax.value_and_grad(f.one), in_axes=(0, None), devices=jax.devices()[:4])
@@ -478,6 +467,7 @@ def test_in_pmap():
     agree(run(f.thetas, SHIFT), (values, slopes))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", [jxt.Composite, jxt.QuadraticProgram])
 def test_exported_and_back(kind):
     f = family(kind)
@@ -503,7 +493,7 @@ def test_single_precision_where_double_is_enabled():
 
     @jax.jit
     def run(thetas, shift):
-        batch = f.total(thetas, shift), jax.grad(f.total, argnums=(0, 1))(thetas, shift)
+        batch = jax.value_and_grad(f.total, argnums=(0, 1))(thetas, shift)
         return batch, over_devices(f, thetas, shift, True, "outside")
 
     values, slopes, along, _ = plain(jxt.Composite)
@@ -512,6 +502,7 @@ def test_single_precision_where_double_is_enabled():
         agree(found, (np.sum(values), (slopes, np.sum(along))), rtol=1e-2, atol=1e-2)
 
 
+@pytest.mark.slow
 def test_estimators_fit_on_each_device():
     X, y = RNG.normal(size=(4, 10, 3)), (RNG.normal(size=(4, 10)) > 0) * 1.0
     model = jxt.estimators.GeneralizedLinearModel(
@@ -523,6 +514,7 @@ def test_estimators_fit_on_each_device():
     agree(spread(X, y), np.stack([jax.jit(fit)(*part) for part in zip(X, y, strict=True)]))
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize(
     "row", [pytest.param(r, id=r.name) for r in catalog.rows(catalog.SamplerRow)]
 )

@@ -246,15 +246,21 @@ def _check(row, kind, dtype, seeds, size, quick=False):
     assert sharp >= 2, "too few solves converged for the check to mean anything"
 
 
-PAIRS = [
-    pytest.param(row, kind, id=f"{row.name}-{kind.__name__}")
-    for row in ROWS
-    for kind in row.example().problems
-    if kind.__name__ not in row.opt_outs.get("problems", "")
-]
+def _kinds(row):
+    skipped = row.opt_outs.get("problems", "")
+    return [kind for kind in row.example().problems if kind.__name__ not in skipped]
 
 
-@pytest.mark.parametrize(("row", "kind"), PAIRS)
+def _pairs(others=()):
+    """Of each row the first problem type, and the others with these marks."""
+    return [
+        pytest.param(row, kind, id=f"{row.name}-{kind.__name__}", marks=others if i else ())
+        for row in ROWS
+        for i, kind in enumerate(_kinds(row))
+    ]
+
+
+@pytest.mark.parametrize(("row", "kind"), _pairs(others=pytest.mark.slow))
 def test_converged_is_solved(row, kind):
     assert kind in BUILD, f"draw problems of the type {kind.__name__} here"
     # One precision each, turn by turn: both are in the slow test.
@@ -263,7 +269,7 @@ def test_converged_is_solved(row, kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("row", "kind"), PAIRS)
+@pytest.mark.parametrize(("row", "kind"), _pairs())
 def test_converged_is_solved_on_many(row, kind, dtype):
     assert kind in BUILD, f"draw problems of the type {kind.__name__} here"
     if dtype == jnp.float32 and "float32" in row.opt_outs:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optimizer_task import Parabola, one_step, path, run, transformer, tree
+from optimizer_task import SHAPES, Parabola, one_step, path, run, transformer, tree
 
 from jaxopt_ext import catalog
 from jaxopt_ext.core import checkpoint
@@ -98,26 +98,17 @@ def _scan(row):
 
 @functools.cache
 def _first_updates(row):
-    """First updates of the row in different company, by the name of the check."""
+    """First update of the row in company, among arguments that others may want."""
     tx, _ = _stepper(row)
+    chained = optax.chain(optax.clip_by_global_norm(1e6), tx, optax.scale(0.5))
 
-    def chain(params):
-        chained = optax.chain(optax.clip_by_global_norm(1e6), tx, optax.scale(0.5))
-        return _update(chained, row, params, chained.init(params))[0]
-
-    def multi_steps(params):
-        two = optax.MultiSteps(tx, 2)
-        first, state = _update(two, row, params, two.init(params))
-        return first, _update(two, row, params, state)[0]
-
-    def extras(params):
+    @jax.jit
+    def first(params):
         grads = TARGET.gradient(params)
         known = TARGET.extras(row.extras, params, grads, 0)
-        return tx.update(grads, tx.init(params), params, **known, of_no_use=object())[0]
+        return chained.update(grads, chained.init(params), params, **known, of_no_use=object())[0]
 
-    checks = {"chain": chain, "multi_steps": multi_steps, "extras": extras}
-    checks = {name: check for name, check in checks.items() if name not in row.opt_outs}
-    return jax.jit(lambda params: {name: check(params) for name, check in checks.items()})(tree(0))
+    return _on_host(first(tree(0)))
 
 
 def _update(tx, row, params, state, loss=TARGET, step=0):
@@ -167,8 +158,7 @@ def test_scan_equals_a_loop_and_types_are_stable(row):
 @EACH
 def test_chain(row):
     _skip(row, "chain")
-    updates = _on_host(_first_updates(row)["chain"])
-    moved = jax.tree.map(lambda p, u: np.asarray(p) + 2 * u, tree(0), updates)
+    moved = jax.tree.map(lambda p, u: np.asarray(p) + 2 * u, tree(0), _first_updates(row))
     _assert_close(moved, _walk(row)[1][0], rtol=1e-4, atol=1e-5)
 
 
@@ -245,14 +235,20 @@ def test_hyperparameters_can_be_injected(row):
 @EACH
 def test_multi_steps_accumulates(row):
     _skip(row, "multi_steps")
-    first, second = _on_host(_first_updates(row)["multi_steps"])
+    tx, _ = _stepper(row)
+    two, params = optax.MultiSteps(tx, 2), tree(0)
+    update = jax.jit(lambda state: _update(two, row, params, state))
+    first, state = update(jax.jit(two.init)(params))
+    first, second = _on_host((first, update(state)[0]))
     assert all(np.all(leaf == 0) for leaf in jax.tree.leaves(first))
     moved = jax.tree.map(lambda p, u: np.asarray(p) + u, tree(0), second)
     _assert_close(moved, _walk(row)[1][0], rtol=1e-4, atol=1e-5)
 
 
 @EACH
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype", [jnp.bfloat16, jnp.float32, pytest.param(jnp.float64, marks=pytest.mark.slow)]
+)
 def test_types_are_kept_and_states_are_wide(row, dtype):
     _skip(row, "dtypes")
     params, loss = tree(0, dtype), Parabola(tree(1, dtype))
@@ -281,16 +277,38 @@ def _is_wide(leaf):
     return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
+def _spread(devices):
+    """Rows cut over devices, and everything on each."""
+    mesh = jax.make_mesh((devices,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+    return [jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*s)) for s in (["d"], [])]
+
+
 @EACH
 def test_sharded_parameters_stay_sharded(row):
+    _skip(row, "sharding")
+    (cut, whole), shape = _spread(2), SHAPES["matrix"]
+    place = lambda leaf: jax.device_put(leaf, cut if leaf.shape == shape else whole)
+    _, update = _stepper(row)
+    params, state = jax.tree.map(place, _walk(row)[0])
+    for number in range(2):
+        updates, state = update(params, state, jnp.asarray(number))
+        params = optax.apply_updates(params, updates)
+    for leaf in jax.tree.leaves((params, state)):
+        if leaf.shape == shape:
+            assert leaf.sharding.is_equivalent_to(cut, leaf.ndim), leaf.sharding
+    _assert_close(params, _walk(row)[2][0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@EACH
+def test_states_of_sharded_parameters_start_and_stay_sharded(row):
     _skip(row, "sharding")
     shapes = {"matrix": (16, 8), "vector": (8,)}
     params, target = tree(0, shapes=shapes), tree(1, shapes=shapes)
     tx = row.transformation(params)
     # The target is an argument, so that both runs share one trace.
     step = jax.jit(lambda target, *args: one_step(tx, row, Parabola(target))(*args))
-    mesh = jax.make_mesh((8,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
-    spec = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    spec, _ = _spread(8)
     spread, spread_target = jax.device_put((params, target), spec)
     many = spread, tx.init(spread)
     one = params, jax.device_put(many[1], jax.devices()[0])
@@ -376,8 +394,6 @@ def test_a_missing_extra_is_named_and_shown(row):
         with pytest.raises(ValueError, match=name) as error:
             jax.eval_shape(lambda rest=rest: tx.update(grads, state, params, **rest))
         assert "update(" in str(error.value), error.value
-    updates = _first_updates(row)["extras"]
-    _assert_close(optax.apply_updates(params, updates), _walk(row)[1][0], rtol=1e-4, atol=1e-5)
 
 
 @EACH

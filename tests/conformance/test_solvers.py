@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from problems import CASES
+from problems import ALIKE, CASES
 
 import jaxopt_ext as jxt
 from jaxopt_ext import catalog
@@ -41,6 +41,12 @@ PAIRS = [
     for row in ROWS
     for kind in _kinds(row)
 ]
+# The first problem type of each row always, the others with what is thorough.
+FEW = [
+    pytest.param(*pair.values, id=pair.id, marks=() if first else pytest.mark.slow)
+    for pair in PAIRS
+    for first in [pair.values[1] is _kinds(pair.values[0])[0]]
+]
 FIRST = [pytest.param(row, _kinds(row)[0], id=row.name) for row in ROWS]
 
 
@@ -58,9 +64,9 @@ def _theta(case, dtype):
     return jnp.asarray(case.theta, dtype)
 
 
-def _solve(solver, case, theta, start=None):
+def _solve(solver, case, theta, start=None, key=None):
     start = case.start(theta.dtype) if start is None else start
-    return jxt.solve(case.build(theta), solver, start)
+    return jxt.solve(case.build(theta), solver, start, key=key)
 
 
 @functools.cache
@@ -69,10 +75,55 @@ def _oracle(kind):
     return case.oracle(case.theta)
 
 
+# Compilation is what this suite costs, so each row has few programs and the checks share them: a
+# plain solve, to which tolerance, key and numbers are arguments, and a program of everything else.
+
+
 @functools.cache
 def _reference(row, kind):
     """The solution in double precision, found once for all checks."""
-    return _solve(_sharp(row.example(), jnp.float64), CASES[kind], _theta(CASES[kind], jnp.float64))
+    return _plain(row, CASES[kind].build(_theta(CASES[kind], jnp.float64)), kind)
+
+
+def _plain(row, problem, kind, tol=None, seed=0):
+    solver = _sharp(row.example(), jnp.float64)
+    solver = solver if tol is None else dataclasses.replace(solver, tol=tol)
+    start = CASES[kind].start(jnp.float64)
+    return jxt.solve(problem, solver, start, key=jax.random.key(seed))
+
+
+SCALES = np.array([[1.0], [1.1], [0.5]])
+
+
+def _direction(case):
+    return np.cos(np.arange(len(case.theta)))
+
+
+def _weights(kind):
+    return np.sin(1 + np.arange(len(_oracle(kind))))
+
+
+@functools.cache
+def _together(row, kind):
+    """Solutions, their status and both derivatives of three problems: a batch in one program.
+
+    Forward along a direction, backward from the weights of a score.
+    """
+    case, solver = CASES[kind], _sharp(row.example(), jnp.float64)
+
+    def solved(theta):
+        solution = _solve(solver, case, theta)
+        return case.primal(solution.value), solution.status._value
+
+    def one(theta):
+        if row.reason("gradient"):
+            return solved(theta)
+        primal, push, status = jax.linearize(solved, theta, has_aux=True)
+        (slope,) = jax.linear_transpose(push, theta)(jnp.asarray(_weights(kind)))
+        return primal, status, push(jnp.asarray(_direction(case))), slope
+
+    batch = jax.jit(jax.vmap(one))(_theta(case, jnp.float64) * SCALES)
+    return tuple(np.asarray(part) for part in batch)
 
 
 def test_there_are_solvers_and_known_opt_outs():
@@ -92,7 +143,7 @@ def test_agrees_with_an_independent_solution(row, kind):
     np.testing.assert_allclose(found, _oracle(kind), atol=3e-7)
 
 
-@pytest.mark.parametrize(("row", "kind"), PAIRS)
+@pytest.mark.parametrize(("row", "kind"), FEW)
 def test_stays_in_single_precision(row, kind):
     _skip(row, "float32")
     case = CASES[kind]
@@ -104,6 +155,23 @@ def test_stays_in_single_precision(row, kind):
 
 
 @pytest.mark.parametrize(("row", "kind"), FIRST)
+def test_a_compiled_batch_equals_plain_solves(row, kind):
+    _skip(row, "jit")
+    _skip(row, "vmap")
+    case = CASES[kind]
+    values, codes, *_ = _together(row, kind)
+    thetas = _theta(case, jnp.float64) * SCALES
+    rest = [_plain(row, case.build(theta), kind) for theta in thetas[1:]]
+    solutions = [_reference(row, kind), *rest]
+    for solution, value, code, atol in zip(
+        solutions, values, codes, (1e-8, 1e-7, 1e-7), strict=True
+    ):
+        np.testing.assert_allclose(value, case.primal(solution.value), rtol=0, atol=atol)
+        assert int(code) == int(solution.status._value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "kind"), FIRST)
 def test_jit_changes_nothing(row, kind):
     _skip(row, "jit")
     case = CASES[kind]
@@ -114,6 +182,7 @@ def test_jit_changes_nothing(row, kind):
     np.testing.assert_allclose(jitted, eager, rtol=0, atol=1e-8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "kind"), FIRST)
 def test_vmap_equals_a_loop(row, kind):
     _skip(row, "vmap")
@@ -147,29 +216,47 @@ def test_takes_pytrees(row, kind):
     np.testing.assert_allclose(joined, _oracle(kind), atol=3e-7)
 
 
-@pytest.mark.parametrize(("row", "kind"), PAIRS)
+def _central_differences(kind):
+    """Of the score, along the direction."""
+    case, step = CASES[kind], 1e-4
+    move = step * _direction(case)
+    ahead, behind = (case.oracle(case.theta + sign * move) for sign in (1, -1))
+    return _weights(kind) @ (ahead - behind) / (2 * step)
+
+
+@pytest.mark.parametrize(("row", "kind"), FIRST)
 def test_gradient_equals_central_differences_of_the_oracle(row, kind):
+    for check in ("gradient", "jit", "vmap"):
+        _skip(row, check)
+    case = CASES[kind]
+    _, _, forward, reverse = (part[0] for part in _together(row, kind))
+    reverse = reverse @ _direction(case)
+    np.testing.assert_allclose(reverse, _central_differences(kind), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(_weights(kind) @ forward, reverse, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("row", "kind"), PAIRS)
+def test_plain_gradient_equals_central_differences_of_the_oracle(row, kind):
     _skip(row, "gradient")
     case = CASES[kind]
     solver = _sharp(row.example(), jnp.float64)
-    direction = np.cos(np.arange(len(case.theta)))
-    weights = np.sin(1 + np.arange(len(_oracle(kind))))
+    direction, weights = _direction(case), _weights(kind)
 
     def score(theta):
         return jnp.vdot(weights, case.primal(_solve(solver, case, theta).value))
 
-    step = 1e-4
-    ahead, behind = (case.oracle(case.theta + s * step * direction) for s in (1, -1))
-    wanted = weights @ (ahead - behind) / (2 * step)
     theta = _theta(case, jnp.float64)
     reverse = jnp.vdot(jax.grad(score)(theta), direction)
-    np.testing.assert_allclose(reverse, wanted, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(reverse, _central_differences(kind), rtol=1e-4, atol=1e-5)
     if kind is _kinds(row)[0]:
         forward = jax.jvp(score, (theta,), (jnp.asarray(direction),))[1]
         np.testing.assert_allclose(forward, reverse, rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(k, marks=pytest.mark.slow if k in ALIKE else ()) for k in CASES]
+)
 def test_gradient_in_single_precision(kind):
     """Of one solver for each problem type, as derivatives belong to the problem; double precision
     is enabled besides."""
@@ -177,44 +264,36 @@ def test_gradient_in_single_precision(kind):
     able = [
         row for row in ROWS if kind in _kinds(row) and not {"gradient", "float32"} & {*row.opt_outs}
     ]
+    able = [row for row in able if not row.host]
     if not able:
         pytest.skip(f"no solver of {kind.__name__} stays in single precision")
-    row = able[0]
-
-    def slope(dtype):
-        weights = jnp.sin(1 + jnp.arange(len(_oracle(kind)), dtype=dtype))
-        solver = _sharp(row.example(), dtype)
-        score = lambda theta: jnp.vdot(weights, case.primal(_solve(solver, case, theta).value))
-        return jax.grad(score)(_theta(case, dtype))
-
-    single, double = slope(jnp.float32), slope(jnp.float64)
+    row = min(able, key=lambda row: _kinds(row).index(kind))
+    solver = _sharp(row.example(), jnp.float32)
+    weights = _weights(kind).astype(np.float32)
+    score = lambda theta: jnp.vdot(weights, case.primal(_solve(solver, case, theta).value))
+    single = jax.jit(jax.grad(score))(_theta(case, jnp.float32))
     assert single.dtype == jnp.float32
-    np.testing.assert_allclose(single, double, rtol=2e-2, atol=2e-2)
+    np.testing.assert_allclose(single, _together(row, kind)[3][0], rtol=2e-2, atol=2e-2)
 
 
 @pytest.mark.parametrize(("row", "kind"), FIRST)
 def test_new_numbers_do_not_retrace(row, kind, trace_count):
     _skip(row, "retrace")
     case = CASES[kind]
-    theta, start = _theta(case, jnp.float64), case.start(jnp.float64)
-    solver = row.example()
-    problems = [case.build(theta), case.build(theta * 1.5), case.build(theta * 2)]
-    for problem in problems[:2]:
-        jxt.solve(problem, solver, start)
-    solver = dataclasses.replace(solver, tol=1e-3)
+    theta = _theta(case, jnp.float64)
+    problems = [case.build(theta * 1.5), case.build(theta * 2)]
+    _plain(row, problems[0], kind)
     with trace_count() as traces:
-        jxt.solve(problems[2], solver, start)
+        _plain(row, problems[1], kind, tol=1e-3)
     assert traces.count == 0
 
 
 @pytest.mark.parametrize(("row", "kind"), FIRST)
 def test_same_key_same_result(row, kind):
     _skip(row, "key")
-    case, solver = CASES[kind], row.example()
-    problem, start = case.build(_theta(case, jnp.float64)), case.start(jnp.float64)
-    first, second = (
-        jxt.solve(problem, solver, start, key=jax.random.key(3)).value for _ in range(2)
-    )
+    case = CASES[kind]
+    problem = case.build(_theta(case, jnp.float64))
+    first, second = (_plain(row, problem, kind, tol=1e-3, seed=3).value for _ in range(2))
     for a, b in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -224,7 +303,7 @@ def test_nan_in_the_data_is_reported(row, kind):
     _skip(row, "nonfinite")
     case = CASES[kind]
     theta = _theta(case, jnp.float64).at[1].set(jnp.nan)
-    solution = jxt.solve(_unchecked(case, theta), row.example(), case.start(jnp.float64))
+    solution = _plain(row, _unchecked(case, theta), kind)
     assert solution.status == jxt.Status.nonfinite, solution.status
 
 

@@ -31,35 +31,44 @@ THETA = jnp.linspace(0.5, 1.5, 5)
 
 
 def test_first_derivatives_in_every_mode():
-    exact = jax.jacrev(ridge_exact)(THETA)
-    np.testing.assert_allclose(jax.jacrev(ridge)(THETA), exact, rtol=1e-7, atol=1e-10)
-    np.testing.assert_allclose(jax.jacfwd(ridge)(THETA), exact, rtol=1e-7, atol=1e-10)
-    data = jax.jacrev(ridge, argnums=1)(THETA, B)
-    np.testing.assert_allclose(data, jax.jacrev(ridge_exact, argnums=1)(THETA, B), atol=1e-9)
+    @jax.jit
+    def slopes(theta, data):
+        both = lambda solve: jax.jacrev(solve, argnums=(0, 1))(theta, data)
+        return both(ridge), jax.jacfwd(ridge)(theta), both(ridge_exact)
+
+    (reverse, data), forward, (exact, exact_data) = slopes(THETA, B)
+    np.testing.assert_allclose(reverse, exact, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(forward, exact, rtol=1e-7, atol=1e-10)
+    np.testing.assert_allclose(data, exact_data, atol=1e-9)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("outer", [jax.jacfwd, jax.jacrev])
 @pytest.mark.parametrize("inner", [jax.jacfwd, jax.jacrev])
 def test_second_derivatives(outer, inner):
     score = lambda solve: lambda theta: jnp.sum(jnp.sin(solve(theta)))
-    found = outer(inner(score(ridge)))(THETA)
-    np.testing.assert_allclose(found, jax.hessian(score(ridge_exact))(THETA), atol=1e-7)
+    both = lambda theta: (
+        outer(inner(score(ridge)))(theta),
+        jax.hessian(score(ridge_exact))(theta),
+    )
+    np.testing.assert_allclose(*jax.jit(both)(THETA), atol=1e-7)
 
 
 def test_vmap_of_grad():
     thetas = THETA * jnp.array([[0.5], [1.0], [3.0]])
     score = lambda solve: lambda theta: jnp.sum(jnp.sin(solve(theta)))
-    found = jax.jit(jax.vmap(jax.grad(score(ridge))))(thetas)
-    np.testing.assert_allclose(found, jax.vmap(jax.grad(score(ridge_exact)))(thetas), atol=1e-8)
+    both = lambda theta: (jax.grad(score(ridge))(theta), jax.grad(score(ridge_exact))(theta))
+    np.testing.assert_allclose(*jax.jit(jax.vmap(both))(thetas), atol=1e-8)
 
 
 def test_unrolled_and_one_step():
-    exact = jax.jacrev(ridge_exact)(THETA)
-    unrolled = jax.jacrev(lambda t: ridge(t, adjoint=jxt.UnrolledAdjoint()))(THETA)
+    unrolling = lambda t: ridge(t, adjoint=jxt.UnrolledAdjoint())
+    both = lambda t: (jax.jacrev(unrolling)(t), jax.jacrev(ridge_exact)(t), ridge_exact(t))
+    unrolled, exact, solution = jax.jit(both)(THETA)
     np.testing.assert_allclose(unrolled, exact, atol=1e-6)
 
     # One gradient step of size 1/L: the derivative is (1/L) dg, whatever the history.
-    step = 1 / float(jnp.linalg.eigvalsh(A.T @ A)[-1] + 1.5)
+    step = 1 / float(np.linalg.eigvalsh(A.T @ A)[-1] + 1.5)
 
     def one_step(theta):
         def objective(w):
@@ -69,9 +78,8 @@ def test_unrolled_and_one_step():
         adjoint = jxt.OneStepAdjoint()
         return jxt.solve(jxt.Smooth(objective), solver, jnp.zeros(5), adjoint=adjoint).value
 
-    expected = -step * jnp.diag(ridge_exact(THETA))
-    np.testing.assert_allclose(jax.jacrev(one_step)(THETA), expected, atol=1e-8)
-    np.testing.assert_allclose(jax.jacfwd(one_step)(THETA), expected, atol=1e-8)
+    for found in jax.jit(lambda t: (jax.jacrev(one_step)(t), jax.jacfwd(one_step)(t)))(THETA):
+        np.testing.assert_allclose(found, -step * np.diag(solution), atol=1e-8)
 
 
 def lasso(lam, data=B, matrix=A):
@@ -81,20 +89,27 @@ def lasso(lam, data=B, matrix=A):
 
 def test_inactive_coordinates_have_zero_derivative_and_active_ones_the_right_one():
     lam = jnp.asarray(0.1)
-    w = lasso(lam)
+
+    @jax.jit
+    def all_of(lam, data):
+        slopes = jax.jacrev(lasso, argnums=(0, 1))(lam, data)
+        return lasso(lam, data), *slopes, jax.jacfwd(lasso)(lam, data)
+
+    w, reverse, in_data, forward = map(np.asarray, all_of(lam, B))
     active = np.flatnonzero(w)
     assert 0 < len(active) < 5
-    sub = A[:, active]
+    sub = np.asarray(A)[:, active]
     expected = np.zeros(5)
     expected[active] = -20 * np.linalg.solve(sub.T @ sub, np.sign(w[active]))
-    np.testing.assert_allclose(jax.jacrev(lasso)(lam), expected, atol=1e-8)
-    np.testing.assert_allclose(jax.jacfwd(lasso)(lam), expected, atol=1e-8)
+    np.testing.assert_allclose(reverse, expected, atol=1e-8)
+    np.testing.assert_allclose(forward, expected, atol=1e-8)
     jacobian = np.zeros((5, 20))
     jacobian[active] = np.linalg.solve(sub.T @ sub, sub.T)
-    np.testing.assert_allclose(jax.jacrev(lasso, argnums=1)(lam, B), jacobian, atol=1e-8)
+    np.testing.assert_allclose(in_data, jacobian, atol=1e-8)
 
 
-@pytest.mark.parametrize("dense_size", [0, 256])
+@pytest.mark.always(1)
+@pytest.mark.parametrize("dense_size", [256, 0])
 def test_rank_deficient_data_gets_a_least_squares_answer(dense_size):
     matrix = jnp.concatenate([A, A[:, :2]], axis=1)
     linear_solver = jxt.LeastSquaresFallback(dense_size=dense_size)
@@ -104,17 +119,19 @@ def test_rank_deficient_data_gets_a_least_squares_answer(dense_size):
         adjoint = jxt.ImplicitAdjoint(linear_solver)
         return jxt.solve(jxt.Smooth(objective), SOLVER, jnp.zeros(7), adjoint=adjoint).value
 
-    for jacobian in (jax.jacrev(solved)(B), jax.jacfwd(solved)(B)):
+    jacobians = jax.jit(lambda data: (jax.jacrev(solved)(data), jax.jacfwd(solved)(data)))(B)
+    inverse = np.linalg.pinv(matrix)
+    for jacobian in jacobians:
         assert np.all(np.isfinite(jacobian))
-        np.testing.assert_allclose(matrix @ jacobian, matrix @ jnp.linalg.pinv(matrix), atol=1e-6)
+        np.testing.assert_allclose(np.asarray(matrix) @ jacobian, matrix @ inverse, atol=1e-6)
     if dense_size:
-        np.testing.assert_allclose(jax.jacrev(solved)(B), jnp.linalg.pinv(matrix), atol=1e-6)
+        np.testing.assert_allclose(jacobians[0], inverse, atol=1e-6)
 
 
 def test_matrix_free_equals_dense():
     free = jxt.ImplicitAdjoint(jxt.LeastSquaresFallback(dense_size=0))
-    found = jax.jacrev(lambda t: ridge(t, adjoint=free))(THETA)
-    np.testing.assert_allclose(found, jax.jacrev(ridge_exact)(THETA), rtol=1e-6, atol=1e-8)
+    both = lambda t: (jax.jacrev(lambda t: ridge(t, adjoint=free))(t), jax.jacrev(ridge_exact)(t))
+    np.testing.assert_allclose(*jax.jit(both)(THETA), rtol=1e-6, atol=1e-8)
 
 
 def test_constraint_matrices_and_bounds():
@@ -128,21 +145,22 @@ def test_constraint_matrices_and_bounds():
     # Symmetric parametrization, since only symmetric matrices are programs.
     inputs = {"P": P, "q": q, "C": C, "l": l, "u": u}
 
+    @jax.jit
+    @jax.value_and_grad
     def score(inputs):
         S = 0.5 * (inputs["P"] + inputs["P"].T)
         problem = jxt.QuadraticProgram(S, inputs["q"], inputs["C"], inputs["l"], inputs["u"])
         value = jxt.solve(problem, OSQP(tol=1e-10, max_steps=2000)).value
         return jnp.sum(jnp.sin(1 + jnp.arange(4)) * value.primal)
 
-    found = jax.grad(score)(inputs)
+    found = score(inputs)[1]
     for name, array in inputs.items():
-        direction = jnp.asarray(rng.normal(size=array.shape))
-        finite = jnp.isfinite(array)
+        direction, finite = rng.normal(size=array.shape), np.isfinite(array)
         moved = lambda s, n=name, a=array, d=direction, f=finite: score(
-            {**inputs, n: jnp.where(f, a + s * jnp.where(f, d, 0), a)}
-        )
+            {**inputs, n: np.where(f, a + s * np.where(f, d, 0), a)}
+        )[0]
         difference = (moved(1e-6) - moved(-1e-6)) / 2e-6
-        slope = jnp.sum(jnp.where(finite, found[name] * direction, 0))
+        slope = np.sum(np.where(finite, found[name] * direction, 0))
         np.testing.assert_allclose(slope, difference, rtol=1e-4, atol=1e-6, err_msg=name)
 
 
@@ -157,6 +175,7 @@ def test_nan_gives_no_silent_number():
         jax.block_until_ready(jax.grad(lambda t: jnp.sum(ridge(t, adjoint=loud)))(nan))
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_steps():
     data = jnp.asarray(RNG.normal(size=(100, 1000)))
 
@@ -178,6 +197,7 @@ def test_memory_does_not_grow_with_the_steps():
     assert many < 8 * data.nbytes  # iterates are kept, and no copies of the data
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     "solver",
     [
@@ -196,5 +216,5 @@ def test_one_step_of_a_fixed_point_method_is_one_step_of_its_map(solver):
         return jxt.solve(problem, solver, jnp.zeros(2), adjoint=jxt.OneStepAdjoint()).value
 
     expected = np.diag(np.cos(theta))
-    np.testing.assert_allclose(jax.jacrev(solved)(theta), expected, atol=1e-12)
-    np.testing.assert_allclose(jax.jacfwd(solved)(theta), expected, atol=1e-12)
+    for found in jax.jit(lambda t: (jax.jacrev(solved)(t), jax.jacfwd(solved)(t)))(theta):
+        np.testing.assert_allclose(found, expected, atol=1e-12)

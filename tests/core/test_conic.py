@@ -90,6 +90,7 @@ STATES = {
 }
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("name", STATES)
 def test_without_a_solution(name):
     solution = jxt.solve(STATES[name].as_quadratic_program(), OSQP())

@@ -114,6 +114,7 @@ WRONG = {
 }
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("name", WRONG)
 def test_residual_is_zero_at_solutions_only(name):
     """$\\min |x - (1/2, 2/5)|^2$ with $x_1 \\le 1/5$."""

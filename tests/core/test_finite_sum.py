@@ -33,6 +33,7 @@ def problem(**options):
     return jxt.FiniteSum(loss, (jnp.asarray(X), jnp.asarray(Y), jnp.asarray(GROUP)), **options)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("chunk", [None, 1, 5, N, 100])
 def test_full_sums_in_chunks(chunk):
     p = problem(chunk=chunk)
@@ -55,6 +56,7 @@ def test_batches_are_rows():
     np.testing.assert_allclose(single, p.full_gradient(W), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("sampling", [jxt.WithReplacement(), jxt.WithoutReplacement()])
 def test_draws_are_unbiased(sampling):
     p = problem(sampling=sampling)
@@ -69,6 +71,7 @@ def test_draws_are_unbiased(sampling):
     assert repeats == 0 if isinstance(sampling, jxt.WithoutReplacement) else 0.3 < repeats < 0.45
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_few_chunks():
     """The gradient of 100,000 rows of 50, which are 40 MB, a thousand rows at a time."""
 

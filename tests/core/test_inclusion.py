@@ -89,6 +89,7 @@ def quadratic_game(n, size, shift):
     return jxt.Game(losses), -np.linalg.solve(matrix, b.ravel()).reshape(n, size), (matrix, b)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(("n", "size"), [(3, 2), (10, 1)])
 def test_a_game_of_quadratics(n, size):
     """Gradients player by player, and all players in a loop."""

@@ -135,6 +135,7 @@ def test_integers_and_functions_stay_and_plain_numbers_move():
                 assert fun({**value, leaf: value[leaf] + side * direction}) > fun(value)
 
 
+@pytest.mark.slow
 def test_a_dropout_rate_is_no_variable(key):
     first, second = jax.random.split(key)
     layers = [eqx.nn.Linear(2, 3, key=first), eqx.nn.Dropout(0.4), eqx.nn.Linear(3, 1, key=second)]
@@ -213,6 +214,7 @@ class Noisy(eqx.Module):
     key: Array
 
 
+@pytest.mark.slow
 def test_a_random_key_in_the_point_does_not_hinder_throw(key):
     problem = jxt.Smooth(lambda m: jnp.sum((m.weight - 1 - jax.random.uniform(m.key)) ** 2))
     start = Noisy(jnp.zeros(2), key)
@@ -249,6 +251,7 @@ def test_points_without_variables_are_refused():
         solve({})
 
 
+@pytest.mark.slow
 def test_a_solution_is_told_in_three_lines(key):
     model = network(key)
     stopped = str(jxt.solve(penalized(0.01), adam(1e-30), model)).split("\n")

@@ -49,6 +49,7 @@ def test_divergence_ends_early():
     assert int(solution.steps) < 1000
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("where", ["data", "start", "parameter"])
 def test_nan_is_reported(where):
     bad = jnp.nan
@@ -89,6 +90,7 @@ def _shifted(w):
     return w - SHIFT
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("through", ["the function", "a function it calls"])
 def test_a_rebound_global_is_seen(monkeypatch, through):
     def solved():
@@ -103,6 +105,7 @@ def test_a_rebound_global_is_seen(monkeypatch, through):
     np.testing.assert_allclose(solved(), 3, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_functions_of_every_kind_are_taken():
     class Holder:
         def __init__(self, data):
@@ -177,6 +180,7 @@ def test_progress_changes_nothing_and_warns_inside_transformations():
         jax.jit(lambda lam: jxt.solve(lasso(lam), FISTA(), jnp.zeros(5), progress=True).value)(0.1)
 
 
+@pytest.mark.slow
 def test_complex_variables():
     target = jnp.array([1 + 2j, -0.3j, 0.1 + 0j])
     weight = jnp.asarray(0.5)

@@ -30,6 +30,7 @@ def _agree(found, wanted, tolerance=1e-9):
         np.testing.assert_allclose(a, b, atol=tolerance)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", FORMATS)
 def test_losses_and_maps(kind):
     sparse = FORMATS[kind]
@@ -72,6 +73,7 @@ SOLVERS = {
 }
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     "kind",
     ["csr", "bcsr", "coordinates", pytest.param("columns of targets", marks=pytest.mark.slow)],
@@ -111,6 +113,7 @@ def test_sweeps_over_coordinates_are_those_of_the_dense_matrix():
     _agree(found, wanted, 1e-12)
 
 
+@pytest.mark.slow
 def test_batches_with_a_shared_matrix_in_shard_map_with_its_check():
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     everywhere, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("x")
@@ -163,6 +166,7 @@ def test_quadratic_programs(kind):
     _agree(found, wanted, 1e-6)
 
 
+@pytest.mark.slow
 def test_nothing_dense_is_made():
     n = 400
     matrix = CSR.from_scipy(sp.eye_array(n) + sp.eye_array(n, k=1))

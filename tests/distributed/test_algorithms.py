@@ -113,6 +113,7 @@ def test_admm_equals_the_edge_form():
     np.testing.assert_allclose(result.params, x, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_admm_with_a_regularizer_finds_the_lasso():
     from sklearn.linear_model import Lasso
 

@@ -53,6 +53,7 @@ def test_equals_a_loop(average):
     assert upwards == {False, True}
 
 
+@pytest.mark.slow
 def test_nothing_happens_after_the_last_block_and_blocks_do_not_matter():
     whole = run(dd.AsynchronousGossipLearning(loss, LOCAL, EVENTS.blocks(len(EVENTS))), 1)
     later = run(dd.AsynchronousGossipLearning(loss, LOCAL, EVENTS.blocks(len(EVENTS))), 3)

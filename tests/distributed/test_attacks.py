@@ -83,6 +83,7 @@ def test_labels_flip_back():
     assert once.dtype == labels.dtype
 
 
+@pytest.mark.slow
 def test_mimic_finds_the_direction_of_most_variance():
     rng = np.random.default_rng(4)
     axis = np.eye(D)[2]
@@ -120,6 +121,7 @@ def test_mimic_finds_the_direction_of_most_variance():
     assert np.all(np.isfinite(same.direction))
 
 
+@pytest.mark.slow
 def test_a_line_search_does_more_harm_than_fixed_factors():
     rules = [robust.TrimmedMean(F), robust.Krum(F), robust.GeometricMedian(), robust.Mean()]
     good = jnp.asarray(GOOD)
@@ -150,6 +152,7 @@ def test_a_line_search_does_more_harm_than_fixed_factors():
     np.testing.assert_allclose(cases[-1][2], MEAN - (2**15 - 1) * MEAN, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_in_shard_map_with_its_check():
     rng = np.random.default_rng(5)
     good = jnp.asarray(rng.normal(size=(4, G, D)), jnp.float32)

@@ -60,6 +60,7 @@ def test_equals_the_recursion():
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_rules_that_gather_and_messages_that_do_not_arrive():
     def present(key, n):
         return jax.random.bernoulli(key, 0.7, (n,))
@@ -87,6 +88,7 @@ def test_without_clipping_it_is_momentum_on_the_mean():
     np.testing.assert_allclose(found, np.tile(wanted, (N, 1)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_rules_over_a_mesh_equal_all_rows_at_once():
     rules = {
         "mean": robust.Mean(),

@@ -80,6 +80,7 @@ def test_the_gradient_of_a_vmap_by_a_shared_leaf(together):
     np.testing.assert_allclose(together["slope"], slope, rtol=1e-7)
 
 
+@pytest.mark.slow
 def test_grad_alone():
     """Without `jit` a tracer may hide in the loss."""
     slope = jax.grad(lambda scale: score(DATA[0], scale))(0.7)
@@ -109,6 +110,7 @@ def gossip(data):
     return dd.run_events(meet, NETWORK, start, EVENTS, data=data, common=count)[:2]
 
 
+@pytest.mark.slow
 def test_each_device_runs_its_own_network():
     """In `shard_map` with its check on: data of each device, a start and a scale for all."""
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:DEVICES]), ("runs",))
@@ -146,6 +148,7 @@ class _State(eqx.Module):
     params: jax.Array
 
 
+@pytest.mark.slow
 def test_a_round_may_differentiate_a_mean_where_the_check_is_on():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:DEVICES]), ("nodes",))
     networks = [
@@ -159,6 +162,7 @@ def test_a_round_may_differentiate_a_mean_where_the_check_is_on():
     np.testing.assert_allclose(go(networks[1]), expected, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_loss_with_an_ordinary_loop_runs_on_a_mesh():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:DEVICES]), ("nodes",))
 

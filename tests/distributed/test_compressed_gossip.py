@@ -39,6 +39,7 @@ CASES = {
 }
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("algorithm", CASES.values(), ids=CASES.keys())
 def test_tracking_reaches_the_exact_optimum(algorithm):
     params = run(algorithm, 1500).params
@@ -71,11 +72,13 @@ def test_equals_a_loop():
     np.testing.assert_allclose(y.mean(axis=0), gradient(x).mean(axis=0), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_all_said_at_once_is_the_algorithm_itself():
     found = run(compressed(cc.Identity(), 1.0, cc.NoFeedback()), 5).params
     np.testing.assert_allclose(found, run(dd.GradientTracking(loss, 0.1), 5).params, atol=1e-13)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("feedback", [cc.EF14(), cc.NoFeedback()])
 def test_any_rule_keeps_the_mean_gradient_in_the_trackers(feedback):
     found = run(compressed(cc.QSGD(4), 0.3, feedback, step_size=0.03), 50)
@@ -86,6 +89,7 @@ def test_any_rule_keeps_the_mean_gradient_in_the_trackers(feedback):
     assert np.abs(found.params - OPTIMUM).max() < 0.5
 
 
+@pytest.mark.slow
 def test_packed_messages_cross_the_mesh():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:N]), ("nodes",))
     d, network = 1000, dd.Network.on_mesh(RING, mesh, "nodes")

@@ -270,6 +270,7 @@ def test_packing():
     assert [width(n) for n in (1, 2, 3, 4, 5, 1024, 1025)] == [0, 1, 2, 2, 3, 10, 11]
 
 
+@pytest.mark.slow
 def test_shared_seeds_commute_with_means():
     x = jnp.asarray(np.random.default_rng(6).normal(size=(4, 6, 5)))
     key = jax.random.key(2)
@@ -383,6 +384,7 @@ def test_feedback_equals_a_loop():
     assert np.max(np.abs(np.sum(found["none"][0], axis=1) - np.sum(values, axis=1))) > 1
 
 
+@pytest.mark.slow
 def test_feedback_with_any_compressor():
     x = jax.tree.map(lambda a: jnp.ones(a.shape, a.dtype), TREE)
     key = jax.random.key(0)
@@ -397,6 +399,7 @@ def test_feedback_with_any_compressor():
             )
 
 
+@pytest.mark.slow
 def test_choco_reaches_consensus_and_keeps_the_mean():
     x = np.random.default_rng(9).normal(size=(8, 20))
     gossip = cc.ChocoGossip(cc.TopK(0.1), 0.1)
@@ -435,6 +438,7 @@ def test_choco_reaches_consensus_and_keeps_the_mean():
     assert np.max(np.abs(many - np.mean(x, axis=0))) < 1e-8
 
 
+@pytest.mark.slow
 def test_in_shard_map_with_its_check():
     x = np.random.default_rng(10).normal(size=(8, 6, 4)).astype(np.float32)
     x[6], x[7, 0, 2] = 0, np.nan

@@ -60,7 +60,7 @@ def dense(start, events, chi_1):
     return state
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(jnp.float32, marks=pytest.mark.slow), jnp.float64])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64], ids=["float32", "float64"])
 def test_equals_a_loop_of_exponentials(dtype):
     events, chi_1 = dd.dadao_events(KEY, GRAPH, 6.0)
     start = RNG.normal(size=(N, D))
@@ -79,6 +79,7 @@ def test_equals_a_loop_of_exponentials(dtype):
 GRAPHS = [dd.ring(N), dd.star(N)]
 
 
+@pytest.mark.slow
 def test_graphs_follow_each_other():
     graphs = GRAPHS
     events, chi_1 = dd.dadao_events(KEY, graphs, 40.0, dwell=4.0)

@@ -109,6 +109,7 @@ def padded():
     return clients, dd.Padded((data.data[0], jnp.where(hidden, jnp.nan, data.data[1])), data.count)
 
 
+@pytest.mark.slow
 def test_without_a_radius_it_is_averaging_and_minibatches_are_real_samples():
     _, batch = padded()
     start = jnp.asarray(START)
@@ -128,6 +129,7 @@ def test_without_a_radius_it_is_averaging_and_minibatches_are_real_samples():
     assert np.abs(sharp - plain).max() > 1e-3
 
 
+@pytest.mark.slow
 def test_a_minibatch_is_drawn_from_all_samples_alike():
     """The gradient of a linear loss tells what was drawn."""
     count = 3
@@ -216,6 +218,7 @@ def test_bad_input():
         )
 
 
+@pytest.mark.slow
 def test_sampled_clients():
     """The server's mean is that of the drawn clients, by their samples, and everybody holds it."""
     n, rounds = 6, 4

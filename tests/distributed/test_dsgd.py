@@ -102,6 +102,7 @@ def _from_the_saddle(scales, keys, number, every):
     return np.asarray(grid(jnp.asarray(scales), keys))
 
 
+@pytest.mark.slow
 def test_noise_leaves_the_saddle():
     paths = _from_the_saddle([0.0, 1.0], jax.random.split(jax.random.key(0), 3), 2000, 500)
     np.testing.assert_array_equal(paths[0, ..., 1], 0)

@@ -35,6 +35,7 @@ def test_partition_keeps_the_matrix():
     assert circles >= VALUES[-1]
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("linear", [False, True], ids=["free", "model"])
 def test_equals_a_dense_loop_in_which_numbers_travel_an_edge_a_round(linear):
     m, rounds = PARTS.block_size, 12
@@ -66,6 +67,7 @@ def test_equals_a_dense_loop_in_which_numbers_travel_an_edge_a_round(linear):
     np.testing.assert_allclose(state.estimate, value, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_finds_the_smallest_eigenvalue_whatever_is_late_or_lost():
     solver = dd.OwnerEigensolver(PARTS.block_size, PARTS.step_size, links=dd.DelayedLinks(3, 0.3))
     result = dd.run(
@@ -87,6 +89,7 @@ def test_finds_the_smallest_eigenvalue_whatever_is_late_or_lost():
     np.testing.assert_allclose(status.value, estimates.mean())
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("late", [False, True], ids=["in time", "late"])
 def test_replicated_equals_a_dense_loop(late):
     n, rounds, kappa, gain, rate = 6, 15, 2.0, 0.4, 0.05

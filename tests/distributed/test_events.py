@@ -180,6 +180,7 @@ def test_a_run_is_the_plain_loop(simulated):
     np.testing.assert_allclose(simulated[1][0], token, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_blocks_and_meshes_give_the_same(simulated):
     blocks = schedule().blocks(100)
     assert blocks.time.shape[1] == 100
@@ -222,6 +223,7 @@ def test_delayed_messages_wait_in_the_buffer():
     assert count == (events.kind == Kind.ARRIVE).sum()
 
 
+@pytest.mark.slow
 def test_an_event_copies_no_state():
     network = dd.Network.clients(4096)
     events = schedule()[:7]

@@ -42,6 +42,7 @@ def test_eigenvalues_of_a_ring():
         np.testing.assert_allclose([second, last], waves[[1, -1]], rtol=1e-6)
 
 
+@pytest.mark.always(3)
 @EACH
 def test_spectra(graph):
     rates = np.random.default_rng(0).uniform(0.5, 2, graph.number_of_edges())
@@ -69,6 +70,7 @@ def test_large_spectra(monkeypatch):
     np.testing.assert_allclose(dd.chi_2(dd.ring(600)), 0.5 * 599 / 600)
 
 
+@pytest.mark.always(2)
 @EACH
 def test_chebyshev_contracts_as_its_polynomial(graph):
     values, vectors = np.linalg.eigh(dense(graph))
@@ -101,6 +103,7 @@ def test_chebyshev_in_single_precision_never_overflows():
     np.testing.assert_allclose(y, np.tile(x.mean(axis=0), (16, 1)), atol=1e-4)
 
 
+@pytest.mark.always(2)
 @EACH
 def test_fast_mix_is_its_recursion_and_fast(graph):
     w = dd.metropolis(graph).toarray()
@@ -116,6 +119,7 @@ def test_fast_mix_is_its_recursion_and_fast(graph):
     np.testing.assert_allclose(y.mean(axis=0), x.mean(axis=0), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_gossip_on_a_mesh_equals_simulation():
     mesh = jax.sharding.Mesh(np.array(jax.devices()), ("n",))
     x = jnp.asarray(np.random.default_rng(0).normal(size=(16, 3)))

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from jaxopt_ext import distributed as dd
 from jaxopt_ext.core import loops
@@ -72,6 +73,7 @@ def test_delayed_links():
     assert np.all(sent == -1)
 
 
+@pytest.mark.slow
 def test_delayed_links_on_a_mesh_equal_simulation():
     links, key = dd.DelayedLinks(2, 0.3), jax.random.key(3)
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("n",))

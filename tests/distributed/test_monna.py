@@ -98,6 +98,7 @@ def test_equals_the_recursion():
     np.testing.assert_allclose(ran(algorithm), wanted, rtol=1e-12)
 
 
+@pytest.mark.always(1)
 @few
 @pytest.mark.parametrize(
     ("options", "rule"),
@@ -124,6 +125,7 @@ def test_learn_equals_its_recursion():
     np.testing.assert_allclose(ran(dd.LEARN(loss, 0.5, F, **bad)), x, rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_without_bad_nodes_and_momentum_it_is_sgd_on_the_mean():
     x = np.zeros(D)
     for r in range(ROUNDS):
@@ -165,6 +167,7 @@ def test_who_is_heard():
     np.testing.assert_allclose(share[5][others[5]], 5 / 7, atol=0.04)
 
 
+@pytest.mark.slow
 def test_far_messages_do_no_harm():
     """Variance and mean of the good nodes after an average, over many stacks."""
     n, f, d, count = 22, 2, 4, 1500
@@ -199,6 +202,7 @@ def test_far_messages_do_no_harm():
     np.testing.assert_allclose(lam[worst], moved / spread(before))
 
 
+@pytest.mark.slow
 def test_a_rule_for_the_line_search():
     rows = RNG.normal(size=(N, D))
     found = jax.jit(dd.at_honest(robust.NNA(F), 5))(jnp.asarray(rows))

@@ -48,6 +48,7 @@ def test_sizes_and_degrees():
     assert edges == sorted([min(e), max(e)] for e in GRAPHS["torus"].edges)
 
 
+@pytest.mark.always(8)
 @EACH
 @pytest.mark.parametrize("weights", [dd.metropolis, dd.max_degree, dd.laplacian, dd.best_constant])
 def test_mixing_matrices(graph, weights):
@@ -67,6 +68,7 @@ def test_metropolis_by_hand():
     np.testing.assert_allclose(np.diag(w), [0.25, 0.75, 0.75, 0.75])
 
 
+@pytest.mark.always(4)
 @EACH
 def test_simulated_network_is_dense_algebra(graph):
     n = graph.number_of_nodes()
@@ -233,7 +235,8 @@ def test_every_method_by_hand():
     np.testing.assert_array_equal(found["turned"], turned)
 
 
-@pytest.mark.parametrize("devices", [1, 4, 8])
+@pytest.mark.always(1)
+@pytest.mark.parametrize("devices", [4, 1, 8])
 def test_clients_know_the_server_only(devices):
     def fun(network, x, _, key):
         first = network.local(jnp.arange(8) % 3)
@@ -254,6 +257,7 @@ def test_clients_know_the_server_only(devices):
             call()
 
 
+@pytest.mark.slow
 def test_the_check_of_shard_map_may_be_on():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), ("n",))
     P = jax.sharding.PartitionSpec
@@ -300,7 +304,8 @@ def test_large_sparse_networks():
     assert 0.9 * (1 - 2 * np.sqrt(3) / 5 - 0.2) < dd.spectral_gap(dd.metropolis(graph))
 
 
-@pytest.mark.parametrize("devices", [1, 4, 8])
+@pytest.mark.always(1)
+@pytest.mark.parametrize("devices", [4, 1, 8])
 def test_time_varying_weights_are_dense_products(devices):
     graph = MORE["random8"]
     rng = np.random.default_rng(2)

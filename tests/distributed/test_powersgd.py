@@ -170,6 +170,7 @@ def test_nothing_is_lost():
         np.testing.assert_allclose(sent + left, sums, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_a_constant_matrix():
     """Warm starts find its singular vectors, cold ones do not; feedback sends all of it."""
     left, right = (np.linalg.qr(np.random.default_rng(1).normal(size=(n, 32)))[0] for n in (64, 32))
@@ -267,6 +268,7 @@ def test_in_shard_map_with_its_check(name):
         np.testing.assert_allclose(a, b, atol=1e-10)
 
 
+@pytest.mark.slow
 def test_odd_leaves():
     rng = np.random.default_rng(3)
     normal = lambda *shape: jnp.asarray(rng.normal(size=shape))

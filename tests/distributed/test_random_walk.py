@@ -40,6 +40,7 @@ def test_chains_are_their_matrices():
     np.testing.assert_allclose(simple.target, degrees / degrees.sum(), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_kernel_on_the_karate_club():
     graph = nx.karate_club_graph()
     target = RNG.uniform(0.5, 2, len(graph))
@@ -102,6 +103,7 @@ def test_repulsion_makes_visits_even():
     assert spread[1] < spread[0] / 3
 
 
+@pytest.mark.slow
 def test_other_walks():
     walk = dd.NonBacktrackingWalk(dd.barbell(3, 1))
     previous, node, _ = map(np.asarray, walk_many(walk, 40, 100))
@@ -177,6 +179,7 @@ def long_run_covariance(matrix, target, values):
     return sums + sums.T - weighted.T @ centred
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("alpha", [0.0, 3.0])
 @pytest.mark.parametrize("exponent", [0.8, 1.0])
 def test_covariance_of_visits(alpha, exponent):
@@ -188,6 +191,7 @@ def test_covariance_of_visits(alpha, exponent):
     np.testing.assert_allclose(found, expected, atol=1e-8)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("a", "b"), [(0.8, 0.9), (0.8, 1.0), (0.9, 0.6), (1.0, 0.6), (0.7, 0.7), (1.0, 1.0)]
 )

@@ -44,7 +44,8 @@ def run(network, batches, rounds=7, **options):
     return dd.run(ALGORITHM, network, params, batches, rounds, progress=False, **options)
 
 
-@pytest.mark.parametrize("devices", [1, 8])
+@pytest.mark.always(1)
+@pytest.mark.parametrize("devices", [8, 1])
 def test_functions_of_the_round(devices, trace_count):
     network = NETWORKS[devices]
     shift = np.arange(5.0)
@@ -172,6 +173,7 @@ def numbers(state):
     return jax.tree.leaves((state.params, state.small.astype(jnp.float32), key, state.count))
 
 
+@pytest.mark.slow
 def test_resumes_on_other_devices_bit_for_bit(tmp_path):
     def go(network, rounds, **options):
         params = network.replicate({"x": jnp.zeros(D)})

@@ -110,6 +110,7 @@ def _report(name):
     return dd.overlap_report(jax.jit(lambda p, x: dd.expert_parallel(p, x, network)).trace(pair, x))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("name", "beside"),
     [
@@ -180,6 +181,7 @@ def test_places_without_a_token_are_zero_and_have_no_derivative():
     )
 
 
+@pytest.mark.slow
 def test_auxiliary_loss_is_of_means_over_nodes():
     network = dd.Network.clients(2)
     logits = np.log([[[0.9, 0.1]], [[0.1, 0.9]]])  # each node alone is skewed

@@ -229,6 +229,7 @@ def test_quorum():
         eqx.filter_jit(secure.Consensus(throw=True))(np.arange(7.0)[:, None])
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", ["categories", "reals"])
 def test_consensus_of_samples(kind):
     rng = np.random.default_rng(1)

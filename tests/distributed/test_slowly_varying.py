@@ -83,6 +83,7 @@ def test_restarts_are_polynomials_of_each_window():
     np.testing.assert_allclose(mean, np.tile(X[:5].mean(0), (5, 1)), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_the_potential_never_grows_unless_links_return():
     sequences = [lost(np.random.default_rng(seed), STEPS) for seed in range(100)]
     back = [[CHORDS], [[]] * 5, [CHORDS] * (STEPS - 6)]
@@ -114,6 +115,7 @@ def test_the_potential_never_grows_unless_links_return():
     assert np.all(error[:, -1] ** 2 * SKELETON / 2 < rate ** (STEPS - 1) * potential[:, 0])
 
 
+@pytest.mark.slow
 def test_nothing_crosses_the_bridge():
     n = 24
     graph, laplacians = dd.bridge_swap(n)

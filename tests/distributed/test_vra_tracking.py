@@ -116,6 +116,7 @@ def found():
     return both(jnp.asarray(START), jnp.asarray(H), jnp.asarray(C), jnp.asarray(NOISE))
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("name", ["deterministic", "stochastic", "robust"])
 def test_equals_a_loop_over_edges(found, name):
     x, s = robust() if name == "robust" else aggregated(name == "stochastic")
@@ -153,6 +154,7 @@ def test_without_noise_what_is_held_is_exact():
         )
 
 
+@pytest.mark.slow
 def test_the_error_of_a_link_obeys_its_recursion():
     """Whatever is sent, and in single precision, over 2000 edges at once."""
     runs, rounds = 2000, 60
@@ -212,6 +214,7 @@ def test_on_a_mesh(packed):
     assert bits == 2 * 2 * 10 * (11 if packed else 32)
 
 
+@pytest.mark.slow
 def test_laplace_noise_has_its_variance():
     noise = dd.LaplaceNoise(0.5)(jax.random.key(0), {"a": jnp.zeros(4000), "b": jnp.ones(4000)})
     for leaf, mean in ((noise["a"], 0), (noise["b"], 1)):

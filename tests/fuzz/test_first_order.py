@@ -385,6 +385,7 @@ def test_roots_that_do_not_exist(solver):
     assert all(run(w) for w in weights)
 
 
+@pytest.mark.slow
 def test_a_batch_of_easy_and_hard_members():
     """A member that has ended stays where it is, as if solved alone."""
     d, solvers = draw(3, 12), {"FISTA": dataclasses.replace(LASSO["FISTA"], max_steps=500)}

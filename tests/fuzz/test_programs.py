@@ -245,6 +245,7 @@ def test_nothing_is_wrong_in_ten_thousand(linear, dtype):
     assert counts["right"] >= (9_990 if dtype == jnp.float64 else 9_900), counts
 
 
+@pytest.mark.slow
 def test_members_of_a_batch_are_solved_as_if_alone():
     """Easy, hard, infeasible and unbounded ones, of which some stop long before others."""
     _, data, _ = drawn(CHUNK, 0, True)
@@ -382,6 +383,7 @@ def test_an_equation_without_a_multiplier_holds_in_derivatives():
     np.testing.assert_allclose(slopes[1], [[1], [0]], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_derivatives_at_kinks():
     """With one row touched, one of the one-sided derivatives or between them; with more, in the
     hull of those with each such row held or let go; with none, the derivative."""

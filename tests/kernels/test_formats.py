@@ -29,6 +29,7 @@ def _check_structure(matrix):
     assert np.all(rows[count:] == max(matrix.shape[0] - 1, 0))
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize("shape", [(9, 7), (1, 5), (0, 3), (3, 0)])
 def test_constructors_agree_with_scipy_and_round_trip(shape):
     dense = RNG.normal(size=shape) * (RNG.random(shape) < 0.4)
@@ -121,6 +122,7 @@ def test_nothing_dense_is_made():
     assert max(v.aval.size for e in jaxpr.jaxpr.eqns for v in e.outvars) < 700 * 10
 
 
+@pytest.mark.slow
 def test_blocks_of_a_csr_send_derivatives_to_its_entries():
     dense = _ragged(11, 8)
     matrix = CSR.from_dense(dense, nnz=60)

@@ -143,6 +143,7 @@ def test_chains_stay_chains():
     assert " while(" in text.as_text()
 
 
+@pytest.mark.slow
 def test_vmap_and_jit_of_the_chain():
     rng = np.random.default_rng(0)
     a, x, c = (jnp.asarray(rng.normal(size=s)) for s in ((3, 3, 3), (3, 2, 3, 4), (3, 2, 3, 4)))

@@ -15,6 +15,7 @@ def integers(*shape):
     return jnp.asarray(RNG.integers(-128, 128, shape), jnp.int8)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_quantize_takes_the_nearest_level(bits):
     q = 2 ** (bits - 1) - 1
@@ -59,6 +60,7 @@ def test_convolutions_are_exact(images, filters, stride, padding, implementation
         np.testing.assert_array_equal(found, Int8Conv2dCase(stride, padding).reference(x, w))
 
 
+@pytest.mark.slow
 def test_in_shard_map():
     mesh = jax.sharding.Mesh(np.array(jax.devices()[:2]), ("d",))
     x, w = integers(4, 6), integers(6, 3)

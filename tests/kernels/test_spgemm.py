@@ -81,6 +81,7 @@ def test_equals_scipy_entry_by_entry(implementation):
         _check(product(A, B, _same(plan)), a @ b)
 
 
+@pytest.mark.slow
 def test_a_graph_with_hubs_equals_scipy_and_windows_are_balanced():
     a = _graph(10, np.random.default_rng(0)).tocsr()
     A = CSR.from_scipy(a)
@@ -130,6 +131,7 @@ def test_keys_may_exceed_32_bits(implementation, double):
         _check(found, a @ b, 1e-12 if double else 1e-5)
 
 
+@pytest.mark.slow
 def test_derivatives_of_any_order_equal_dense_ones():
     a, b = _random(12, 12, 0.3), _random(12, 12, 0.3)
     A, B = CSR.from_scipy(a, nnz=50), CSR.from_scipy(b)
@@ -156,6 +158,7 @@ def test_derivatives_of_any_order_equal_dense_ones():
         np.testing.assert_allclose(in_use(x), in_use(y), atol=1e-12)
 
 
+@pytest.mark.slow
 def test_vmap_over_values_and_shard_map_with_its_check():
     a = _random(9, 9, 0.3)
     A = CSR.from_scipy(a)

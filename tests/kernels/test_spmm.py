@@ -45,6 +45,7 @@ def test_nothing_dense_is_made():
     assert max(sizes) < n * n / 8
 
 
+@pytest.mark.slow
 def test_forward_and_second_derivatives_of_the_plain_body():
     matrix = BCSR.from_dense(RNG.normal(size=(4, 4)), (2, 2))
     fun = lambda b: jnp.sum(jnp.sin(bcsr_matmul(matrix, b, implementation="xla")))
@@ -80,6 +81,7 @@ def short_lists(monkeypatch):
     monkeypatch.setattr(module, "_PIECE", 8)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("implementation", ["xla", "pallas"])
 def test_long_lists_of_blocks_are_cut(short_lists, implementation):
     kept = 1 - np.eye(4)  # in 12 blocks
@@ -143,6 +145,7 @@ def _with_more_blocks(matrix, count):
     return dataclasses.replace(full, row_order=matrix.row_order, column_order=matrix.column_order)
 
 
+@pytest.mark.slow
 def test_derivatives_go_back_to_the_entries_of_a_reordered_matrix():
     dense = RNG.normal(size=(12, 9)) * (RNG.random((12, 9)) < 0.3)
     csr, b = CSR.from_dense(dense), jnp.asarray(RNG.normal(size=(9, 2)))
@@ -181,6 +184,7 @@ def _greedy(sets, height, tau, distance, union):
     return [i for c in full for i in c] + [i for i, s in enumerate(sets) if not s]
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("pattern", ["union", "seed"])
 @pytest.mark.parametrize("similarity", ["jaccard", "hamming"])
 def test_the_order_is_that_of_the_greedy_clustering(similarity, pattern):
@@ -212,6 +216,7 @@ def test_the_order_is_that_of_the_greedy_clustering(similarity, pattern):
     assert changed > 4
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("many", [False, True])
 def test_shuffled_rows_of_blocks_find_each_other(monkeypatch, many):
     if many:  # as if there were too many rows to look at every pair
@@ -242,6 +247,7 @@ def test_half_precision_is_accumulated_in_single_precision():
     assert np.linalg.norm(np.asarray(found, float) - wanted) < 1e-2 * np.linalg.norm(wanted)
 
 
+@pytest.mark.slow
 def test_in_shard_map_with_its_check():
     mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
     dense = RNG.normal(size=(8, 6)) * (RNG.random((8, 6)) < 0.5)

@@ -95,6 +95,7 @@ def test_derivatives_are_products_by_the_same_algorithm():
     np.testing.assert_allclose(cross, 2 * weights @ (A.T @ weights).T, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("implementation", ["xla", pytest.param("pallas", marks=pytest.mark.slow)])
 def test_vmap_with_a_shared_factor_and_its_gradient(implementation):
     _, B = matrices(4, 6, 3)
@@ -107,6 +108,7 @@ def test_vmap_with_a_shared_factor_and_its_gradient(implementation):
     np.testing.assert_allclose(slope, exact, atol=1e-10)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("implementation", ["xla", "pallas"])
 def test_coded_products_and_their_derivatives(implementation):
     A, B = matrices(5, 300 if implementation == "pallas" else 7, 4)  # of several tiles inside

@@ -165,6 +165,7 @@ def test_entrywise_functions_would_not_commute():
     assert not np.allclose(np.tanh(moved(g, x, 1)), moved(g, np.tanh(x), 1))
 
 
+@pytest.mark.slow
 def test_batches_shards_and_derivatives():
     layer = EquivariantLinear(3, 1, 2, 2, 2, SO, key=jax.random.key(0))
     x = jnp.asarray(RNG.normal(size=(4, 2, 3)))

@@ -73,6 +73,7 @@ def test_a_matrix_that_is_not_adapted_stands_still():
         assert np.any(slope.query.A)
 
 
+@pytest.mark.slow
 def test_the_degree_is_enough_and_no_more():
     for bound in (0.3, 1.0, 4.0):
         x = np.linspace(-bound, bound, 101)
@@ -97,6 +98,7 @@ def test_nothing_of_quadratic_size_is_formed():
     assert "997,997" in str(jax.make_jaxpr(linalg.attention_loss)(params, X, Y))
 
 
+@pytest.mark.slow
 def test_batches_share_adapters_and_devices_share_them_too():
     params, X, Y = layer(0, 16, 2, 0.5, np.float32)
     Xs, Ys = jnp.stack([X, 0.5 * X]), jnp.stack([Y, -Y])

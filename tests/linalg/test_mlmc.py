@@ -155,6 +155,7 @@ def test_memory_maps_are_read_by_the_row(tmp_path):
     np.testing.assert_allclose(found, on_device, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_shards_a_shared_leaf_and_types():
     product, key = MultilevelProduct(LEVELS), jax.random.key(0)
     batch = jnp.asarray(RNG.normal(size=(4, 24, 3)))

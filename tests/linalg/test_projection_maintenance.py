@@ -130,6 +130,7 @@ def sketched(seed, size, copies, **options):
     return rng, SketchedProjection.build(projection, size, copies, jax.random.key(seed), **options)
 
 
+@pytest.mark.slow
 def test_sketches_are_unbiased_and_better_with_their_size():
     errors = []
     for size in (8, 32):
@@ -144,6 +145,7 @@ def test_sketches_are_unbiased_and_better_with_their_size():
     assert 1.6 < errors[0] / errors[1] < 2.5  # the root of four
 
 
+@pytest.mark.slow
 def test_sketches_follow_updates_and_noise_is_not_theirs():
     rng, s = sketched(6, 4, 5)
     h = jnp.asarray(rng.normal(size=36))
@@ -173,6 +175,7 @@ def test_the_median_draws_by_the_exponential_mechanism():
         assert abs(np.mean(drawn == point) - p) < 4 * np.sqrt(p * (1 - p) / 4000)
 
 
+@pytest.mark.slow
 def test_shard_map_and_single_precision():
     rng, A, U, lam = draw(8, 4, 6)
     cast = lambda a: jnp.asarray(a, jnp.float32)

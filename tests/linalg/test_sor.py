@@ -75,6 +75,7 @@ def test_counts_are_those_of_sweeps_over_the_unknowns(single):
     np.testing.assert_allclose(x[1], y, rtol=1e-3 if single else 1e-9)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("solver", [SOR, SSORCG])
 def test_red_black_is_the_sweep_in_that_order(solver):
     coloring = Coloring.red_black((4, 4))
@@ -97,6 +98,7 @@ def test_preconditioned_counts_and_the_preconditioner():
         assert np.linalg.eigvalsh(M)[0] > 0
 
 
+@pytest.mark.slow
 def test_derivatives_in_what_a_batch_shares():
     rng = np.random.default_rng(1)
     vectors = rng.normal(size=(3, 4))
@@ -113,6 +115,7 @@ def test_derivatives_in_what_a_batch_shares():
     np.testing.assert_allclose(found, -np.linalg.solve(base.T, 2 * x) @ x.T, rtol=1e-8, atol=1e-12)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("solver", [SOR, SSORCG])
 def test_it_solves_for_implicit_derivatives(solver):
     matrix = jnp.asarray(grid_laplacian(2, 0.5))
@@ -128,6 +131,7 @@ def test_it_solves_for_implicit_derivatives(solver):
     np.testing.assert_allclose(found, 2 * np.linalg.solve(matrix, x).T, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_it_traces_in_shard_map():
     matrix, vectors = jnp.asarray(A), jnp.asarray(np.stack([B, 2 * B]))
 

@@ -53,6 +53,7 @@ def pairs():
     return fun(jnp.asarray(MATRICES), jnp.asarray(MATRICES, jnp.float32))
 
 
+@pytest.mark.always(1)
 def test_errors_are_those_of_the_approximations(pairs):
     for found, tolerance in zip(pairs, (0.05, 0.05), strict=True):
         taylor, pade, newton, _, eigh = found
@@ -117,6 +118,7 @@ def test_the_cotangent_is_exact_at_the_root_returned():
     np.testing.assert_allclose(inverse_found, wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_repeated_eigenvalues_and_forward_and_second_derivatives():
     A = jnp.asarray(spd([1.0, 1, 1, 3]))
     E = np.random.default_rng(3).normal(size=(4, 4))
@@ -147,6 +149,7 @@ def test_repeated_eigenvalues_and_forward_and_second_derivatives():
     np.testing.assert_allclose(curvature, (score(h) - 2 * score(0) + score(-h)) / h**2, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_batches_shards_and_a_shared_leaf():
     batch = jnp.asarray(MATRICES[:, :3, :3] + np.eye(3))
     fun = lambda t, A: jnp.sum(jnp.cos(sqrtm(A + t * jnp.eye(3))))

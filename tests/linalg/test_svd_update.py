@@ -112,6 +112,7 @@ def entries_of(m, n):
     return entries(np.random.default_rng(1), m, n, (m, n))
 
 
+@pytest.mark.slow
 def test_a_space_as_large_as_the_update_is_exact():
     rng = np.random.default_rng(3)
     A = rng.normal(size=(8, 12))
@@ -208,6 +209,7 @@ def one_of_two():
     return total, plain, svd.s, values
 
 
+@pytest.mark.slow
 def test_shard_map():
     total, plain, s, values = one_of_two()
     mesh = Mesh(np.array(jax.devices()[:2]), "i")

@@ -44,6 +44,7 @@ def tolerance(dtype):
     return dict(rtol=2e-5, atol=1e-6) if dtype == jnp.float32 else dict(rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize(
     ("options", "variant"),
     [
@@ -76,6 +77,7 @@ def test_plain_is_optax(dtype):
     np.testing.assert_allclose(mine, theirs, rtol=rtol, atol=rtol)
 
 
+@pytest.mark.slow
 def test_first_rectified_steps_are_momentum(dtype):
     grads, x = jnp.asarray(gradients(), dtype), jnp.zeros((3, 4), dtype)
     steps = jnp.diff(trajectory(adabelief(1.0, rectify=True), x, grads), axis=0, prepend=0)
@@ -87,6 +89,7 @@ def test_first_rectified_steps_are_momentum(dtype):
     assert np.abs(steps[5] + m / (1 - 0.9**6)).max() > 0.1
 
 
+@pytest.mark.slow
 def test_runs_down_a_valley_that_adam_crawls_in():
     def loss(x):
         return (x[0] + x[1]) ** 2 + (x[0] - x[1]) ** 2 / 10
@@ -96,6 +99,7 @@ def test_runs_down_a_valley_that_adam_crawls_in():
     assert mine <= 0.3 * distance(optax.adam(1e-2))
 
 
+@pytest.mark.slow
 def test_projection_is_in_the_norm_of_the_variance():
     ball = weighted_projection(prox.L2Ball(0.5))
     g = jnp.array([3.0, 0.1])
@@ -118,6 +122,7 @@ def test_narrow_parameters_have_a_wide_state():
     }
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"rectify": True}])
 def test_zero_gradients_give_zero_updates(dtype, options):
     path = trajectory(adabelief(0.1, **options), jnp.ones(3, dtype), jnp.zeros((20, 3), dtype))

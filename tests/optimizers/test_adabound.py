@@ -46,6 +46,7 @@ def tolerance(dtype):
     return dict(rtol=1e-5, atol=2e-6) if dtype == jnp.float32 else dict(rtol=1e-10, atol=1e-13)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -69,6 +70,7 @@ def test_equals_a_numpy_loop(dtype, options):
     np.testing.assert_allclose(path, expected, **tolerance(dtype))
 
 
+@pytest.mark.slow
 def test_a_schedule_moves_the_bounds_too():
     grads, start = gradients(), np.ones((3, 4))
     schedule = optax.linear_schedule(0.03, 0.0, STEPS)
@@ -87,6 +89,7 @@ def test_amsbound_is_adabound_with_the_largest_moment():
     )
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("t", "low", "high"), [(1, 0.1 * 0.000999, 0.1 * 1001), (100_000, 0.0990, 0.1010)]
 )
@@ -103,6 +106,7 @@ def test_every_rate_lies_between_the_bounds(t, low, high):
     np.testing.assert_allclose(rates[0], high, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_late_it_is_momentum_at_the_final_rate(dtype):
     grads, x = jnp.asarray(gradients(), dtype), jnp.ones((3, 4), dtype)
     tx = adabound(gamma=0.99)
@@ -123,6 +127,7 @@ def test_without_bounds_it_is_adam(dtype):
     np.testing.assert_allclose(mine, theirs, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_does_not_fall_for_the_counterexample():
     game, rule = OnlineCounterexample(), lambda t: 0.5 / jnp.sqrt(t + 1)
     assert game.play(optax.adam(rule, 0.9, 0.99), 100_000)[0] > 0.9
@@ -132,6 +137,7 @@ def test_does_not_fall_for_the_counterexample():
         assert game.play(tx, 100_000)[0] < -0.9
 
 
+@pytest.mark.slow
 def test_projection_is_in_the_norm_of_the_inverse_rates():
     ball = weighted_projection(prox.L2Ball(0.5))
     grads, x = jnp.asarray(gradients())[:, 0], jnp.zeros(4)
@@ -147,6 +153,7 @@ def test_zero_gradients_give_zero_updates(dtype):
         np.testing.assert_array_equal(path, 1)
 
 
+@pytest.mark.slow
 def test_a_schedule_that_ends_at_zero_stops():
     path = trajectory(adabound(lambda t: 1e-2 * (t < 5)), jnp.ones(3), jnp.ones((8, 3)))
     np.testing.assert_array_equal(path[5:], path[5:6].repeat(3, 0))

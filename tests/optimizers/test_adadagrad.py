@@ -45,6 +45,7 @@ def gradients(dtype, scale=1.0):
     return G, jax.tree.map(lambda x: jnp.asarray(x, dtype), cut(padded)), np.arange(16) < 11
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("scale", [0.5, 10.0])
 def test_equals_numpy(dtype, kind, scale):
@@ -57,6 +58,7 @@ def test_equals_numpy(dtype, kind, scale):
     np.testing.assert_allclose(batch_size_test(whole, None, kind, **TOLERANCES), found, rtol=rtol)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_over_nodes_by_the_law_of_total_variance(kind):
     rng = np.random.default_rng(1)
@@ -73,6 +75,7 @@ def test_over_nodes_by_the_law_of_total_variance(kind):
     np.testing.assert_allclose(found, np.full(4, expected), rtol=1e-11)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_mean_and_no_variance(dtype, kind):
     opposite = jnp.asarray([[1.0, 2.0], [-1.0, -2.0]], dtype)
@@ -82,6 +85,7 @@ def test_no_mean_and_no_variance(dtype, kind):
     assert batch_size_test(0 * same, kind=kind) == 0
 
 
+@pytest.mark.slow
 def test_adagrad_is_optax_adagrad():
     """With ε = 0 there, where it stands inside the root."""
     G = jnp.asarray(np.random.default_rng(2).normal(size=(30, 8, 5)))
@@ -122,6 +126,7 @@ def test_equals_a_numpy_loop(dtype, method):
     assert size > 4
 
 
+@pytest.mark.slow
 def test_a_gradient_that_is_passed_is_used():
     G = jnp.asarray(np.random.default_rng(4).normal(size=(8, 3)))
     tx = adadagrad_norm(1.0, initial_accumulator=1e-12)
@@ -134,6 +139,7 @@ def test_a_gradient_that_is_passed_is_used():
     np.testing.assert_allclose(updates, -clipped / np.linalg.norm(clipped), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_nodes_agree_with_each_other():
     G = jnp.asarray(np.random.default_rng(5).normal(size=(4, 8, 3))) + 0.2
     tx = adadagrad(0.1, b_max=10**6, axis_name="nodes")
@@ -149,6 +155,7 @@ def test_nodes_agree_with_each_other():
     assert state.batch_size[0] > 8
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("method", [adadagrad, adadagrad_norm])
 def test_bounds_of_the_batch(dtype, method):
     """Infinite noise asks for the largest batch, none for no growth; bad gradients for neither."""
@@ -170,6 +177,7 @@ def least_squares():
     return loss, (jnp.asarray(A), jnp.asarray(b))
 
 
+@pytest.mark.slow
 def test_loop_keeps_to_its_budget(monkeypatch):
     """Batches grow, never past the limit; as many compilations as powers of two."""
     loss, data = least_squares()
@@ -208,6 +216,7 @@ def test_loop_refuses_what_it_cannot_do():
         fit_adaptive_batch(loss, jnp.zeros(6), (data[0], data[1][:3]), tx, 100)
 
 
+@pytest.mark.slow
 def test_per_sample_grads_are_gradients_of_samples():
     loss, (A, b) = least_squares()
     x = jnp.arange(6.0)

@@ -86,6 +86,7 @@ CASES = {
 }
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_a_numpy_loop(dtype, case):
     options, expected = CASES[case]
@@ -96,6 +97,7 @@ def test_equals_a_numpy_loop(dtype, case):
     np.testing.assert_allclose(path - start, wanted - start, **tolerance(dtype))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("shape", [(6,), (), (1, 6)])
 def test_vectors_are_not_factored(shape):
     grads, start = gradients(shape), np.random.default_rng(1).normal(size=shape)
@@ -103,6 +105,7 @@ def test_vectors_are_not_factored(shape):
     np.testing.assert_allclose(path, reference(start, grads, factor=None), **tolerance(jnp.float64))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("shape", "axes"), [((2, 7, 5), (-1, -2)), ((7, 2, 5), (-1, -3)), ((5, 3, 7, 2), (-2, -4))]
 )
@@ -113,6 +116,7 @@ def test_higher_ranks_are_factored_along_their_largest_axes(shape, axes):
     np.testing.assert_allclose(path, wanted, **tolerance(jnp.float64))
 
 
+@pytest.mark.slow
 def test_rank_one_squares_are_not_approximated():
     rng = np.random.default_rng(0)
     size = np.abs(np.outer(rng.normal(size=7), rng.normal(size=5)))
@@ -135,6 +139,7 @@ def test_equals_optax_with_its_settings(dtype):
     np.testing.assert_allclose(trajectory(mine, x, grads), trajectory(theirs, x, grads), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_outlier_is_clipped(dtype):
     grads = np.random.default_rng(0).normal(size=(201, 7, 5))
     grads[200] *= 1000
@@ -145,6 +150,7 @@ def test_an_outlier_is_clipped(dtype):
         assert (rms(last) <= 1 + 1e-4) if d else (rms(last) > 10)
 
 
+@pytest.mark.slow
 def test_parameters_at_zero_move_and_zero_gradients_do_not(dtype):
     x, zeros = jnp.zeros((7, 5), dtype), jnp.zeros((5, 7, 5), dtype)
     for eps2 in (1e-3, 0.1):
@@ -153,6 +159,7 @@ def test_parameters_at_zero_move_and_zero_gradients_do_not(dtype):
     np.testing.assert_array_equal(trajectory(adafactor(), x + 1, zeros), 1)
 
 
+@pytest.mark.slow
 def test_hyperparameters_may_be_traced(dtype):
     grads, x = jnp.asarray(gradients(), dtype), jnp.ones((7, 5), dtype)
     options = dict(learning_rate=0.1, b1=0.9, b2=0.99, clipping_threshold=0.5, weight_decay=0.1)
@@ -162,6 +169,7 @@ def test_hyperparameters_may_be_traced(dtype):
     np.testing.assert_allclose(found, trajectory(adafactor(**options), x, grads), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_complex_parameters_are_scaled_by_absolute_squares():
     rng = np.random.default_rng(0)
     size = np.abs(gradients())
@@ -173,6 +181,7 @@ def test_complex_parameters_are_scaled_by_absolute_squares():
     np.testing.assert_allclose(first, real * np.asarray(grads[0]) / size[0], rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_narrow_parameters_have_a_wide_state():
     x = jnp.ones((7, 5), jnp.bfloat16)
     path, states = replay(adafactor(b1=0.9), x, jnp.zeros((2, 7, 5), jnp.bfloat16))

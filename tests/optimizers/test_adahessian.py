@@ -51,6 +51,7 @@ def trees(seed, steps):
     return [{n: rng.normal(size=s) for n, s in SHAPES.items()} for _ in range(steps)]
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize(
     "options",
     [
@@ -91,6 +92,7 @@ def test_equals_a_numpy_loop(dtype, options):
         np.testing.assert_allclose(params[name], expected[name], rtol=rtol, atol=rtol)
 
 
+@pytest.mark.slow
 def test_power_zero_is_momentum(dtype):
     grads = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), dtype)
     tx = adahessian(0.1, hessian_power=0.0)
@@ -102,6 +104,7 @@ def test_power_zero_is_momentum(dtype):
         np.testing.assert_allclose(updates, -0.1 * m / (1 - 0.9**t) / (1 + 1e-4), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_signs_change_from_step_to_step():
     H = jnp.asarray([[1.0, 0.9], [0.9, 1.0]])
     tx = scale_by_adahessian(b2=0.0)
@@ -113,6 +116,7 @@ def test_signs_change_from_step_to_step():
     assert seen == {round(0.1**2, 6), round(1.9**2, 6)}
 
 
+@pytest.mark.slow
 def test_nodes_average_the_product_before_the_absolute_value():
     rng = np.random.default_rng(3)
     H = jnp.asarray(rng.normal(size=(4, 6, 6)))
@@ -129,6 +133,7 @@ def test_nodes_average_the_product_before_the_absolute_value():
     np.testing.assert_allclose(apart, np.broadcast_to(together, apart.shape), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_loss_and_product_agree():
     loss = lambda p: jnp.sum(jnp.cosh(p["a"])) * jnp.sum(p["b"] ** 2)
     params = {"a": jnp.arange(3.0), "b": jnp.ones((2, 2))}
@@ -142,6 +147,7 @@ def test_loss_and_product_agree():
     jax.tree.map(np.testing.assert_array_equal, *outcomes[1:])
 
 
+@pytest.mark.slow
 def test_badly_scaled_quadratic_in_single_precision():
     """Eigenvalues from 1e-3 to 1e3: below a tenth of Adam's best of three rates."""
     curvature = jnp.logspace(-3, 3, 50, dtype=jnp.float32)
@@ -163,6 +169,7 @@ def test_badly_scaled_quadratic_in_single_precision():
     assert final(adahessian, 0.15) <= 0.1 * adam
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("shape", "axes", "over"),
     [((2, 3, 4), (2, 3), (2,)), ((3, 2, 4), (0, 1), (0,)), ((2, 2, 3, 3, 3), (2, 3, 4), (2, 3, 4))],

@@ -41,6 +41,7 @@ def test_equal_loops_in_numpy(dtype, b1):
         np.testing.assert_allclose(path, expected, **limits)
 
 
+@pytest.mark.slow
 def test_adam_without_momentum_is_rmsprop(dtype):
     grads = jnp.asarray(np.random.default_rng(1).normal(size=(200, 5)), dtype)
     x = jnp.ones(5, dtype)
@@ -59,6 +60,7 @@ def run(tx, x, num_steps, key, problem):
     return x, norms
 
 
+@pytest.mark.slow
 def test_mean_gradient_falls_with_the_horizon():
     problem, keys = sinh_problem(20), jax.random.split(jax.random.key(0), 3)
     for method in (rmsprop_gs, adam_gs):
@@ -72,6 +74,7 @@ def test_mean_gradient_falls_with_the_horizon():
         assert np.log(means[1] / means[0]) / np.log(16) <= -0.25
 
 
+@pytest.mark.slow
 def test_sgd_overflows_where_they_do_not():
     problem, x, key = sinh_problem(20), jnp.full(20, 8.0, jnp.float32), jax.random.key(1)
     rates = theory_hyperparams(3200)
@@ -83,6 +86,7 @@ def test_sgd_overflows_where_they_do_not():
         assert jnp.linalg.norm(problem.gradient(last)) < 10
 
 
+@pytest.mark.slow
 def test_noise_has_the_stated_moments(dtype):
     gradient = {"a": jnp.array([0.0, 2.0, -5.0], dtype)}
     keys = jax.random.split(jax.random.key(2), 100_000)

@@ -72,6 +72,7 @@ def tolerance(dtype):
     return dict(rtol=1e-5, atol=3e-6) if dtype == jnp.float32 else dict(rtol=1e-11, atol=1e-13)
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize("kind", [None, ROWS, LEAF])
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_equal_loops_in_numpy(dtype, kind, nesterov):
@@ -89,6 +90,7 @@ def test_equal_loops_in_numpy(dtype, kind, nesterov):
     assert (fired > 20) == (kind is not None)
 
 
+@pytest.mark.slow
 def test_far_from_orthogonal_is_adamw(dtype):
     w = jnp.full((4, 6), 0.5, dtype)
     x = jnp.abs(jax.random.normal(jax.random.key(0), (50, 16, 6), dtype)) + 0.1
@@ -111,6 +113,7 @@ def test_far_from_orthogonal_is_adamw(dtype):
     np.testing.assert_allclose(mine, theirs, atol=1e-6 if dtype == jnp.float32 else 1e-13)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", [ROWS, LEAF])
 def test_projected_steps_are_tangential(dtype, kind):
     start = np.random.default_rng(2).normal(size=(5, 8))
@@ -124,6 +127,7 @@ def test_projected_steps_are_tangential(dtype, kind):
         assert np.abs(cosine).max() <= 1e-5
 
 
+@pytest.mark.slow
 def test_rayleigh_quotient_keeps_its_norm():
     root = np.random.default_rng(0).normal(size=(10, 10))
     A = root @ root.T
@@ -151,6 +155,7 @@ def test_rayleigh_quotient_keeps_its_norm():
     assert gap <= plain_gap / 10
 
 
+@pytest.mark.slow
 def test_channel_axis():
     start = np.random.default_rng(3).normal(size=(4, 6))
     grads = gradients(start, kind=ROWS)
@@ -160,6 +165,7 @@ def test_channel_axis():
     np.testing.assert_allclose(last, first.transpose(0, 2, 1), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_zero_rows_and_vectors(dtype):
     w = {"zero": jnp.zeros((2, 3), dtype), "bias": jnp.ones(5, dtype), "empty": jnp.ones((0, 3))}
     g = jax.tree.map(jnp.ones_like, w) | {"zero": jnp.array([[0, 0, 0], [1, 2, 3]], dtype)}
@@ -172,6 +178,7 @@ def test_zero_rows_and_vectors(dtype):
     assert not fired["bias"]
 
 
+@pytest.mark.slow
 def test_complex_weights_lose_their_radial_part():
     w = jnp.array([[1 + 2j, 2 - 1j]])
     _, fired = project_radial(1j * w + w, 1j * w, w)  # turning all phases keeps the norm
@@ -199,6 +206,7 @@ def test_bad_momentum_and_axis_raise():
         adamp(channel_axis=0.5)
 
 
+@pytest.mark.slow
 def test_steps_can_be_differentiated_and_batched():
     w = jnp.asarray(np.random.default_rng(4).normal(size=(3, 4)))
     g = jnp.asarray(gradients(np.asarray(w), 1, ROWS)[0])

@@ -40,6 +40,7 @@ def tolerance(dtype):
     return dict(rtol=1e-5, atol=1e-6) if dtype == jnp.float32 else dict(rtol=1e-11, atol=1e-14)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -63,6 +64,7 @@ def test_equals_a_numpy_loop(dtype, options):
     np.testing.assert_allclose(path, expected, **tolerance(dtype))
 
 
+@pytest.mark.slow
 def test_schedule_enters_the_proximal_factor():
     schedule = optax.linear_schedule(0.1, 0.0, STEPS)
     grads, start = gradients(), np.ones((3, 4))
@@ -72,6 +74,7 @@ def test_schedule_enters_the_proximal_factor():
     np.testing.assert_allclose(path, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_optax_is_another_coefficient(dtype):
     grads, start = jnp.asarray(gradients(), dtype), jnp.ones((3, 4), dtype)
     mine = adan(1e-2, weight_decay=0.1, no_prox=True, eps_root=1e-8, coef=1 - 0.92)
@@ -90,6 +93,7 @@ def test_constant_gradient_is_a_sign_step(dtype):
     np.testing.assert_allclose(steps, jnp.tile(-0.1 * g / (abs(g) + 1e-8), (STEPS, 1)), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_restart_forgets_the_past():
     tx, x = adan(1e-2), jnp.ones((3, 4))
     state, fresh = tx.init(x), tx.init(x)
@@ -102,6 +106,7 @@ def test_restart_forgets_the_past():
         np.testing.assert_array_equal(u, w)
 
 
+@pytest.mark.slow
 def test_rosenbrock_beats_adam():
     final = lambda tx: rosenbrock_after(tx, 3000)
     assert final(adan(1e-3)) <= 0.3 * final(optax.adam(1e-3))

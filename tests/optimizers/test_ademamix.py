@@ -68,6 +68,7 @@ CASES = {
 }
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_a_numpy_loop(dtype, case):
     grads, start = gradients(), np.ones((3, 4))
@@ -78,6 +79,7 @@ def test_equals_a_numpy_loop(dtype, case):
     np.testing.assert_allclose(path, wanted, **tolerance(dtype))
 
 
+@pytest.mark.slow
 def test_learning_rate_schedules_scale_the_decay_too(dtype):
     grads, start = gradients(), np.ones((3, 4))
     tx = ademamix(lambda count: 0.1 / (1 + count), weight_decay=0.3)
@@ -86,6 +88,7 @@ def test_learning_rate_schedules_scale_the_decay_too(dtype):
     np.testing.assert_allclose(path, wanted, **tolerance(dtype))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("b1", [0.9, 0.0])
 def test_hyperparameters_may_be_traced(b1):
     grads, x = jnp.asarray(gradients()), jnp.ones((3, 4))
@@ -95,6 +98,7 @@ def test_hyperparameters_may_be_traced(b1):
     np.testing.assert_allclose(found, trajectory(ademamix(1e-2, **options), x, grads), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_run_in_two_parts_is_the_run_in_one():
     grads, x = jnp.asarray(gradients()), jnp.ones((3, 4))
     tx = ademamix(1e-2, T_alpha=60, T_beta3=60)
@@ -105,6 +109,7 @@ def test_a_run_in_two_parts_is_the_run_in_one():
     np.testing.assert_allclose(trajectory(resumed, path[29], grads[30:]), path[30:], rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_complex_parameters_are_scaled_by_absolute_squares():
     size = np.abs(gradients())
     turn = np.exp(2j * np.pi * np.random.default_rng(0).uniform(size=size.shape))
@@ -115,6 +120,7 @@ def test_complex_parameters_are_scaled_by_absolute_squares():
     np.testing.assert_allclose(path[0], wanted, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_narrow_parameters_have_a_wide_state():
     x = jnp.ones((3, 4), jnp.bfloat16)
     path, states = replay(ademamix(), x, jnp.asarray(gradients(), jnp.bfloat16))
@@ -123,6 +129,7 @@ def test_narrow_parameters_have_a_wide_state():
     assert kinds == {jnp.dtype("float32"), jnp.dtype("int32")}
 
 
+@pytest.mark.slow
 def test_without_the_slow_mean_it_is_adamw(dtype):
     grads, x = jnp.asarray(gradients(), dtype), jnp.ones((3, 4), dtype)
     mine = trajectory(ademamix(1e-2, alpha=0.0, weight_decay=0.1), x, grads)
@@ -160,12 +167,14 @@ def test_no_fast_mean_is_not_stored():
     assert size(ademamix()) - size(ademamix(b1=0.0)) == 100
 
 
+@pytest.mark.slow
 def test_rosenbrock_beats_adam():
     final = lambda tx: rosenbrock_after(tx, 8000)
     mine = final(ademamix(3e-4, b3=0.999, alpha=5.0, T_alpha=8000, T_beta3=8000))
     assert mine <= 0.1 * final(optax.adam(3e-4))
 
 
+@pytest.mark.slow
 def test_noise_is_averaged_out():
     eigenvalues = jnp.logspace(-3, 0, 100)
     start = jnp.full(100, 3.0)

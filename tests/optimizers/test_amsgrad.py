@@ -59,6 +59,7 @@ def test_adamnc_equals_a_numpy_loop(dtype):
     np.testing.assert_allclose(found, np.array(path), **tolerance(dtype))
 
 
+@pytest.mark.slow
 def test_bias_correction_is_that_of_optax(dtype):
     grads, x = jnp.asarray(gradients(), dtype), jnp.ones((3, 4), dtype)
     mine, theirs = amsgrad(0.1, bias_correction=True), optax.amsgrad(0.1)
@@ -73,6 +74,7 @@ def test_second_moment_never_shrinks():
     assert np.any(np.diff(states[0].nu, axis=0) < 0)
 
 
+@pytest.mark.slow
 def test_decaying_first_moment_by_injection():
     grads, x = gradients(), np.ones((3, 4))
     start, m, v, largest = x, 0, 0, 0
@@ -87,6 +89,7 @@ def test_decaying_first_moment_by_injection():
     np.testing.assert_allclose(found, x, rtol=1e-5)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("method", [amsgrad, adamnc])
 def test_projection_is_in_the_norm_of_the_second_moment(method):
     ball = weighted_projection(prox.L2Ball(0.5))
@@ -98,6 +101,7 @@ def test_projection_is_in_the_norm_of_the_second_moment(method):
     np.testing.assert_allclose(path[0], ball(free[0], jnp.sqrt(second[0]) + 1e-8), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_adam_goes_to_the_worst_point_and_amsgrad_to_the_best():
     game = OnlineCounterexample()
     adam = game.play(optax.adam(lambda t: 0.5 / jnp.sqrt(t + 1), 0.9, 0.99), 100_000)

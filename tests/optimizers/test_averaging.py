@@ -120,6 +120,7 @@ def test_aswa_equals_its_listing(dtype):
     np.testing.assert_allclose(averaged_params(states)["w"], means, **limits(dtype))
 
 
+@pytest.mark.slow
 def test_without_switch_the_mean_is_only_kept(dtype):
     w, g = jnp.asarray(START, dtype), jnp.asarray(noise(), dtype)
     path, states = trajectory(aswa(sgd(), N, switch=False), w, g)
@@ -136,6 +137,7 @@ def test_no_steps_leave_the_weights():
     np.testing.assert_array_equal(path, np.tile(START, (len(path), 1)))
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("ord", [1, 2])
 @pytest.mark.parametrize("denominator", ["accepted", "iteration"])
 def test_naswa_equals_its_listing(dtype, ord, denominator):
@@ -148,6 +150,7 @@ def test_naswa_equals_its_listing(dtype, ord, denominator):
     np.testing.assert_allclose(averaged_params(states)["w"], means, **limits(dtype))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("warmup", [None, "exp", "linear"])
 def test_switch_ema_equals_its_listing(dtype, warmup):
     w, g = jnp.asarray(START, dtype), jnp.asarray(noise(), dtype)
@@ -165,6 +168,7 @@ def test_switch_ema_equals_its_listing(dtype, warmup):
     np.testing.assert_allclose(averaged_params(states)["w"], averages, **limits(dtype))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(("every", "start"), [(2, 0), (1, 2), (2, 1)])
 def test_when_to_switch(every, start):
     tx = switch_ema(sgd(), 0.9, steps_per_epoch=N, switch_every=every, switch_start=start)
@@ -173,6 +177,7 @@ def test_when_to_switch(every, start):
     np.testing.assert_allclose(path, expected, rtol=1e-11)
 
 
+@pytest.mark.slow
 def test_plain_ema_leaves_training_alone(dtype):
     w, g = jnp.asarray(START, dtype), jnp.asarray(noise(), dtype)
     tx = switch_ema(optax.adam(0.1), 0.9, steps_per_epoch=N, switch=False)
@@ -185,6 +190,7 @@ def test_plain_ema_leaves_training_alone(dtype):
         np.testing.assert_allclose(averaged_params(states)["w"][t], ema, **limits(dtype))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("method", [aswa, switch_ema])
 def test_after_a_switch_the_weights_are_the_average(dtype, method):
     w, g = jnp.asarray(START * 1e3, dtype), jnp.asarray(noise(), dtype)
@@ -196,6 +202,7 @@ def test_after_a_switch_the_weights_are_the_average(dtype, method):
     assert np.all(path[: N - 1] != average[: N - 1])
 
 
+@pytest.mark.slow
 def test_the_moments_do_not_see_the_switch():
     w, g = jnp.asarray(START), jnp.asarray(noise())
     _, switched = trajectory(switch_ema(optax.adam(0.1), 0.9, steps_per_epoch=N), w, g)
@@ -203,6 +210,7 @@ def test_the_moments_do_not_see_the_switch():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12), switched.inner, alone)
 
 
+@pytest.mark.slow
 def test_switch_ema_steadies_a_noisy_quadratic():
     curvature = jnp.array([1.0, 100.0])
 
@@ -261,6 +269,7 @@ def test_slow_average_warns():
         switch_ema(sgd(), 0.995, steps_per_epoch=30)
 
 
+@pytest.mark.slow
 def test_stability_measures():
     accuracies = np.random.default_rng(0).normal(size=(10, 2))
     np.testing.assert_allclose(prediction_std(jnp.asarray(accuracies)), accuracies.std(0, ddof=1))

@@ -65,6 +65,7 @@ def numpy_badam(params, grads, labels, blocks, every, rates, decay, always=()):
 LABELS = {"layers": [{"weight": 0, "bias": 0}, {"weight": 1, "bias": 1}], "scale": 2}
 
 
+@pytest.mark.always(4)
 @pytest.mark.parametrize("packed", [True, False])
 @pytest.mark.parametrize("dtype", [jnp.float64, jnp.float32])
 @pytest.mark.parametrize(
@@ -94,6 +95,7 @@ def test_equals_a_numpy_loop(packed, dtype, order, active):
         np.testing.assert_allclose(a, b, rtol=10 * tol, atol=tol)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("packed", [True, False])
 def test_one_block_is_adamw(packed):
     params = tree(jnp.float32)
@@ -124,6 +126,7 @@ def test_only_the_block_moves_and_orders_are_permutations():
     assert len({tuple(epoch) for epoch in turns[:, :, 0].tolist()}) > 1
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("order", "start", "expected"),
     [
@@ -140,6 +143,7 @@ def test_orders(order, start, expected):
     assert blocks[::2].tolist() == expected
 
 
+@pytest.mark.slow
 def test_packed_equals_masked_over_three_epochs_and_is_small():
     params = tree(jnp.float32)
     grads = gradients(3 * 3 * 5, params)
@@ -155,6 +159,7 @@ def test_packed_equals_masked_over_three_epochs_and_is_small():
     assert sum(x.size for x in counters) == 5 + 3
 
 
+@pytest.mark.slow
 def test_descends_with_small_steps():
     rng = np.random.default_rng(0)
     A, b = jnp.asarray(rng.normal(size=(12, 6))), jnp.asarray(rng.normal(size=12))
@@ -175,6 +180,7 @@ def test_descends_with_small_steps():
     assert np.all(np.diff(values) < 0)
 
 
+@pytest.mark.slow
 def test_multi_steps_counts_optimizer_steps():
     params = tree()
     tx = optax.MultiSteps(badam(1e-2, LABELS, switch_every=2, order="ascending"), 3)
@@ -182,6 +188,7 @@ def test_multi_steps_counts_optimizer_steps():
     assert blocks.tolist() == [0] * 6 + [1] * 6 + [2] * 6
 
 
+@pytest.mark.slow
 def test_predicates_first_match_wins_and_frozen_leaves():
     params = tree()
     blocks = [lambda p: p == "scale" or "layers/1" in p, lambda p: "layers" in p]
@@ -200,6 +207,7 @@ def test_predicates_first_match_wins_and_frozen_leaves():
     assert np.all(got["scale"] == params["scale"])
 
 
+@pytest.mark.slow
 def test_bf16_parameters_keep_float32_state():
     params = tree(jnp.bfloat16)
     for packed in (True, False):
@@ -231,6 +239,7 @@ def forward(params, x):
     return jnp.sum(x**2) * params["scale"]
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("active", [(), (2,)])
 def test_block_gradients(active):
     params, x = tree(), jnp.asarray(np.random.default_rng(2).normal(size=(6, 4)))
@@ -244,6 +253,7 @@ def test_block_gradients(active):
             np.testing.assert_allclose(g, f if on else np.zeros_like(f), rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_block_gradient_does_no_work_for_the_others():
     params, x = tree(), jnp.ones((64, 4))
 

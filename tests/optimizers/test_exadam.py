@@ -50,6 +50,7 @@ def test_without_its_three_changes_is_adamw(dtype):
     np.testing.assert_allclose(plain, adamw, atol=1e-6 if dtype == jnp.float32 else 1e-13)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("g", [1.0, -3.0, 40.0])
 def test_first_step(dtype, g):
     tx, x = exadam(1e-3), jnp.zeros([], dtype)
@@ -59,6 +60,7 @@ def test_first_step(dtype, g):
     np.testing.assert_allclose(abs(delta), 1e-3 * 11.06, rtol=1e-2)
 
 
+@pytest.mark.slow
 def test_rosenbrock_runs_far_ahead_of_adam():
     final = lambda tx: rosenbrock_after(tx, 3000)
     adam = final(optax.adam(1e-3))
@@ -71,6 +73,7 @@ def test_zero_gradients_give_zero_updates(dtype):
     np.testing.assert_array_equal(path, 1)
 
 
+@pytest.mark.slow
 def test_complex_is_adam_on_moduli():
     tx, z = exadam(1e-2), jnp.array([1.0 + 2j])
     rotate = np.exp(0.7j)

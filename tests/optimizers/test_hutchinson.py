@@ -51,6 +51,7 @@ def test_needs_a_function_and_a_count(key):
         hutchinson_diag(jnp.sum, jnp.ones(2), key, 0)
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize("shape", [(), (1,), (31,), (64,), (3, 33), (2, 0), (0, 3), (0,)])
 def test_signs_are_signs(shape, dtype, key):
     signs = random_signs(key, shape, dtype)
@@ -59,6 +60,7 @@ def test_signs_are_signs(shape, dtype, key):
     assert np.all(np.abs(signs) == 1)
 
 
+@pytest.mark.slow
 def test_signs_are_independent(key):
     """Means and pairwise products over many draws, within five standard deviations."""
     draws = 40_000

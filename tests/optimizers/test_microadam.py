@@ -58,6 +58,7 @@ def numpy_microadam(params, grads, *, m, k, bucket, block, feedback, b1=0.9, b2=
     return out
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize("feedback", ["4bit", "dense", "none"])
 @pytest.mark.parametrize(("m", "k", "bucket", "block"), [(4, 0.1, 8, 20), (3, 0.3, 64, 1000)])
 def test_equals_a_numpy_loop(feedback, m, k, bucket, block):
@@ -88,6 +89,7 @@ def test_float32_and_two_byte_values():
         assert state.leaves["w"].indices.dtype == jnp.int16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_keeping_everything_is_adam(dtype):
     params, grads = problem(jnp.float32, steps=20)
@@ -131,11 +133,13 @@ def quiet_distance(feedback, **options):
     return float(run(jax.random.key(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 def test_error_feedback_reaches_quiet_coordinates(rounding):
     assert quiet_distance("4bit", rounding=rounding) < 0.1
 
 
+@pytest.mark.slow
 def test_without_error_feedback_they_wait():
     assert quiet_distance("none") > 0.5
     assert quiet_distance("dense") < 0.1
@@ -154,6 +158,7 @@ def test_state_bytes():
     assert count(microadam(LR, error_feedback="dense")) == 10 * kept * 4 + 4 * d
 
 
+@pytest.mark.slow
 def test_zero_and_constant_gradients():
     params, _ = problem(jnp.bfloat16)
     tx = microadam(LR)

@@ -47,6 +47,7 @@ def trajectory(tx, params, stacked):
     return run(params, stacked)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -75,6 +76,7 @@ def test_equals_a_numpy_loop(dtype, options):
     np.testing.assert_allclose(path, expected, **limits)
 
 
+@pytest.mark.slow
 def test_one_group_is_adam(dtype):
     rng = np.random.default_rng(1)
     grads, start = jnp.asarray(rng.normal(size=(60, 3)), dtype), jnp.ones(3, dtype)
@@ -109,6 +111,7 @@ def descend(tx, losses, steps, adam=False):
     return jax.jit(lambda: jax.lax.scan(step, (x, tx.init(x)), length=steps)[1])()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_scale_of_a_loss_does_not_matter(scale):
     mine = [descend(multiadam(1e-2, eps=1e-12), least_squares(s), 500) for s in (1.0, scale)]
@@ -120,6 +123,7 @@ def test_scale_of_a_loss_does_not_matter(scale):
     assert np.linalg.norm(adam[1] - adam[0]) > 0.1 * np.linalg.norm(adam[0])
 
 
+@pytest.mark.slow
 def test_solves_the_small_loss_beside_a_large_one():
     rate = optax.cosine_decay_schedule(1e-2, 3000, alpha=0.1)
     losses = least_squares(1e4)
@@ -128,6 +132,7 @@ def test_solves_the_small_loss_beside_a_large_one():
     assert losses(mine)[0] ** 0.5 <= 0.2 * losses(adam)[0] ** 0.5
 
 
+@pytest.mark.slow
 def test_a_group_without_gradient_takes_its_share(dtype):
     x, tx = jnp.ones(3, dtype), multiadam(0.1)
     grads = jnp.stack([jnp.ones(3, dtype), jnp.zeros(3, dtype)])
@@ -135,6 +140,7 @@ def test_a_group_without_gradient_takes_its_share(dtype):
     np.testing.assert_allclose(updates, -0.05, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_grouped_grads_equals_grad_of_each():
     params = {"a": jnp.arange(3.0), "b": jnp.array(2.0)}
     losses = lambda p, c: jnp.stack([jnp.sum(p["a"] ** 2) * c, p["b"] * jnp.sum(jnp.sin(p["a"]))])
@@ -145,6 +151,7 @@ def test_grouped_grads_equals_grad_of_each():
         jax.tree.map(lambda g, o, i=i: np.testing.assert_allclose(g[i], o), grads, one)
 
 
+@pytest.mark.slow
 def test_poisson_network_learns():
     """u'' = -(pi/L)^2 sin(pi x/L) on [0, L], u = 0 at both ends."""
     length = 1.0
@@ -182,6 +189,7 @@ def test_poisson_network_learns():
     assert jnp.linalg.norm(found - exact) < 0.05 * jnp.linalg.norm(exact)
 
 
+@pytest.mark.slow
 def test_masked_leaves_are_left_out_of_the_stacked_gradients():
     params = {"a": jnp.ones(3), "b": jnp.ones(2)}
     grads = jax.tree.map(lambda x: jnp.stack([x, -2 * x]), params)

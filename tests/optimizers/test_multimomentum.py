@@ -59,6 +59,7 @@ def passed_on(tx, grads, frac):
     return seen, state
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("sampling", [None, (0.25,) * 4])
 def test_equals_a_numpy_loop(dtype, sampling):
     grads, frac = batches()
@@ -72,6 +73,7 @@ def test_equals_a_numpy_loop(dtype, sampling):
     np.testing.assert_allclose(state.mean, np.array(WEIGHTS) @ M, **limits(dtype))
 
 
+@pytest.mark.slow
 def test_one_cluster_batches(dtype):
     grads, ids = batches()[0][:, 0], np.random.default_rng(1).integers(K, size=50)
     tx, x = multi_momentum(optax.identity(), K, WEIGHTS), jnp.zeros(D, dtype)
@@ -91,6 +93,7 @@ def test_one_cluster_batches(dtype):
     np.testing.assert_allclose(seen, expected, **limits(dtype))
 
 
+@pytest.mark.slow
 def test_unbiased_whatever_the_momenta(dtype):
     grads = jnp.asarray(batches(1)[0][0], dtype)
     table = jax.random.normal(jax.random.key(0), (K, D), dtype) * 5
@@ -111,6 +114,7 @@ def test_one_cluster_is_the_inner_optimizer(dtype):
         np.testing.assert_allclose(mine, plain, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_one_cluster_per_node(dtype):
     grads, frac = (jnp.asarray(a, dtype) for a in batches())
     single, state = passed_on(multi_momentum(optax.identity(), K, WEIGHTS), grads, frac)
@@ -129,6 +133,7 @@ def test_one_cluster_per_node(dtype):
     np.testing.assert_allclose(local.table[:, 0], state.table, **limits(dtype))
 
 
+@pytest.mark.slow
 def test_cluster_grads_are_means():
     rng = np.random.default_rng(3)
     x, y, ids = rng.normal(size=(7, D)), rng.normal(size=7), np.array([0, 2, 2, 0, 2, 0, 0])
@@ -143,6 +148,7 @@ def test_cluster_grads_are_means():
         np.testing.assert_allclose(out["cluster_grads"]["w"][k], mean, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_inner_optimizers(dtype):
     """The four inner rules on the same stream, one cluster: plain formulas."""
     grads = batches(20)[0][:, 0]
@@ -188,6 +194,7 @@ def test_inner_optimizers(dtype):
         np.testing.assert_allclose(run(tx), loop(rule), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_lookahead_point():
     tx, x = discover_igt(0.1, 1), jnp.ones(D)
     state = tx.init(x)
@@ -200,6 +207,7 @@ def test_lookahead_point():
         lookahead_params(optax.sgd(0.1).init(x), x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mine", "plain", "factor"),
     [
@@ -230,6 +238,7 @@ def test_mean_estimation(mine, plain, factor):
     assert error(mine) <= factor * error(plain)
 
 
+@pytest.mark.slow
 def test_masked_leaves_are_left_out_of_the_table():
     params = {"a": jnp.ones(3), "b": jnp.ones(2)}
     grads = jax.tree.map(lambda x: jnp.stack([x, 3 * x]), params)
@@ -240,6 +249,7 @@ def test_masked_leaves_are_left_out_of_the_table():
     assert sum(x.size for x in jax.tree.leaves(state)) == 9
 
 
+@pytest.mark.slow
 def test_narrow_parameters_have_a_wide_table():
     x = jnp.ones(3, jnp.bfloat16)
     tx = discover_igt(0.1, 2)

@@ -86,6 +86,7 @@ def test_equals_a_numpy_loop(dtype, options):
         np.testing.assert_allclose(rates, expected_rates, rtol=rtol)
 
 
+@pytest.mark.slow
 def test_leaves_of_several_sizes_share_one_rate():
     A, w, diagonals = problem(0)
     cut = lambda x: [x[..., :1], {"rest": x[..., 1:]}]
@@ -119,6 +120,7 @@ def test_diagonal_quadratic(dtype):
     np.testing.assert_allclose(path[2:] / path[1:-1], 0.5, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_badly_scaled_quadratic(dtype):
     """Nothing is tuned: the gap falls below 2 %, gradient descent with 1/L stays above half."""
     rng = np.random.default_rng(0)
@@ -139,6 +141,7 @@ def test_badly_scaled_quadratic(dtype):
     assert gap(plain) > 0.5
 
 
+@pytest.mark.slow
 def test_first_rate_does_not_matter():
     """Logistic regression with columns in units from 1e-3 to 1e3."""
     rng = np.random.default_rng(0)
@@ -160,6 +163,7 @@ def test_first_rate_does_not_matter():
         assert float(loss(path[-1])) - best < 1e-5, eta0
 
 
+@pytest.mark.slow
 def test_stands_still_without_breaking(dtype):
     """Equal points and equal gradients: the rate stays, nothing is divided by zero."""
     loss = lambda w: jnp.sum((w - 1) ** 2)
@@ -172,6 +176,7 @@ def test_stands_still_without_breaking(dtype):
     np.testing.assert_allclose(rates, 0.1, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_both_gradients_are_of_the_current_batch():
     """Two batches differ in their minimizers only, which the rate does not see."""
     centres = jnp.asarray([[3.0, -1.0], [-2.0, 5.0]])

@@ -75,6 +75,7 @@ CASES = {
 }
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_a_numpy_loop(case):
     options = CASES[case]
@@ -105,6 +106,7 @@ def test_float32_and_schedule():
     assert all(x.dtype == jnp.float32 for x in floats)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("shape", [(7, 4), (4, 7)])
 @pytest.mark.parametrize("lam", [0.0, 0.7])
 def test_subspace_gradient(shape, lam):
@@ -125,6 +127,7 @@ def test_subspace_gradient(shape, lam):
             np.testing.assert_allclose(got[i, j], difference, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_online_pca_finds_the_leading_subspace():
     """Gradients with covariance 25 in 4 directions and 0.09 in 28; P starts at random."""
     rng = np.random.default_rng(0)
@@ -154,6 +157,7 @@ def test_online_pca_finds_the_leading_subspace():
     assert np.linalg.norm(p.T @ p - np.eye(4)) < 0.05
 
 
+@pytest.mark.slow
 def test_zero_gradients_leave_everything_at_rest():
     params, grads = leaves_of_each_rank(jnp.float32, steps=3)
     grads = jax.tree.map(lambda g: g.at[1:].set(0), grads)
@@ -168,6 +172,7 @@ def test_zero_gradients_leave_everything_at_rest():
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state.leaves))
 
 
+@pytest.mark.slow
 def test_first_step_does_not_move_the_basis_and_random_stays_orthonormal():
     params, grads = leaves_of_each_rank(jnp.float64)
     _, state = replay(online_subspace_descent(LR, 2), params, grads)
@@ -186,6 +191,7 @@ def test_first_step_does_not_move_the_basis_and_random_stays_orthonormal():
     assert [t for t in range(1, 12) if changed[t - 1]] == [5, 10]
 
 
+@pytest.mark.slow
 def test_svd_baseline_is_galore():
     params, grads = leaves_of_each_rank(jnp.float64)
     # optax's GaLore projects the longer side, so the two agree on square matrices, transposed.
@@ -206,6 +212,7 @@ def test_svd_baseline_is_galore():
         np.testing.assert_allclose(got[k].swapaxes(-1, -2), want[k], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", ["adam", "lion"])
 def test_full_rank_is_the_plain_base(base):
     params, grads = leaves_of_each_rank(jnp.float64)
@@ -216,6 +223,7 @@ def test_full_rank_is_the_plain_base(base):
         np.testing.assert_allclose(got[k], want[k], rtol=1e-9)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("shape", [(64, 32), (32, 64)])
 def test_state_sizes(shape):
     state = online_subspace_descent(LR, 4).init(jnp.zeros(shape))
@@ -226,6 +234,7 @@ def test_state_sizes(shape):
     assert count(state.leaves) == 64 * 4 + 32 * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "peer",
     [

@@ -59,6 +59,7 @@ CASES = {
 }
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_a_numpy_loop(dtype, case):
     predictor, predict, span, options = CASES[case]
@@ -82,6 +83,7 @@ def test_equals_a_numpy_loop(dtype, case):
     np.testing.assert_allclose(states.without_optimism(path), auxiliary, **tolerance)
 
 
+@pytest.mark.slow
 def test_without_a_predictor_it_is_amsgrad(dtype):
     grads, x = jnp.asarray(gradients(), dtype), jnp.ones((3, 4), dtype)
     mine = trajectory(opt_amsgrad(1e-2, eps=1e-14, predictor=None), x, grads)
@@ -89,6 +91,7 @@ def test_without_a_predictor_it_is_amsgrad(dtype):
     np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_rmpe_finds_the_limit_of_a_linear_recurrence(seed):
     rng = np.random.default_rng(seed)
@@ -116,6 +119,7 @@ def test_rmpe_is_an_affine_combination(dtype):
     assert moved.dtype == dtype
 
 
+@pytest.mark.slow
 def test_rmpe_of_equal_points_is_the_point(dtype):
     points = jnp.full((6, 3), 2.0, dtype)
     np.testing.assert_allclose(rmpe(points), 2.0, rtol=1e-6)
@@ -123,6 +127,7 @@ def test_rmpe_of_equal_points_is_the_point(dtype):
         rmpe(points[:1])
 
 
+@pytest.mark.slow
 def test_reaches_the_saddle_where_amsgrad_does_not():
     def norm(tx):
         def step(carry, _):
@@ -137,6 +142,7 @@ def test_reaches_the_saddle_where_amsgrad_does_not():
     assert norm(amsgrad(0.05, 0.0, 0.99)) > 1
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("span", [1, 2, 5])
 def test_the_ring_gives_the_extrapolation_of_the_last_points(span):
     predictor = ExtrapolatedGradient(span)
@@ -150,6 +156,7 @@ def test_the_ring_gives_the_extrapolation_of_the_last_points(span):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), guess, wanted)
 
 
+@pytest.mark.slow
 def test_any_predictor_is_taken():
     class Mean(AbstractPredictor):
         def init(self, params):

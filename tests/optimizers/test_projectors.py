@@ -50,6 +50,7 @@ def test_up_down_is_an_orthogonal_projection(projector, shape, dtype, key):
     np.testing.assert_allclose(np.vdot(pg, g - pg), 0, atol=10 * tol)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("shape", SHAPES[:3])
 def test_svd_projector_is_the_best_approximation(shape, key):
     g = matrix(shape, jnp.float64)
@@ -75,6 +76,7 @@ def test_coordinates_are_drawn_without_replacement(key):
     assert np.all(np.abs(np.bincount(drawn.ravel(), minlength=6) / 600 - 0.5) < 0.08)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("projector", PROJECTORS, ids=name)
 def test_rank_zero_keeps_nothing(projector, key):
     g = matrix((5, 3), jnp.float32)

@@ -26,6 +26,7 @@ def numpy_quantized(x, bucket):
     return out, units
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize(
     ("size", "bucket"), [(1, 1), (1, 8), (2, 1), (7, 3), (8, 8), (33, 20), (64, 8), (65, 64)]
 )
@@ -47,6 +48,7 @@ def test_error_is_at_most_half_a_level_in_float32():
     assert np.all(np.abs(got - x) <= units / 2 + 1e-6)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("value", [0.0, -3.7, 1e-38, 3e38])
 def test_constant_buckets_are_exact(value):
     x = jnp.full(20, value, jnp.float32)
@@ -56,6 +58,7 @@ def test_constant_buckets_are_exact(value):
         assert np.all(dequantize_4bit(quantized, 20, 8) == x)
 
 
+@pytest.mark.slow
 def test_stochastic_rounding_is_unbiased_and_takes_neighbouring_levels():
     x = jnp.asarray(np.random.default_rng(1).normal(size=37))
     run = lambda key: dequantize_4bit(quantize_4bit(x, 16, key), 37, 16)
@@ -71,6 +74,7 @@ def test_empty():
     assert topk_blocks(jnp.zeros(0), 8, 0.1)[0].shape == (0,)
 
 
+@pytest.mark.always(3)
 @pytest.mark.parametrize(
     ("size", "block", "fraction"),
     [(1, 1, 0.01), (1, 9, 1.0), (24, 8, 0.3), (25, 8, 0.01), (31, 8, 0.3), (60, 25, 1.0)],

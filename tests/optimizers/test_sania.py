@@ -59,18 +59,19 @@ def reference(kind, A, b, w, diagonals, steps, options):
     return np.array(path)
 
 
+@pytest.mark.always(6)
 @pytest.mark.parametrize(
     ("kind", "options"),
     [
-        ("adagrad_sqr", {}),
         ("adagrad_sqr", {"is_sqrt": True, "f_star": 0.5}),
         ("adam_sqr", {"f_star": 0.9, "lr": 0.5}),
-        ("adam_sqr", {"is_sqrt": True, "linear": True}),
-        ("identity", {"f_star": 0.9}),
         ("identity", {"linear": True, "max_step": 0.3}),
         ("hutchinson", {"f_star": 0.9}),
         ("newton", {"f_star": 0.9}),
         ("cg", {"f_star": 0.9}),
+        ("adagrad_sqr", {}),
+        ("adam_sqr", {"is_sqrt": True, "linear": True}),
+        ("identity", {"f_star": 0.9}),
     ],
 )
 def test_equals_a_numpy_loop(dtype, kind, options):
@@ -95,6 +96,7 @@ def test_equals_a_numpy_loop(dtype, kind, options):
     np.testing.assert_allclose(path, expected, **LIMITS[dtype])
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", ["identity", "newton", "adagrad_sqr"])
 def test_step_solves_its_problem(kind):
     """The nearest point in the norm of B where the model reaches the bound, by SLSQP."""
@@ -121,6 +123,7 @@ def test_step_solves_its_problem(kind):
     np.testing.assert_allclose(step, found.x, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["newton", "cg"])
 def test_quadratic_in_one_step(dtype, kind):
     rng = np.random.default_rng(3)
@@ -163,6 +166,7 @@ def logistic(tx, X, y, batches):
     return np.asarray(X @ w), float(jnp.mean(jnp.logaddexp(0, -y * (X @ w))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["adagrad_sqr", "adam_sqr"])
 def test_units_do_not_matter(kind):
     X, y, scale, batches = units()
@@ -198,6 +202,7 @@ def test_negative_curvature():
     np.testing.assert_allclose(s, g * 3 / 5, rtol=1e-12)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize(
     "kind", ["adagrad_sqr", "adam_sqr", "identity", "hutchinson", "newton", "cg"]
 )
@@ -210,6 +215,7 @@ def test_nothing_to_do(dtype, kind):
         np.testing.assert_array_equal(updates, np.zeros(3))
 
 
+@pytest.mark.slow
 def test_a_coordinate_that_never_had_a_gradient_stays(dtype):
     x = jnp.ones(3, dtype)
     for kind in ("adagrad_sqr", "adam_sqr"):
@@ -219,6 +225,7 @@ def test_a_coordinate_that_never_had_a_gradient_stays(dtype):
         assert updates[1] == 0
 
 
+@pytest.mark.slow
 def test_complex_parameters():
     target = jnp.asarray([1 + 2j, -3j])
     loss = lambda z: jnp.sum(jnp.abs(z - target) ** 2)

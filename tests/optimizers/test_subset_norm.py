@@ -76,6 +76,7 @@ def assert_close(got, want, tol):
         np.testing.assert_allclose(a, b, rtol=tol, atol=tol)
 
 
+@pytest.mark.always(4)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 @pytest.mark.parametrize("size", ["heuristics", 1, 5, 1000, -1, -2])
 @pytest.mark.parametrize("b2", [1.0, 0.99])
@@ -97,6 +98,7 @@ def test_adam_sn_equals_a_numpy_loop(correction):
     assert_close(got, want, 1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.float64])
 def test_limits(dtype):
     params, grads = leaves_of_each_rank(dtype)
@@ -153,6 +155,7 @@ def numpy_snsm(params, grads, *, rank, gap, b1=0.9, b2=0.99, eps=1e-6, mode="off
     return out
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("mode", ["official", "momentum_only", "none"])
 def test_a_vector_has_plain_momentum(mode):
     grads = np.random.default_rng(0).normal(size=(8, 3))
@@ -165,6 +168,7 @@ def test_a_vector_has_plain_momentum(mode):
     np.testing.assert_allclose(got, path, atol=1e-12)
 
 
+@pytest.mark.always(4)
 @pytest.mark.parametrize("mode", ["official", "momentum_only", "none"])
 @pytest.mark.parametrize("b2", [0.99, 1.0])
 @pytest.mark.parametrize("overlap", [True, False])
@@ -177,6 +181,7 @@ def test_adam_snsm_equals_a_numpy_loop(mode, b2, overlap):
         np.testing.assert_allclose(got[k], v, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("mode", ["official", "momentum_only", "none"])
 def test_subspace_momentum_equals_a_numpy_loop(mode):
     params, grads = leaves_of_each_rank(jnp.float64)
@@ -187,6 +192,7 @@ def test_subspace_momentum_equals_a_numpy_loop(mode):
         np.testing.assert_allclose(got[k], v, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     "projector",
     [SVDProjector(), OrthonormalProjector(), CoordinateProjector(), TopNormProjector()],
@@ -250,6 +256,7 @@ def test_subset_shape():
         subset_shape((1, 7), 1)
 
 
+@pytest.mark.slow
 def test_zero_gradients_and_bf16_parameters():
     params, _ = leaves_of_each_rank(jnp.bfloat16)
     for tx in (subset_norm(LR, 0.999), adam_snsm(LR, rank=0.5)):

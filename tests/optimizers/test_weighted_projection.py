@@ -14,6 +14,7 @@ def tolerance(dtype):
     return 2e-5 if dtype == jnp.float32 else 1e-6
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("seed", range(4))
 def test_ball_solves_the_weighted_problem(dtype, seed):
     rng = np.random.default_rng(seed)
@@ -34,6 +35,7 @@ def test_ball_solves_the_weighted_problem(dtype, seed):
     assert np.linalg.norm(found - radius * y / np.linalg.norm(y)) > 0.05  # not the Euclidean one
 
 
+@pytest.mark.slow
 def test_inside_the_ball_nothing_moves(dtype):
     y = jnp.array([0.3, -0.4], dtype)
     found = weighted_projection(prox.L2Ball(1.0))(y, jnp.array([1.0, 0.0], dtype))

@@ -92,6 +92,7 @@ def test_the_derivative_on_a_face_of_the_simplex_projects_on_it(x):
 BALLS = (prox.L1Ball(9.0), prox.L2Ball(9.0), prox.LinfBall(9.0), prox.NuclearBall(9.0))
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("scale", [0.0, 1.0])
 def test_inside_of_a_ball_nothing_moves(scale):
     x = scale * jnp.outer(jnp.array([1.0, 2.0]), jnp.array([1.0, 0.0, 1.0]))  # of rank one
@@ -107,6 +108,7 @@ def _slope(function):
 SLOPES = {"psd": _slope(prox.PSDCone()), "nuclear": _slope(prox.NuclearNorm(1.0))}
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("kind", ["nuclear", "psd"])
 @pytest.mark.parametrize("gap", [1e-6, 3e-6, 1e-5, 1e-3])
 def test_nearly_equal_spectra_in_single_precision(kind, gap):
@@ -128,6 +130,7 @@ def test_nearly_equal_spectra_in_single_precision(kind, gap):
     np.testing.assert_allclose(found, wanted, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_complex_derivatives_equal_differences():
     z = RNG.normal(size=(3, 4, 2)) @ np.array([1, 1j])
     direction = jnp.asarray(RNG.normal(size=(3, 4, 2)) @ np.array([1, 1j]))
@@ -175,6 +178,7 @@ COMPLEX = ("L1", "L2", "GroupLasso", "L1Ball", "L2Ball", "LinfBall")
 PAIR = jax.jit(lambda f, x, d: jax.jvp(lambda x: f.prox(x, 1.0), (x,), (d,)))
 
 
+@pytest.mark.always(8)
 @pytest.mark.parametrize("exponent", [-25, 25])
 @pytest.mark.parametrize("name", HOMOGENEOUS)
 def test_scales_whose_squares_do_not_fit_in_single_precision(name, exponent):
@@ -207,6 +211,7 @@ def test_scales_whose_squares_do_not_fit_in_single_precision(name, exponent):
         np.testing.assert_allclose(moved, slope, rtol=2e-4, atol=2e-5)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("dtype", [SINGLE, jnp.complex64])
 def test_small_entries_beside_large_ones_have_finite_derivatives(dtype):
     x = jnp.array([3.0, 1e-20, 0.0, -1e-30, 1.0], dtype)
@@ -235,6 +240,7 @@ FUSED, UNIFORM = (
 ISOTONIC = prox.Isotonic()
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("offset", [1e4, 1e6, -1e6])
 def test_an_offset_costs_no_digits(offset):
     """Single against double precision, on the same rounded input."""
@@ -256,6 +262,7 @@ P, Q = jnp.array([0.5, 1.0, 0.7]), jnp.array([0.6, 0.9, 0.4, 0.3])
 PLAN = prox.TransportPolytope(P, Q)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("dtype", [SINGLE, float])
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e2, 1e5])
 def test_transport_keeps_its_sums_at_all_scales(scale, dtype):
@@ -276,6 +283,7 @@ def test_transport_keeps_its_sums_at_all_scales(scale, dtype):
         assert slope @ y.ravel() - best <= 100 * eps * max(1, scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [SINGLE, float])
 def test_large_transport_problems_of_large_numbers(dtype):
     """Nearly linear programs, whose supports Newton's method alone does not find."""
@@ -295,6 +303,7 @@ def test_large_transport_problems_of_large_numbers(dtype):
         assert np.vdot(y - x, y) - best <= 1e3 * eps * scale
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("make", "bound"),
     [(prox.SCAD, 2.7), (prox.MCP, 3.0)],
@@ -457,6 +466,7 @@ def test_made_functions_are_as_convex_as_their_parts():
             assert g.convex is convex
 
 
+@pytest.mark.slow
 def test_products_and_moves_of_sets_project_and_have_corners():
     x = {"a": jnp.array([3.0, -1.0]), "b": jnp.array([0.2, 5.0])}
     sets = {"a": prox.Simplex(2.0), "b": prox.Shifted(prox.L1Ball(1.0), 1.0)}
@@ -509,6 +519,7 @@ def test_finite_corners_of_unbounded_boxes_where_the_slope_is_zero():
     np.testing.assert_array_equal(box.linear_minimizer(jnp.zeros(3)), [1.0, 0.0, 0.0])
 
 
+@pytest.mark.slow
 def test_heavy_total_variation_in_the_plane_leaves_the_mean():
     image = jnp.asarray(RNG.normal(size=(12, 10)))
     for isotropic in (True, False):
@@ -518,6 +529,7 @@ def test_heavy_total_variation_in_the_plane_leaves_the_mean():
             np.testing.assert_allclose(found / scale, jnp.mean(image), atol=5e-4)
 
 
+@pytest.mark.slow
 def test_passes_over_geometric_sequences_stay_few():
     """The worst case of Michelot's algorithm drops one entry a pass; precision bounds it."""
     for base in (1.1, 1.5, 2.0, 3.0):

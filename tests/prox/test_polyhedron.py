@@ -134,6 +134,7 @@ def test_hundreds_of_projections():
         check(48, seed, clarabel=seed < 5)
 
 
+@pytest.mark.slow
 def test_derivatives_equal_differences():
     """In all data, forward and in reverse, of a batch that shares the rows."""
     rng = np.random.default_rng(3)

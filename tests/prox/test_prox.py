@@ -319,6 +319,7 @@ def test_derivative_in_the_parameter(name):
     assert abs(wanted) > 1e-3, "the parameter must matter here"
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize(
     ("function", "bound"), [(prox.SCAD(0.5), 2.7), (prox.MCP(0.5), 3.0), (prox.L0(0.5), 9.0)]
 )
@@ -337,6 +338,7 @@ def test_nonconvex_proxes_beat_a_grid(function, bound):
             assert goal(found) <= best + 1e-7
 
 
+@pytest.mark.slow
 def test_degenerate_points_have_finite_derivatives():
     vectors = (
         prox.L2(1.0),

@@ -66,6 +66,7 @@ def primal_dual_numpy(A, b, c, step_size, num_steps, adaptive):
     return np.array(history), restarts
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("adaptive", [True, False])
 def test_primal_dual_restarts(adaptive):
     A = RNG.uniform(size=(6, 10))
@@ -122,6 +123,7 @@ def spectral_numpy(moved, slope):
     return least if 2 * least > steepest else steepest - least / 2
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_admm_takes_its_penalty_from_the_curvatures(scale):
     """Each third step, for the first thirty. In large units nothing moves at first."""
@@ -186,6 +188,7 @@ def program(seed, n=6, m=9):
     return root @ root.T, 100 * rng.normal(size=n), A, middle - 1, middle + rng.uniform(0, 2, m)
 
 
+@pytest.mark.slow
 def test_osqp_error_is_the_residual_relative_to_its_parts_and_the_gap():
     P, q, A, l, u = program(0)
     problem, trace = jxt.QuadraticProgram(P, q, A, l, u), lambda problem, x, state: (*x, state)
@@ -204,6 +207,7 @@ def test_osqp_error_is_the_residual_relative_to_its_parts_and_the_gap():
         np.testing.assert_allclose(solver.gap(problem, point, states), gap, rtol=1e-9)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("scale", [1.0, 1e6, 0.0])
 def test_ruiz_sweeps(scale):
     """With an objective of any size, also none; a variable of no curvature does not count."""

@@ -29,6 +29,7 @@ def lasso_reference():
     return u.value
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -75,6 +76,7 @@ def test_balancing_saves_steps_from_a_bad_penalty():
     assert 3 * steps[1] < steps[0]
 
 
+@pytest.mark.slow
 def test_the_derivative_of_a_changing_penalty():
     """Of the iterate itself, in both modes and under `vmap`, by central differences."""
     solver = splitting.ADMM(
@@ -123,6 +125,7 @@ def test_the_spectral_penalty_follows_the_units():
     np.testing.assert_allclose(found, np.tile(lasso_reference(), (5, 1)), atol=1e-5)
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("kind", ["matrix", "operator"])
 def test_admm_with_general_maps_and_right_hand_side(kind):
     """min |x|_1 + 1/2 |z|^2  s.t.  A x + B z = c."""
@@ -141,6 +144,7 @@ def test_admm_with_general_maps_and_right_hand_side(kind):
     np.testing.assert_allclose(solution.value.z, v.value, atol=1e-5)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("options", [{}, {"relaxation": 1.6}, {"penalty": 5.0, "balance": 10.0}])
 def test_linearized_updates_stop_only_at_solutions(options):
     """Maps of large norm, where a step of the last iterate is small long before it is right."""
@@ -182,6 +186,7 @@ def test_a_rough_inexact_update_is_not_called_converged():
     assert jxt.solve(problem, solver, jnp.zeros(8)).status == jxt.Status.step_limit
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("accelerated", "atol"),
     [
@@ -217,6 +222,7 @@ def test_consensus_form():
         np.testing.assert_allclose(solution.value.z, lasso_reference(), atol=1e-6)
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("step_size", [0.01, 100.0])
 def test_douglas_rachford_error_is_the_gap_and_the_subgradients(step_size):
     """By hand for a multiple of x^2 and |x|, one step from u = 1."""
@@ -327,6 +333,7 @@ def clarabel(P, q, A, l, u):
     return x.value, problem.value
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize("seed", range(6))
 @pytest.mark.parametrize("polish", [True, False])
 def test_quadratic_programs(seed, polish):
