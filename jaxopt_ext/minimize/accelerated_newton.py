@@ -144,8 +144,8 @@ def _measured(solver, flat, x, gradient, state):
     if isinstance(solver.oracle, FullOracle):
         return jnp.linalg.norm(gradient)
     due = (state.steps + 1) % solver.check_every == 0
-    look = lambda carry: (jnp.zeros_like(due), jnp.linalg.norm(tree.gradient(flat.fun, x)))
-    return loops.while_loop(lambda carry: carry[0], look, (due, state.error))[1]
+    look = lambda x: jnp.linalg.norm(tree.gradient(flat.fun, x))
+    return _cubic.if_due(due, look, x, state.error)
 
 
 def _advanced(state, y, slope, scales, key, error):

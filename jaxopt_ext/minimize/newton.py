@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..core import AbstractSolver, Scalar, Smooth, Status, checks, loops, scalar_field, tree
 from . import _cubic
@@ -35,9 +35,12 @@ class DenseHessian(AbstractHessian):
         pivots = jnp.diagonal(factor) ** 2
         rounding = matrix.shape[0] * jnp.finfo(matrix.dtype).eps
         regular = jnp.min(pivots) > rounding * jnp.max(pivots)  # False for NaN
-        factor = jnp.where(regular, factor, jnp.eye(*matrix.shape, dtype=matrix.dtype))
+        identity = jnp.eye(*matrix.shape, dtype=matrix.dtype)
         nothing = Eigen(jnp.ones_like(pivots), jnp.zeros_like(matrix))
-        at = _if_due(~regular, lambda: _cubic.eigen(matrix), nothing)
+        # The factor passes through, so that what is solved with it waits for the eigenvalues:
+        # batches of factorizations side by side can wait for each other's threads for ever.
+        make = lambda matrix: (_cubic.eigen(matrix), identity)
+        at, factor = _cubic.if_due(~regular, make, matrix, (nothing, factor))
 
         def solve(v):
             fast = jax.scipy.linalg.cho_solve((factor, True), v)
@@ -339,15 +342,6 @@ def _rounding(value):
     return 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
 
 
-def _if_due(due: Bool[Array, ""], make: Callable[[], Any], otherwise: Any) -> Any:
-    """`make()` if due. It is a loop of at most one turn: under `vmap` a conditional would always
-    pay for it."""
-    start = (due, otherwise)
-    return loops.while_loop(lambda carry: carry[0], lambda c: (jnp.zeros_like(due), make()), start)[
-        1
-    ]
-
-
 class _DampedState(eqx.Module):
     value: Float[Array, ""]
     gradient: Vector
@@ -600,8 +594,8 @@ def _lazy_start(problem, x, memory):
 def _snapshot(flat, state):
     """The Hessian's eigenvalues, of this point if they are due."""
     due = state.age == 0
-    make = lambda: _cubic.eigen(_cubic.hessian(flat.fun, flat.x))
-    return _if_due(due, make, state.eigen), state.hessians + due
+    make = lambda x: _cubic.eigen(_cubic.hessian(flat.fun, x))
+    return _cubic.if_due(due, make, flat.x, state.eigen), state.hessians + due
 
 
 class RegularizedNewton(AbstractSolver):

@@ -2,11 +2,14 @@
 
 import jax
 import jax.numpy as jnp
+import lapack
 import numpy as np
 import pytest
 
 import jaxopt_ext as jxt
 from jaxopt_ext.minimize import (
+    AcceleratedCubicNewton,
+    AcceleratedTensor,
     AICNDamping,
     ArmijoDamping,
     DampedNewton,
@@ -248,6 +251,24 @@ def test_singular_hessians_and_functions_that_are_not_convex():
         solution = jxt.solve(concave, solver, jnp.ones(3))
         assert solution.status == jxt.Status.breakdown
         np.testing.assert_array_equal(solution.value, 1)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        DampedNewton(),
+        RegularizedNewton(period=3),
+        LazyCubicNewton(3),
+        AcceleratedCubicNewton(),
+        AcceleratedTensor(),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_factorizations_of_a_batch_wait_for_each_other(solver):
+    """Else they can wait for each other's threads for ever; and what is due now and then would be
+    computed in each step."""
+    solve = lambda x: jxt.solve(jxt.Smooth(fun), solver, x).value
+    assert not lapack.side_by_side(jax.make_jaxpr(jax.vmap(solve))(jnp.ones((2, D))))
 
 
 def test_root_damping_has_its_rate():
