@@ -325,7 +325,7 @@ class _Model(NamedTuple):
         """The value at $h$ and the gradient there."""
         tau, nu = self.shifts
         bent, curved = self.third(h), self.at.vectors @ (self.at.values * (self.at.vectors.T @ h))
-        r = jnp.linalg.norm(h)
+        r = tree.norm(h)  # with a derivative at zero
         value = (
             jnp.vdot(self.gradient + 0.5 * curved + bent / 6, h)
             + 0.5 * tau * r**2
