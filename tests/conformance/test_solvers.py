@@ -41,7 +41,21 @@ PAIRS = [
     for row in ROWS
     for kind in _kinds(row)
 ]
-FIRST = [pytest.param(row, _kinds(row)[0], id=row.name) for row in ROWS]
+LEADING = {row.system: row for row in reversed(ROWS) if row.system}
+"""Of the solvers of a system the first; the steps of the others are much like its own."""
+
+
+def _each(row, kind, name):
+    """A check that says little more of the other solvers of a system, and of a solver's other
+    problem types: theirs are slow tests."""
+    alone = LEADING.get(row.system, row) is row and kind is _kinds(row)[0]
+    return pytest.param(row, kind, id=name, marks=() if alone else pytest.mark.slow)
+
+
+FIRST = [_each(row, _kinds(row)[0], row.name) for row in ROWS]
+GRADIENTS = [
+    _each(row, kind, f"{row.name}-{kind.__name__}") for row in ROWS for kind in _kinds(row)
+]
 
 
 def _skip(row, check):
@@ -147,7 +161,7 @@ def test_takes_pytrees(row, kind):
     np.testing.assert_allclose(joined, _oracle(kind), atol=3e-7)
 
 
-@pytest.mark.parametrize(("row", "kind"), PAIRS)
+@pytest.mark.parametrize(("row", "kind"), GRADIENTS)
 def test_gradient_equals_central_differences_of_the_oracle(row, kind):
     _skip(row, "gradient")
     case = CASES[kind]
