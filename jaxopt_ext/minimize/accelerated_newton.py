@@ -144,8 +144,8 @@ def _measured(solver, flat, x, gradient, state):
     if isinstance(solver.oracle, FullOracle):
         return jnp.linalg.norm(gradient)
     due = (state.steps + 1) % solver.check_every == 0
-    look = lambda carry: (jnp.zeros_like(due), jnp.linalg.norm(tree.gradient(flat.fun, x)))
-    return loops.while_loop(lambda carry: carry[0], look, (due, state.error))[1]
+    look = lambda x: jnp.linalg.norm(tree.gradient(flat.fun, x))
+    return _cubic.if_due(due, look, x, state.error)
 
 
 def _advanced(state, y, slope, scales, key, error):
@@ -325,7 +325,7 @@ class _Model(NamedTuple):
         """The value at $h$ and the gradient there."""
         tau, nu = self.shifts
         bent, curved = self.third(h), self.at.vectors @ (self.at.values * (self.at.vectors.T @ h))
-        r = jnp.linalg.norm(h)
+        r = tree.norm(h)  # with a derivative at zero
         value = (
             jnp.vdot(self.gradient + 0.5 * curved + bent / 6, h)
             + 0.5 * tau * r**2

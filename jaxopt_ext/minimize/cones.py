@@ -208,7 +208,7 @@ class SemidefiniteCones(AbstractCone[tuple[Array, Array]]):
         return jnp.all(jnp.isfinite(jnp.linalg.cholesky(s)))
 
     def scaling(self, s, z):
-        low_s, low_z = jnp.linalg.cholesky(s), jnp.linalg.cholesky(z)
+        low_s, low_z = jnp.linalg.cholesky(jnp.stack([s, z]))
         left, values, right = jnp.linalg.svd(_transpose(low_z) @ low_s)
         root = jnp.sqrt(values)[..., None, :]
         there = low_s @ _transpose(right) / root

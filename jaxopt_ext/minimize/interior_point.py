@@ -351,9 +351,6 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
     )
     scaled = _Form(form.c, form.E, form.e, form.used, G, each("scale_slack", w, form.h), cones)
     solve = _factorized(scaled, refinements)
-    x2, y2, z2 = solve(-form.c, form.e, scaled.h)
-    # What -(c'x + e'y + h'z) is there, without cancellation.
-    curvature = tree.vdot(z2, z2) + _proximal(dtype) * tree.vdot((x2, y2), (x2, y2))
 
     rx = form.E.T @ y + form.adjoint(z) + form.c * tau
     ry = form.E @ x - form.e * tau
@@ -363,13 +360,17 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
     unit = tuple(cone.unit(dtype) for cone in cones)
     squares = each("product", lam, lam)
 
-    def direction(sigma, bend, tau_bend):
-        """Towards complementarity sigma mu, with what the second order adds."""
+    def target(sigma, bend):
+        """Complementarity sigma mu, with what the second order adds, and the system for it."""
         wanted = jax.tree.map(lambda a, b, u: a + b - sigma * mu * u, squares, bend, unit)
         wanted = each("divide", lam, wanted)
         left = 1 - sigma
         side = jax.tree.map(lambda a, b: b - left * a, rz, wanted)
-        x1, y1, z1 = solve(-left * rx, -left * ry, side)
+        return wanted, (-left * rx, -left * ry, side)
+
+    def direction(sigma, wanted, tau_bend, found):
+        """Towards it, from the solution of its system."""
+        left, (x1, y1, z1) = 1 - sigma, found
         d_kappa = tau * kappa + tau_bend - sigma * mu
         gap = jnp.vdot(form.c, x1) + jnp.vdot(form.e, y1) + tree.vdot(scaled.h, z1)
         d_tau = (left * rt + gap - d_kappa / tau) / (curvature + kappa / tau)
@@ -379,21 +380,30 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
 
     def reach(move):
         _, _, dz, ds, d_tau, d_kappa = move
-        ends = [*each("reach", lam, dz), *each("reach", lam, ds), -d_tau / tau, -d_kappa / kappa]
-        return jnp.max(jnp.stack(ends), initial=0)
+        ends = [
+            jnp.max(jax.vmap(cone.reach, (None, 0))(at, jnp.stack(both)))
+            for cone, at, *both in zip(cones, lam, dz, ds, strict=True)
+        ]
+        return jnp.max(jnp.stack([*ends, -d_tau / tau, -d_kappa / kappa]), initial=0)
 
     off = jax.tree.map(lambda a, u: a / mu - u, squares, unit)
     decrement = tree.norm((off, tau * kappa / mu - 1))
     nothing = jax.tree.map(jnp.zeros_like, lam)
+    still = jnp.zeros((), dtype)
+    sigma = still if path.predicts else path.centering(decrement, form.degree, still + 1)
+    wanted, system = target(sigma, nothing)
+    # Two systems at once: one behind the other they would be as long again.
+    systems = jax.tree.map(lambda a, b: jnp.stack([a, b]), (-form.c, form.e, scaled.h), system)
+    found = jax.vmap(solve)(*systems)
+    (x2, y2, z2), found = (jax.tree.map(lambda a, i=i: a[i], found) for i in (0, 1))
+    # What -(c'x + e'y + h'z) is there, without cancellation.
+    curvature = tree.vdot(z2, z2) + _proximal(dtype) * tree.vdot((x2, y2), (x2, y2))
+    move = direction(sigma, wanted, still, found)
     if path.predicts:
-        first = direction(jnp.zeros((), dtype), nothing, jnp.zeros((), dtype))
-        length = jnp.minimum(1, 1 / jnp.maximum(reach(first), 1))
+        length = jnp.minimum(1, 1 / jnp.maximum(reach(move), 1))
         sigma = path.centering(decrement, form.degree, length)
-        bend = each("product", first[2], first[3])
-        move = direction(sigma, bend, first[4] * first[5])
-    else:
-        sigma = path.centering(decrement, form.degree, jnp.ones((), dtype))
-        move = direction(sigma, nothing, jnp.zeros((), dtype))
+        wanted, system = target(sigma, each("product", move[2], move[3]))
+        move = direction(sigma, wanted, move[4] * move[5], solve(*system))
     end = reach(move)
     length = jnp.minimum(1, path.fraction.astype(dtype) / jnp.where(end > 0, end, 1e-3))
 
@@ -412,8 +422,8 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
 
     def inside(new):
         ok = (new.tau > 0) & (new.kappa > 0) & tree.all_finite(new)
-        for cone, a, b in zip(cones, new.z, new.s, strict=True):
-            ok = ok & cone.interior(a) & cone.interior(b)
+        for cone, *both in zip(cones, new.z, new.s, strict=True):
+            ok = ok & jnp.all(jax.vmap(cone.interior)(jnp.stack(both)))
         return ok
 
     # By rounding a point may be outside still.

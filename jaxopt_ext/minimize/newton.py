@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from ..core import AbstractSolver, Scalar, Smooth, Status, checks, loops, scalar_field, tree
 from . import _cubic
@@ -30,20 +30,36 @@ class DenseHessian(AbstractHessian):
     under `vmap` too."""
 
     def inverse(self, flat):
-        matrix = _cubic.hessian(flat.fun, flat.x)
+        here = _cubic.hessian(flat.fun, flat.x)
+        matrix = jax.lax.stop_gradient(here)
         factor = jnp.linalg.cholesky(matrix)
         pivots = jnp.diagonal(factor) ** 2
         rounding = matrix.shape[0] * jnp.finfo(matrix.dtype).eps
         regular = jnp.min(pivots) > rounding * jnp.max(pivots)  # False for NaN
-        factor = jnp.where(regular, factor, jnp.eye(*matrix.shape, dtype=matrix.dtype))
+        identity = jnp.eye(*matrix.shape, dtype=matrix.dtype)
         nothing = Eigen(jnp.ones_like(pivots), jnp.zeros_like(matrix))
-        at = _if_due(~regular, lambda: _cubic.eigen(matrix), nothing)
+        # The factor passes through, so that what is solved with it waits for the eigenvalues:
+        # batches of factorizations side by side can wait for each other's threads for ever.
+        make = lambda matrix: (_cubic.eigen(matrix), identity)
+        at, factor = _cubic.if_due(~regular, make, matrix, (nothing, factor))
+        return lambda v: _solution(here, v, (regular, factor, at))
 
-        def solve(v):
-            fast = jax.scipy.linalg.cho_solve((factor, True), v)
-            return jnp.where(regular, fast, -_cubic.regularized_step(at, v, 0))
 
-        return solve
+@jax.custom_jvp
+def _solution(matrix, v, factors):
+    """$H^{-1} v$, with $\\partial x = H^{-1} (\\partial v - \\partial H\\, x)$ in place of the
+    derivatives of factors, which a loop has made."""
+    del matrix
+    regular, factor, at = factors
+    fast = jax.scipy.linalg.cho_solve((factor, True), v)
+    return jnp.where(regular, fast, -_cubic.regularized_step(at, v, 0))
+
+
+@_solution.defjvp
+def _solution_jvp(primals, tangents):
+    matrix, v, factors = primals
+    x = _solution(matrix, v, factors)
+    return x, _solution(matrix, tangents[1] - tangents[0] @ x, factors)
 
 
 class HessianFree(AbstractHessian):
@@ -167,7 +183,8 @@ class RootDamping(AbstractDamping):
 
     def length(self, search, memory):
         q = self.exponent.astype(search.decrement.dtype)
-        theta = (9 * self.constant) ** (1 / (q - 1)) * search.decrement ** ((q - 2) / (q - 1))
+        theta = (9 * self.constant) ** (1 / (q - 1))
+        theta = theta * _power(search.decrement, (q - 2) / (q - 1))
         return 1 / (1 + theta), memory, _ONE
 
 
@@ -226,7 +243,7 @@ class UniversalDamping(AbstractDamping):
     def length(self, search, memory):
         dtype = search.decrement.dtype
         sigma, factor = memory.astype(dtype), self.factor.astype(dtype)
-        power = search.decrement ** self.exponent.astype(dtype)
+        power = _power(search.decrement, self.exponent.astype(dtype))
         rounding = _rounding(search.value)
 
         def attempt(carry):
@@ -238,13 +255,13 @@ class UniversalDamping(AbstractDamping):
             square = jnp.vdot(there, search.inverse(there))
             passed = 2 * alpha * theta * (along + rounding) >= square  # False for NaN
             again = ~passed & (trials + 1 < self.max_trials)
-            return jnp.where(passed, sigma / factor, sigma * factor), alpha, trials + 1, again
+            return jnp.where(passed, sigma / factor, sigma * factor), sigma, trials + 1, again
 
-        start = (sigma, jnp.ones_like(sigma), jnp.asarray(0, jnp.int32), jnp.asarray(True))
-        sigma, alpha, trials, _ = loops.while_loop(lambda carry: carry[-1], attempt, start)
+        start = (sigma, sigma, jnp.asarray(0, jnp.int32), jnp.asarray(True))
+        sigma, used, trials, _ = _found(attempt, start)
         # Neither end of the range must be left for ever.
         limit = jnp.sqrt(jnp.finfo(dtype).max)
-        return alpha, jnp.clip(sigma, 1 / limit, limit), trials
+        return 1 / (1 + used * power), jnp.clip(sigma, 1 / limit, limit), trials
 
 
 class ArmijoDamping(AbstractDamping):
@@ -279,7 +296,7 @@ class ArmijoDamping(AbstractDamping):
             return alpha, trials + 1, ~passed & (trials + 1 < self.max_trials)
 
         start = (jnp.ones_like(slope), jnp.asarray(0, jnp.int32), jnp.asarray(True))
-        alpha, trials, _ = loops.while_loop(lambda carry: carry[-1], attempt, start)
+        alpha, trials, _ = _found(attempt, start)
         return alpha, memory, trials
 
 
@@ -331,21 +348,29 @@ class ExactDamping(AbstractDamping):
 
         one, zero = jnp.ones_like(slope), jnp.asarray(0, jnp.int32)
         start = (one, 0 * one, slope, one * jnp.inf, 0 * one, zero, zero, jnp.asarray(True))
-        alpha, low, *_, trials, _ = loops.while_loop(lambda carry: carry[-1], attempt, start)
-        return jnp.where(jnp.isfinite(look(alpha)), alpha, low), memory, trials
+        alpha, low, *_, trials, _ = _found(attempt, start)
+        here, bend = jax.jvp(look, (alpha,), (one,))
+        # The derivative of a root; its value is found.
+        here = here / jax.lax.stop_gradient(jnp.where(bend > 0, bend, jnp.inf))
+        exact = alpha - (here - jax.lax.stop_gradient(here))
+        return jnp.where(jnp.isfinite(here), exact, low), memory, trials
 
 
 def _rounding(value):
     return 4 * jnp.finfo(value.dtype).eps * jnp.abs(value)
 
 
-def _if_due(due: Bool[Array, ""], make: Callable[[], Any], otherwise: Any) -> Any:
-    """`make()` if due. It is a loop of at most one turn: under `vmap` a conditional would always
-    pay for it."""
-    start = (due, otherwise)
-    return loops.while_loop(lambda carry: carry[0], lambda c: (jnp.zeros_like(due), make()), start)[
-        1
-    ]
+def _found(attempt, start):
+    """What a search ends with. Its decisions are constant almost everywhere: no derivative goes
+    through them, and so none through a loop that reverse mode cannot follow."""
+    last = loops.while_loop(lambda carry: carry[-1], attempt, start)
+    return jax.lax.stop_gradient(last)
+
+
+def _power(x, exponent):
+    """$\\max(x, 0)^a$, without the infinite derivative at zero."""
+    zero = x <= 0  # not so for NaN
+    return jnp.where(zero, 0, jnp.where(zero, 1, x) ** exponent)
 
 
 class _DampedState(eqx.Module):
@@ -366,7 +391,8 @@ class DampedNewton(AbstractSolver):
     With a damping that looks only at $N$ and at dual norms, all but none here, iterates do not
     depend on the coordinates: those of $f(Ax)$ are the same points. The error is the norm of the
     gradient at the value. Where $\\nabla f(x)^\\top n < 0$, so that $f$ is not convex, the solve
-    ends with the status `breakdown`. The state counts the points tried, `trials`.
+    ends with the status `breakdown`. The state counts the points tried, `trials`. `UnrolledAdjoint`
+    works in both modes; with `HessianFree` only in forward mode.
 
     **Arguments:**
 
@@ -411,7 +437,7 @@ class DampedNewton(AbstractSolver):
         direction = inverse(state.gradient)
         square = jnp.vdot(state.gradient, direction)
         convex = ~(square < 0)  # NaN is another matter
-        decrement = jnp.sqrt(jnp.where(convex, square, 0))
+        decrement = _power(square, 0.5)
         search = Search(
             flat.fun, flat.x, state.value, state.gradient, direction, decrement, inverse
         )
@@ -600,8 +626,8 @@ def _lazy_start(problem, x, memory):
 def _snapshot(flat, state):
     """The Hessian's eigenvalues, of this point if they are due."""
     due = state.age == 0
-    make = lambda: _cubic.eigen(_cubic.hessian(flat.fun, flat.x))
-    return _if_due(due, make, state.eigen), state.hessians + due
+    make = lambda x: _cubic.eigen(_cubic.hessian(flat.fun, x))
+    return _cubic.if_due(due, make, flat.x, state.eigen), state.hessians + due
 
 
 class RegularizedNewton(AbstractSolver):
@@ -615,7 +641,8 @@ class RegularizedNewton(AbstractSolver):
 
     The error is the norm of the gradient at the value. Where the step does not descend, so that
     $f$ is not convex, the solve ends with the status `breakdown`. The state counts `gradients` and
-    `hessians` and has the eigenvalues of $H(z)$, ascending, in `eigen.values`.
+    `hessians` and has the eigenvalues of $H(z)$, ascending, in `eigen.values`. `UnrolledAdjoint`
+    works in forward mode only.
 
     **Arguments:**
 
@@ -695,7 +722,7 @@ class LazyCubicNewton(AbstractSolver):
 
     The error is the norm of the gradient at the value, so that a solve can end at a saddle point
     that it comes close to. The state counts `gradients` and `hessians` and has the eigenvalues of
-    $H(z)$, ascending, in `eigen.values`.
+    $H(z)$, ascending, in `eigen.values`. `UnrolledAdjoint` works in forward mode only.
 
     **Arguments:**
 

@@ -25,6 +25,7 @@ from jaxopt_ext.minimize import FISTA, FixedStep, ProximalGradient
 
 FIRST_ORDER = FISTA(tol=1e-11, max_steps=20_000)
 EXTRAGRADIENT = jxt.games.Extragradient(tol=1e-11)
+INTERIOR_POINT = jxt.minimize.InteriorPoint(tol=1e-8)
 SOLVERS = {
     jxt.Smooth: FIRST_ORDER,
     jxt.Composite: FIRST_ORDER,
@@ -44,9 +45,9 @@ SOLVERS = {
     jxt.NonlinearProgram: Newton(),
     jxt.BoundedRootFinding: Newton(),
     jxt.Fractional: Newton(),
-    jxt.LinearProgram: Newton(),
-    jxt.SecondOrderConeProgram: Newton(),
-    jxt.LinearMatrixInequality: Newton(),
+    jxt.LinearProgram: INTERIOR_POINT,
+    jxt.SecondOrderConeProgram: INTERIOR_POINT,
+    jxt.LinearMatrixInequality: INTERIOR_POINT,
     jxt.VariationalInequality: EXTRAGRADIENT,
     jxt.Inclusion: EXTRAGRADIENT,
     jxt.MinMax: EXTRAGRADIENT,
@@ -467,8 +468,11 @@ def test_in_pmap():
     agree(run(f.thetas, SHIFT), (values, slopes))
 
 
+CONIC = (jxt.LinearProgram, jxt.SecondOrderConeProgram, jxt.LinearMatrixInequality)
+
+
 @pytest.mark.always(1)
-@pytest.mark.parametrize("kind", [jxt.Composite, jxt.QuadraticProgram])
+@pytest.mark.parametrize("kind", [jxt.Composite, jxt.QuadraticProgram, *CONIC])
 def test_exported_and_back(kind):
     f = family(kind)
     fun = jax.jit(jax.value_and_grad(f.one))

@@ -41,13 +41,19 @@ PAIRS = [
     for row in ROWS
     for kind in _kinds(row)
 ]
-# The first problem type of each row always, the others with what is thorough.
-FEW = [
-    pytest.param(*pair.values, id=pair.id, marks=() if first else pytest.mark.slow)
-    for pair in PAIRS
-    for first in [pair.values[1] is _kinds(pair.values[0])[0]]
-]
-FIRST = [pytest.param(row, _kinds(row)[0], id=row.name) for row in ROWS]
+LEADING = {row.system: row for row in reversed(ROWS) if row.system}
+"""Of the solvers of a system the first; the steps of the others are much like its own."""
+
+
+def _each(row, kind, name):
+    """A check that says little more of the other solvers of a system, and of a solver's other
+    problem types: theirs are slow tests."""
+    alone = LEADING.get(row.system, row) is row and kind is _kinds(row)[0]
+    return pytest.param(row, kind, id=name, marks=() if alone else pytest.mark.slow)
+
+
+FIRST = [_each(row, _kinds(row)[0], row.name) for row in ROWS]
+FEW = [_each(row, kind, f"{row.name}-{kind.__name__}") for row in ROWS for kind in _kinds(row)]
 
 
 def _skip(row, check):

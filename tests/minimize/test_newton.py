@@ -1,12 +1,17 @@
 """Newton's methods against loops in numpy, and what they promise."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
+import lapack
 import numpy as np
 import pytest
 
 import jaxopt_ext as jxt
 from jaxopt_ext.minimize import (
+    AcceleratedCubicNewton,
+    AcceleratedTensor,
     AICNDamping,
     ArmijoDamping,
     DampedNewton,
@@ -250,6 +255,24 @@ def test_singular_hessians_and_functions_that_are_not_convex():
         np.testing.assert_array_equal(solution.value, 1)
 
 
+@pytest.mark.parametrize(
+    "solver",
+    [
+        DampedNewton(),
+        RegularizedNewton(period=3),
+        LazyCubicNewton(3),
+        AcceleratedCubicNewton(),
+        AcceleratedTensor(),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_factorizations_of_a_batch_wait_for_each_other(solver):
+    """Else they can wait for each other's threads for ever; and what is due now and then would be
+    computed in each step."""
+    solve = lambda x: jxt.solve(jxt.Smooth(fun), solver, x).value
+    assert not lapack.side_by_side(jax.make_jaxpr(jax.vmap(solve))(jnp.ones((2, D))))
+
+
 def test_root_damping_has_its_rate():
     """The slope of log(f - f*) over log k is steep, and steeper in the end, while damping is
     strong."""
@@ -275,6 +298,75 @@ def test_one_step_derivatives_are_those_of_newtons_method():
         for adjoint in (jxt.OneStepAdjoint(), jxt.ImplicitAdjoint())
     )
     np.testing.assert_allclose(one, implicit, atol=1e-8)
+
+
+def unrolled(solver, *derivatives):
+    """Derivatives of what is found at two parameters, in one program."""
+    a = jnp.asarray(A[:6])
+
+    def score(adjoint, theta):
+        problem = jxt.Smooth(lambda x: jnp.sum(jnp.log(jnp.cosh(a @ x - theta))))
+        value = jxt.solve(problem, solver, jnp.full(D, 0.3), adjoint=adjoint).value
+        return jnp.sum(jnp.sin(value))
+
+    theta = jnp.linspace(-1, 1, 6)
+    found = lambda theta: [derivative(score, theta) for derivative in derivatives]
+    return jax.jit(jax.vmap(found))(jnp.stack([theta, 1.3 * theta]))
+
+
+def gradient(adjoint):
+    return lambda score, theta: jax.grad(functools.partial(score, adjoint))(theta)
+
+
+def along(score, theta):
+    score = functools.partial(score, jxt.UnrolledAdjoint())
+    return jax.jvp(score, (theta,), (jnp.cos(theta),))[1]
+
+
+def difference(score, theta):
+    ends = theta + 1e-5 * jnp.array([[1.0], [-1.0]]) * jnp.cos(theta)
+    ahead, behind = jax.vmap(functools.partial(score, jxt.ImplicitAdjoint()))(ends)
+    return (ahead - behind) / 2e-5
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        pytest.param(DampedNewton(tol=0.0, max_steps=9), id="universal"),
+        *(
+            pytest.param(DampedNewton(damping, tol=0.0, max_steps=steps), marks=pytest.mark.slow)
+            for damping, steps in (
+                (RootDamping(4.0, 0.1), 25),
+                (AICNDamping(0.5), 12),
+                (ArmijoDamping(), 9),
+                (ExactDamping(), 9),
+            )
+        ),
+    ],
+)
+def test_unrolled_gradients_equal_implicit_ones(solver):
+    found, wanted = unrolled(
+        solver, gradient(jxt.UnrolledAdjoint()), gradient(jxt.ImplicitAdjoint())
+    )
+    np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "solver",
+    [
+        DampedNewton(RootDamping(4.0, 0.1), HessianFree(1e-12), tol=0.0, max_steps=12),
+        RegularizedNewton(GradientRegularization(1.0), 2, tol=0.0, max_steps=9),
+        LazyCubicNewton(2, 1.0, tol=0.0, max_steps=9),
+        AcceleratedCubicNewton(1.0, tol=0.0, max_steps=9),
+        AcceleratedTensor(1.0, tol=0.0, max_steps=5),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_unrolled_derivatives_in_forward_mode_are_those_of_the_iterate(solver):
+    """Which has not converged."""
+    found, wanted = unrolled(solver, along, difference)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
