@@ -18,6 +18,7 @@ sys.path.insert(0, str(ROOT / "docs" / "_hooks"))
 import plan
 
 ADDING = ROOT / "docs" / "adding"
+NOTEBOOKS = [f"notebooks/{path.stem}" for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
 
 
 def public_modules():
@@ -103,7 +104,7 @@ def test_the_site_hookss_and_has_every_object(tmp_path, monkeypatch):
         assert not re.search(r"<p>[^<]*\\$\\$", html), (
             page.path
         )  # a formula that was not seen as one
-    for name in ("index", "from_jaxopt", "adding/solver", "notebooks/differentiable_solvers"):
+    for name in ("index", "from_jaxopt", "adding/solver", *NOTEBOOKS):
         assert (tmp_path / f"{name}.html").exists()
 
 

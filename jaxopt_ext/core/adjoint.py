@@ -13,7 +13,7 @@ from jaxtyping import Array, PyTree
 
 from . import checks, loops, tree
 from .closure import hoist
-from .linear import LeastSquaresFallback
+from .linear import LeastSquaresFallback, VaryingOperator
 from .problem import AbstractProblem
 
 
@@ -132,9 +132,12 @@ def _attach_jvp(static, primals, tangents):
 
     _, drift = jax.jvp(residual_of_problem, (moved,), (dots,))
     _, product = jax.linearize(residual_of_point, start)
-    solver = functools.partial(_linear_solve, adjoint, problem.tags())
     symmetric = lx.symmetric_tag in problem.tags()
     axes = loops.varying_axes((x, drift))
+    # What a solver holds is among what it closes over, and is traced as it will be cast.
+    held, rest = eqx.partition(adjoint, _is_array)
+    adjoint = eqx.combine(loops.vary(held, axes), rest)
+    solver = functools.partial(_linear_solve, adjoint, problem.tags())
     drift = _linked(loops.vary(drift, axes))
     with _casts(loops.varying_axes(primals) <= axes):
         solution = jax.lax.custom_linear_solve(
@@ -189,8 +192,11 @@ def _linear_solve(adjoint, tags, product, vector):
     if isinstance(solver, LeastSquaresFallback):
         x, solved = solver.solve(product, vector)
     else:
-        shape = jax.eval_shape(lambda v: v, vector)
-        operator = lx.FunctionLinearOperator(product, shape, tags)
+        if loops.in_shard_map():
+            operator = VaryingOperator(product, vector, frozenset(tags))
+        else:
+            shape = jax.eval_shape(lambda v: v, vector)
+            operator = lx.FunctionLinearOperator(product, shape, tags)
         x, result, _ = solver.compute(solver.init(operator, {}), vector, {})
         solved = result == lx.RESULTS.successful
     if adjoint.throw:

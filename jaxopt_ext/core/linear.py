@@ -106,6 +106,65 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         return True
 
 
+class VaryingOperator(lx.AbstractLinearOperator):
+    """A square linear function in `shard_map`, for `lineax` solvers.
+
+    `lineax.FunctionLinearOperator` keeps shapes and types of what goes in, and so calls the
+    function with arrays that vary over no axis of the mesh.
+
+    **Arguments:**
+
+    - `function`: linear, real.
+    - `like`: arrays like those that go in and come out.
+    - `tags`: what is known of it, as of all `lineax` operators.
+    """
+
+    function: LinearFunction
+    like: PyTree[Array]
+    tags: frozenset[object] = eqx.field(static=True)
+
+    def mv(self, vector):
+        return self.function(vector)
+
+    def as_matrix(self):
+        flat, unravel = ravel_pytree(self.like)
+        return _matrix(self.function, self.like, flat, unravel)
+
+    def transpose(self):
+        if lx.is_symmetric(self):
+            return self
+        transposed = jax.linear_transpose(self.function, self.like)
+        return VaryingOperator(lambda v: transposed(v)[0], self.like, lx.transpose_tags(self.tags))
+
+    def in_structure(self):
+        return jax.eval_shape(lambda: self.like)
+
+    def out_structure(self):
+        return self.in_structure()
+
+
+for _same in (lx.linearise, lx.materialise, lx.conj):
+    _same.register(VaryingOperator)(lambda operator: operator)
+for _is, _tags in {
+    lx.is_symmetric: (
+        lx.symmetric_tag,
+        lx.diagonal_tag,
+        lx.positive_semidefinite_tag,
+        lx.negative_semidefinite_tag,
+    ),
+    lx.is_diagonal: (lx.diagonal_tag,),
+    lx.is_tridiagonal: (lx.tridiagonal_tag, lx.diagonal_tag),
+    lx.is_lower_triangular: (lx.lower_triangular_tag,),
+    lx.is_upper_triangular: (lx.upper_triangular_tag,),
+    lx.is_positive_semidefinite: (lx.positive_semidefinite_tag,),
+    lx.is_negative_semidefinite: (lx.negative_semidefinite_tag,),
+    lx.has_unit_diagonal: (lx.unit_diagonal_tag,),
+}.items():
+    _is.register(VaryingOperator)(
+        lambda operator, tags=frozenset(_tags): not tags.isdisjoint(operator.tags)
+    )
+
+
 class _Answer(NamedTuple):
     x: PyTree[Array]
     solved: Bool[Array, ""]

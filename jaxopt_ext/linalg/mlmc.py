@@ -182,12 +182,12 @@ class Estimate(NamedTuple):
     - `variance`: an estimate of its variance, summed over the entries; of a level with one row the
       second moment stands in, which is larger.
     - `rows_touched`: with repetitions; of importance sampling what was drawn, not what was looked
-      at.
+      at. A number, or a traced one if the allocation is traced.
     """
 
     value: Float[Array, "*pq"]
     variance: Float[Array, ""]
-    rows_touched: int
+    rows_touched: int | Int[Array, ""]
 
 
 class MultilevelProduct(eqx.Module):
@@ -207,6 +207,7 @@ class MultilevelProduct(eqx.Module):
     ```
 
     `pilot` and `estimate` work under `jit`, `vmap`, in `shard_map`; `allocate` is for the host.
+    With a `capacity` the allocation is an argument of the compiled program, which then serves all.
 
     **Arguments:**
 
@@ -300,7 +301,14 @@ class MultilevelProduct(eqx.Module):
         counts = [max(1, math.ceil(N)) for N in rows]
         return (*counts, *[0] * (len(sizes) - kept))
 
-    def estimate(self, key: Array, A: Matrix, B: Matrix, allocation: tuple[int, ...]) -> Estimate:
+    def estimate(
+        self,
+        key: Array,
+        A: Matrix,
+        B: Matrix,
+        allocation: tuple[int, ...] | Int[Array, " levels"],
+        capacity: tuple[int, ...] | None = None,
+    ) -> Estimate:
         """The estimate from so many rows of each level; a level with none is left out, which
         biases it.
 
@@ -308,50 +316,86 @@ class MultilevelProduct(eqx.Module):
 
         - `key`: of the draw.
         - `A`, `B`: shapes `(n, p)` and `(n, q)`, or `(n,)`; memory maps as for `uniform_product`.
-        - `allocation`: $N_l$; static.
+        - `allocation`: $N_l$; static, unless there is a `capacity`. Then it may be traced, and if
+          it is, numbers below zero or beyond the capacity give NaN.
+        - `capacity`: the most rows of each level, static; so many are drawn, and the first $N_l$
+          count. `None` for those of the allocation.
 
-        **Raises:** as `uniform_product`, and `ValueError` if levels, rows and allocation do not
-        fit.
+        **Raises:** as `uniform_product`, and `ValueError` if levels, rows, capacity and allocation
+        do not fit each other; `TypeError` for an allocation that is traced without a capacity, or
+        of other numbers than integers.
         """
-        if len(allocation) != len(self.levels) or not any(allocation):
-            raise ValueError(f"expected {len(self.levels)} numbers of rows, got {allocation}")
-        for number in allocation:
+        if capacity is None:
+            if checks.is_traced(allocation):
+                raise TypeError("a traced allocation needs a capacity, the most rows of each level")
+            counts = capacity = tuple(np.asarray(allocation).tolist())
+        else:
+            counts = _counts(allocation, capacity)
+        if len(capacity) != len(self.levels) or not any(capacity):
+            raise ValueError(f"expected {len(self.levels)} numbers of rows, got {capacity}")
+        for number in capacity:
             checks.count("allocation", number, 0)
-        parts = [p for p in self._parts(key, A, B, allocation) if p is not None]
+        parts = [p for p in self._parts(key, A, B, capacity, counts) if p is not None]
         value = functools.reduce(operator.add, [mean for mean, _ in parts])
         variance = functools.reduce(operator.add, [variance for _, variance in parts])
         dtype = jnp.result_type(A, B)
         shape = (*A.shape[1:], *B.shape[1:])
         value, variance = value.reshape(shape).astype(dtype), variance.astype(dtype)
-        return Estimate(value, variance, sum(allocation))
+        if isinstance(counts, tuple):
+            return Estimate(value, variance, sum(counts))
+        fits = jnp.all((counts >= 0) & (counts <= np.asarray(capacity)))
+        value, variance = (jnp.where(fits, x, jnp.nan) for x in (value, variance))
+        return Estimate(value, variance, jnp.sum(counts))
 
-    def _parts(self, key, A, B, counts):
-        """Mean and variance of each level; `None` for one without rows."""
+    def _parts(self, key, A, B, capacity, counts=None):
+        """Mean and variance of each level, from the first `counts` of so many rows; `None` for one
+        without rows."""
         n = _length(A, B)
         if self.levels[-1] != n:
             raise ValueError(f"the last level has {self.levels[-1]} rows of {n}")
-        keys = jax.random.split(key, len(counts))
+        keys = jax.random.split(key, len(capacity))
+        counts = capacity if counts is None else counts
         starts = (0, *self.levels)
-        for one, low, high, count in zip(keys, starts, self.levels, counts, strict=False):
-            if not count:
+        for i, (low, high) in enumerate(zip(starts, self.levels, strict=False)):
+            if not capacity[i]:
                 yield None
                 continue
             block = range(low, high) if self.order is None else self.order[low:high]
-            drawn = self.within.draw(one, A, B, block, count)
-            yield _moments(_gather(A, drawn.rows), _gather(B, drawn.rows), drawn.probabilities)
+            drawn = self.within.draw(keys[i], A, B, block, capacity[i])
+            a, b = _gather(A, drawn.rows), _gather(B, drawn.rows)
+            yield _moments(a, b, drawn.probabilities, counts[i])
 
 
-def _moments(a, b, probabilities):
-    """Mean of $a_i b_i' / p_i$, and the variance of that mean summed over the entries."""
-    count = len(probabilities)
-    a = a.reshape(count, -1)
-    b = b.reshape(count, -1)
-    weights = (1 / (count * probabilities))[:, None]
-    mean = (weights * a).T @ b
-    second = jnp.sum(_squares(a) * _squares(b) * weights[:, 0] ** 2)
-    if count == 1:
-        return mean, second
-    return mean, jnp.maximum(second - jnp.sum(mean**2) / count, 0) * count / (count - 1)
+def _moments(a, b, probabilities, count):
+    """Mean of $a_i b_i' / p_i$ over the first rows, as many as `count`, and the variance of that
+    mean summed over the entries."""
+    number = len(probabilities)
+    a = a.reshape(number, -1)
+    b = b.reshape(number, -1)
+    if isinstance(count, int):
+        weights = 1 / (count * probabilities)
+    else:
+        rate = jnp.maximum(count, 1).astype(probabilities.dtype) * probabilities
+        weights = jnp.where(jnp.arange(number) < count, 1 / rate, 0)
+    mean = (weights[:, None] * a).T @ b
+    second = jnp.sum(_squares(a) * _squares(b) * weights**2)
+    several = jnp.maximum(count, 2).astype(second.dtype)
+    spread = jnp.maximum(second - jnp.sum(mean**2) / several, 0) * several / (several - 1)
+    return mean, jnp.where(count > 1, spread, second)  # of one row the second moment stands in
+
+
+def _counts(allocation, capacity):
+    """Rows of each level that are not static, within what there is room for."""
+    counts = jnp.asarray(allocation)
+    if not jnp.issubdtype(counts.dtype, jnp.integer):
+        raise TypeError(f"an allocation must be of integers, got {counts.dtype}")
+    if counts.shape != (len(capacity),):
+        raise ValueError(f"expected {len(capacity)} numbers of rows, got shape {counts.shape}")
+    if not checks.is_traced(counts):
+        for number, most in zip(counts.tolist(), capacity, strict=True):
+            if not 0 <= number <= most:
+                raise ValueError(f"a level has room for {most} rows, got {number}")
+    return counts
 
 
 def _length(A, B):

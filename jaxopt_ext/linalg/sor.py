@@ -71,8 +71,9 @@ def _triangular(matrix: Float[Array, "n n"], omega: Array) -> _Sweeps:
 
 
 def _colored(product, coloring: Coloring, omega: Array, like: Vector) -> _Sweeps:
-    masks = coloring.colors == jnp.arange(coloring.num_colors)[:, None]
     axes = loops.varying_axes(like)
+    colors = loops.vary(jnp.arange(coloring.num_colors), axes)
+    masks = loops.vary(coloring.colors, axes) == colors[:, None]
 
     def within(v):
         """The part of the product that couples each colour with itself."""
@@ -112,7 +113,7 @@ def _system(solver, operator, vector, options) -> _System:
     if not jnp.issubdtype(flat.dtype, jnp.floating):
         raise TypeError(f"the right-hand side must be real and floating-point, got {flat.dtype}")
     omega = jnp.asarray(solver.omega, flat.dtype)
-    axes = loops.varying_axes((operator, flat, omega))
+    axes = loops.varying_axes((operator, flat, omega, solver.coloring))
     flat = loops.vary(flat, axes)
 
     def product(v):
@@ -186,9 +187,9 @@ class SOR(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     `ImplicitAdjoint(linear_solver=SOR(1.5))`. `stats["num_steps"]` counts the sweeps; the option
     `y0` is $x_0$, zero without. A zero on the diagonal, and a divergence to infinity, end with
     `RESULTS.breakdown` and NaN; so does, without NaN, a colouring that is none of the matrix. The
-    matrix is formed unless there is a `coloring`. In `shard_map` with its check on `compute`
-    traces for matrices; `lineax.linear_solve` does not trace there, nor does any
-    `lineax.FunctionLinearOperator`, which is what `ImplicitAdjoint` hands on.
+    matrix is formed unless there is a `coloring`. In `shard_map` with its check on it traces
+    for `ImplicitAdjoint`, and `compute` does for matrices; `lineax.linear_solve` and its
+    `FunctionLinearOperator` of what varies over the mesh do not.
 
     **Arguments:**
 

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import lineax as lx
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
-from jaxopt_ext.core import LeastSquaresFallback
+from jaxopt_ext.core import LeastSquaresFallback, linear
 
 N = 6
 RNG = np.random.default_rng(0)
@@ -75,3 +76,21 @@ def test_only_square_systems():
         lx.linear_solve(
             lx.MatrixLinearOperator(jnp.ones((2, 3))), jnp.ones(2), LeastSquaresFallback()
         )
+
+
+def test_an_operator_for_meshes_is_its_matrix():
+    matrix = np.random.default_rng(0).normal(size=(3, 3))
+    like = {"a": jnp.zeros(2), "b": jnp.zeros(())}
+    unravel = ravel_pytree(like)[1]
+    function = lambda x: unravel(jnp.asarray(matrix) @ ravel_pytree(x)[0])
+    operator = linear.VaryingOperator(function, like, frozenset({lx.lower_triangular_tag}))
+    np.testing.assert_allclose(operator.as_matrix(), matrix)
+    np.testing.assert_allclose(operator.T.as_matrix(), matrix.T)
+    assert lx.is_lower_triangular(operator)
+    assert lx.is_upper_triangular(operator.T)
+    assert not lx.is_symmetric(operator)
+    symmetric = linear.VaryingOperator(function, like, frozenset({lx.positive_semidefinite_tag}))
+    assert lx.is_symmetric(symmetric)
+    assert symmetric.T is symmetric
+    assert lx.linearise(operator) is lx.conj(operator) is operator
+    assert operator.in_structure() == jax.eval_shape(lambda: like)

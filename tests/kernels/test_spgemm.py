@@ -132,10 +132,11 @@ def test_keys_may_exceed_32_bits(implementation, double):
 
 
 @pytest.mark.slow
-def test_derivatives_of_any_order_equal_dense_ones():
+@pytest.mark.parametrize("record", [False, True])
+def test_derivatives_of_any_order_equal_dense_ones(record):
     a, b = _random(12, 12, 0.3), _random(12, 12, 0.3)
     A, B = CSR.from_scipy(a, nnz=50), CSR.from_scipy(b)
-    plan = spgemm_symbolic(A, B, window=20)
+    plan = spgemm_symbolic(A, B, window=20, record=record)
     count = int(A.count)
 
     def ours(v, w):
@@ -158,11 +159,39 @@ def test_derivatives_of_any_order_equal_dense_ones():
         np.testing.assert_allclose(in_use(x), in_use(y), atol=1e-12)
 
 
+@pytest.mark.parametrize("double", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_record_of_the_products_serves_the_same_places_only(double):
+    with jax.enable_x64(double):
+        kind = np.float64 if double else np.float32
+        a, b = (_random(12, 12, 0.3).astype(kind) for _ in range(2))
+        A, B = CSR.from_scipy(a, nnz=50), CSR.from_scipy(b)
+        plan = spgemm_symbolic(A, B, record=True, nnz=130)
+        product = jax.jit(lambda A, B, plan: spgemm(A, B, plan, implementation="xla"))
+        for factor in (1, -2.5):
+            found = product(A.with_values(factor * A.values), B, plan)
+            assert found.matrix.dtype == kind
+            _check(found, factor * a @ b, 1e-12 if double else 1e-5)
+        np.testing.assert_allclose(found.matrix.T.todense(), found.matrix.todense().T)
+        other = dataclasses.replace(B, columns=B.columns[::-1])
+        longer = CSR.from_scipy(a, nnz=51)  # a shape of its own
+        for found in (product(A, other, plan), product(longer, B, plan)):
+            assert found.overflow
+            assert np.all(np.isnan(found.matrix.values))
+        with pytest.raises(ValueError, match="nnz=3 is too small"):
+            spgemm_symbolic(A, B, record=True, nnz=3)
+        nothing = CSR.from_scipy(sp.csr_array((12, 12), dtype=kind), nnz=4)
+        _check(
+            product(nothing, B, spgemm_symbolic(nothing, B, record=True, nnz=2)),
+            sp.csr_array((12, 12)),
+        )
+
+
 @pytest.mark.slow
-def test_vmap_over_values_and_shard_map_with_its_check():
+@pytest.mark.parametrize("record", [False, True])
+def test_vmap_over_values_and_shard_map_with_its_check(record):
     a = _random(9, 9, 0.3)
     A = CSR.from_scipy(a)
-    plan = spgemm_symbolic(A, A, window=12)
+    plan = spgemm_symbolic(A, A, window=12, record=record)
     values = jnp.stack([A.values, jnp.cos(A.values)])
 
     def each(values):

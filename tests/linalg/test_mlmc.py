@@ -1,5 +1,7 @@
 """Estimates of products against the products and the formulas of their variances."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -64,6 +66,48 @@ def test_unbiased_with_the_variance_of_the_formula():
         assert np.all(np.abs(np.mean(values, axis=0) - exact) < 4 * spread / 2000**0.5)
         np.testing.assert_allclose(np.sum(spread**2), wanted, rtol=0.15)
         np.testing.assert_allclose(np.mean(estimated), wanted, rtol=0.15)
+
+
+def test_one_program_serves_all_allocations():
+    """The first rows of each level count, and no others; means and variances by numpy."""
+    capacity, traces = (5, 3, 6), []
+    samplers = UniformRows(), ImportanceRows()
+    blocks = [range(low, high) for low, high in zip((0, *LEVELS), LEVELS, strict=False)]
+
+    @jax.jit
+    def run(key, A, B, counts):
+        traces.append(None)
+        keys = jax.random.split(key, 3)
+        found = []
+        for sampler in samplers:
+            ours = MultilevelProduct(LEVELS, sampler).estimate(key, A, B, counts, capacity)
+            levels = zip(keys, blocks, capacity, strict=True)
+            found.append((ours, [sampler.draw(k, A, B, block, N) for k, block, N in levels]))
+        static = MultilevelProduct(LEVELS, samplers[0]).estimate(key, A, B, capacity)
+        return found, static
+
+    run = functools.partial(run, jax.random.key(1), A, B)
+    for counts in (capacity, (2, 1, 4), (1, 0, 6)):
+        found, static = run(jnp.asarray(counts))
+        for ours, draws in found:
+            wanted, variances = np.zeros((2, 3)), 0
+            for draw, N in zip(draws, counts, strict=True):
+                if N:
+                    rows, p = (np.asarray(x)[:N] for x in draw)
+                    each = A[rows, :, None] * B[rows, None, :] / p[:, None, None]
+                    wanted += np.mean(each, axis=0)
+                    around = np.sum(np.var(each, axis=0, ddof=1)) if N > 1 else np.sum(each**2)
+                    variances += around / N
+            np.testing.assert_allclose(ours.value, wanted, rtol=1e-12)
+            np.testing.assert_allclose(ours.variance, variances, rtol=1e-9)
+            assert ours.rows_touched == sum(counts)
+        if counts == capacity:
+            np.testing.assert_allclose(found[0][0].value, static.value, rtol=1e-12)
+    for counts in ((6, 3, 6), (5, -1, 6)):
+        for ours, _ in run(jnp.asarray(counts))[0]:
+            assert np.isnan(ours.value).all()
+            assert np.isnan(ours.variance)
+    assert len(traces) == 1
 
 
 def test_importance_is_exact_where_rows_are_multiples_of_one():
@@ -195,6 +239,15 @@ def test_bad_input_is_named():
         (lambda: product.estimate(key, ones[:9], ones[:9], ALLOCATION), ValueError, "24 rows of 9"),
         (lambda: product.estimate(key, ones, ones, (1, 1)), ValueError, r"\(1, 1\)"),
         (lambda: product.estimate(key, ones, ones, (1, 1, -1)), ValueError, "-1"),
+        (
+            lambda: jax.jit(lambda N: product.estimate(key, ones, ones, N))(jnp.ones(3, int)),
+            TypeError,
+            "capacity",
+        ),
+        (lambda: product.estimate(key, ones, ones, jnp.ones(3), ALLOCATION), TypeError, "float"),
+        (lambda: product.estimate(key, ones, ones, (4, 1, 1), ALLOCATION), ValueError, "got 4"),
+        (lambda: product.estimate(key, ones, ones, (1, 1), ALLOCATION), ValueError, r"\(2,\)"),
+        (lambda: product.estimate(key, ones, ones, (1, 1), (1, 1)), ValueError, r"\(1, 1\)"),
         (lambda: product.pilot(key, ones, ones, 1), ValueError, "got 1"),
         (lambda: product.allocate(pilot), ValueError, "either"),
         (lambda: product.allocate(pilot, variance=-1.0), ValueError, "-1.0"),

@@ -149,6 +149,45 @@ def test_it_traces_in_shard_map():
         np.testing.assert_allclose(found, np.linalg.solve(A, vectors.T).T, rtol=1e-6, atol=1e-7)
 
 
+def test_implicit_derivatives_in_shard_map():
+    """Of a solution for each device, and, with a sum over them in the problem, of one for all."""
+    line = 2.5 * np.eye(4) - np.eye(4, k=1) - np.eye(4, k=-1)
+    tilted = line + 0.1 * np.eye(4, k=1)  # of which no symmetry is known
+    vectors = np.random.default_rng(2).normal(size=(2, 4))
+    coloring = Coloring.red_black((4,))
+    cases = [
+        (SOR(1.2, 1e-12), line, False),
+        (SOR(1.2, 1e-12, coloring=coloring), tilted, True),
+        (SSORCG(1.2, 1e-12, coloring=coloring), line, False),
+        (lx.LU(), tilted, False),
+    ]
+
+    def each(vectors, scale):
+        def score(scale, solver, matrix, together):
+            def gap(x):
+                own = scale * matrix @ x - vectors[0]
+                return jax.lax.psum(own, "i") if together else own
+
+            problem = (
+                jxt.RootFinding(gap)
+                if matrix is tilted
+                else jxt.Smooth(lambda x: 0.5 * scale * x @ matrix @ x - vectors[0] @ x)
+            )
+            b = jax.lax.pmean(vectors[0], "i") if together else vectors[0]
+            x = jax.lax.stop_gradient(jnp.linalg.solve(scale * matrix, b))
+            adjoint = jxt.ImplicitAdjoint(linear_solver=solver)
+            return jnp.sum(jxt.core.attach(x, problem, adjoint) ** 2)
+
+        return [jax.grad(score)(scale, *case) for case in cases]
+
+    mesh = Mesh(np.array(jax.devices()[:2]), "i")
+    spread = jax.jit(jax.shard_map(each, mesh=mesh, in_specs=(P("i"), P()), out_specs=P()))
+    for found, (_, matrix, together) in zip(spread(vectors, 1.5), cases, strict=True):
+        b = vectors.mean(axis=0, keepdims=True) if together else vectors
+        x = np.linalg.solve(1.5 * matrix, b.T)
+        np.testing.assert_allclose(found, -2 * np.sum(x**2) / 1.5, rtol=1e-9)
+
+
 def outcome(solver, matrix, vector):
     operator = lx.MatrixLinearOperator(jnp.asarray(matrix), lx.symmetric_tag)
     out = lx.linear_solve(operator, jnp.asarray(vector), solver, throw=False)

@@ -25,8 +25,8 @@ SETTINGS = (
     "step size 0.01, that was set before either was run. The criterion was changed after it had "
     "failed: the exponents were of measured seconds, which on a machine that did other work gave "
     "1.49 to 2.34 for ours and 2.74 to 3.31 for the exact gradients; since then they are of the "
-    "operations that the compiler counts. Seeds 1000 to 1002, in one run; earlier runs reported "
-    "10 to 12."
+    "operations that the compiler counts. Seeds 2000 to 2002, on which nothing was chosen; earlier "
+    "runs reported 10 to 12 and 1000 to 1002."
 )
 
 ALONE = True
@@ -37,7 +37,7 @@ LENGTHS = (1024, 2048, 4096)
 
 def run() -> Outcome:
     with jax.enable_x64(True):
-        table = [_row(seed) for seed in range(1000, 1003)]
+        table = [_row(seed) for seed in range(2000, 2003)]
     holds = all(
         r["error, degree 4"] <= 2e-3
         and r["exact / ours, 4096"] >= 10

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse as sp
 import scipy.sparse.linalg
+from threadpoolctl import threadpool_limits
 
 from benchmarks.claims import Outcome
 from benchmarks.claims.linalg import _sparse
@@ -28,8 +29,10 @@ SETTINGS = (
     "Sizes are those of the claim. After a profile on seed 0, which was then a reported one, the "
     "graph was made smaller, from 1250 nodes to 850 and from batches of 20 to 12, the chances of "
     "an edge raised from 0.01, and 0.05 more within a block, to 0.02 and 0.06, and columns drawn "
-    "in another way, so that the claim takes less time. Seeds 1000 to 1002, in one run; runs "
-    "before reported 0 to 2."
+    "in another way, so that the claim takes less time. A run on seeds 2000 to 2002 failed by an "
+    "exponent of 0.76: beside other work one of nine times was 1.3 ms, and eight were 44 to 76. "
+    "Since then LAPACK has one thread, for both sides, where two waited for each other. Seeds "
+    "3000 to 3002, on which nothing was chosen; runs before reported 0 to 2 and 1000 to 1002."
 )
 
 ALONE = True
@@ -40,9 +43,9 @@ BLOCKS, NODES, FIRST, BATCH = 4, 850, 250, 12
 
 
 def run() -> Outcome:
-    with jax.enable_x64(True):
+    with threadpool_limits(1), jax.enable_x64(True):
         update = jax.jit(lambda svd, E: svd.add_rows(E), donate_argnums=0)
-        table = [_row(seed, update) for seed in range(1000, 1003)]
+        table = [_row(seed, update) for seed in range(3000, 3003)]
     holds = all(
         r["gap"] <= 1e-10
         and r["not orthonormal"] <= 1e-9
