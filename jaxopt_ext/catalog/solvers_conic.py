@@ -2,7 +2,8 @@
 
 import jaxopt_ext as jxt
 
-from .rows import Row, SolverRow
+from .cases.lipschitz import LipschitzCase
+from .rows import FunctionRow, Row, SolverRow
 
 SOLVERS_CONIC: tuple[Row, ...] = (
     SolverRow(
@@ -13,5 +14,15 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         lambda: jxt.minimize.InteriorPoint(),
         claim="minimize/interior_point",
         opt_outs={"pytree": "a conic program is over one vector and its multipliers"},
+    ),
+    FunctionRow(
+        "LipSDP with constraints of sorted groups",
+        "minimize.lipschitz_bound",
+        "Pauli et al., Novel Quadratic Constraints for Extending LipSDP beyond Slope-Restricted "
+        "Activations, ICLR 2024, arXiv:2401.14033",
+        LipschitzCase,
+        opt_outs={"single": "slow to compile again; its own tests look at single precision"},
+        claim="minimize/lipsdp",
+        system=("S156",),
     ),
 )

@@ -34,6 +34,14 @@ Conic programs (linear, second-order cones, matrix inequalities):
 - `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
   infeasible and unbounded programs.
 
+Lipschitz constants of networks:
+
+- `lipschitz_bound`: the least that quadratic constraints prove, a `LipschitzCertificate` for
+  `verify`; `split_lipschitz_bound` for deep networks, `norm_product` and `sampled_lipschitz` from
+  above and below. In the `EuclideanNorm` or the `MaximumNorm`, for layers `Affine`, `Residual`,
+  `Implicit` with the activations `SlopeRestricted`, `GroupSort`, `MaxMin`, `Householder`, or
+  `from_equinox`.
+
 By function values alone, many minima or kinks:
 
 - `ConsensusBased`: particles that drift to their consensus point, with `Anisotropic` or `Isotropic`
@@ -42,7 +50,7 @@ By function values alone, many minima or kinks:
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
-`AbstractPath`.
+`AbstractPath`, `AbstractActivation`, `AbstractLayer`, `AbstractLipschitzNorm`.
 """
 
 from .accelerated_newton import (
@@ -74,6 +82,29 @@ from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
 from .interior_point import AbstractPath, InteriorPoint, LongStep, PredictorCorrector, ShortStep
 from .line_search import wolfe_line_search
+from .lipsdp import (
+    AbstractLipschitzNorm,
+    EuclideanNorm,
+    LipschitzCertificate,
+    MaximumNorm,
+    from_equinox,
+    lipschitz_bound,
+    norm_product,
+    sampled_lipschitz,
+    split_lipschitz_bound,
+    verify,
+)
+from .lipsdp_layers import (
+    AbstractActivation,
+    AbstractLayer,
+    Affine,
+    GroupSort,
+    Householder,
+    Implicit,
+    MaxMin,
+    Residual,
+    SlopeRestricted,
+)
 from .mirror_descent import (
     AbstractMirrorMap,
     EntropicOrthant,
@@ -130,9 +161,12 @@ __all__ = [
     "FISTA",
     "VRACODER",
     "AICNDamping",
+    "AbstractActivation",
     "AbstractAveraging",
     "AbstractDamping",
     "AbstractHessian",
+    "AbstractLayer",
+    "AbstractLipschitzNorm",
     "AbstractMirrorMap",
     "AbstractNoise",
     "AbstractOracle",
@@ -144,6 +178,7 @@ __all__ = [
     "AbstractStepSize",
     "AcceleratedCubicNewton",
     "AcceleratedTensor",
+    "Affine",
     "Anisotropic",
     "ArmijoDamping",
     "AwayFrankWolfe",
@@ -160,6 +195,7 @@ __all__ = [
     "EntropicOrthant",
     "EntropicSimplex",
     "Euclidean",
+    "EuclideanNorm",
     "ExactDamping",
     "FixedDamping",
     "FixedStep",
@@ -168,16 +204,22 @@ __all__ = [
     "GradientDescent",
     "GradientRegularization",
     "GreedyCoordinateDescent",
+    "GroupSort",
     "HagerMairZhang",
     "HarmonicAveraging",
     "HeinkenschlossUlbrich",
     "HessianFree",
+    "Householder",
+    "Implicit",
     "InteriorPoint",
     "Isotropic",
     "KanzowKlug",
     "LazyCubicNewton",
+    "LipschitzCertificate",
     "LocalRegularization",
     "LongStep",
+    "MaxMin",
+    "MaximumNorm",
     "MirrorDescent",
     "NoisyOracle",
     "NonconvexAGD",
@@ -187,18 +229,26 @@ __all__ = [
     "ProximalGradient",
     "Random",
     "RegularizedNewton",
+    "Residual",
     "RootDamping",
     "ScaledDogleg",
     "ShortStep",
     "Shuffled",
+    "SlopeRestricted",
     "SparsePath",
     "SpeedRestart",
     "Spherical",
     "SubsampledOracle",
     "SuperUniversalRegularization",
     "UniversalDamping",
+    "from_equinox",
     "laplace_mean",
+    "lipschitz_bound",
     "marginal_slopes",
+    "norm_product",
+    "sampled_lipschitz",
     "sparse_path",
+    "split_lipschitz_bound",
+    "verify",
     "wolfe_line_search",
 ]
