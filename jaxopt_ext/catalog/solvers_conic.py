@@ -25,4 +25,14 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         claim="minimize/lipsdp",
         system=("S156",),
     ),
+    SolverRow(
+        "Exact augmented Lagrangian with sketched Newton steps",
+        "minimize.SketchedSQP",
+        "Hong, Na, Mahoney, Kolar, Constrained Optimization via Exact Augmented Lagrangian and "
+        "Randomized Iterative Sketching, ICML 2023, arXiv:2305.18379",
+        lambda: jxt.minimize.SketchedSQP(max_sketches=3000),
+        claim="minimize/sketched_sqp",
+        system=("S054",),
+        opt_outs={"problems": "NonlinearProgram: the suite's has inequalities"},
+    ),
 )

@@ -34,6 +34,11 @@ Conic programs (linear, second-order cones, matrix inequalities):
 - `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
   infeasible and unbounded programs.
 
+Under smooth equality constraints:
+
+- `SketchedSQP`: Newton steps by random sketches, globally convergent; `ExactSQP` with the
+  `DirectSolve` of its systems. `DenseRegularity` forms the matrix, `GivenRegularity` does not.
+
 Lipschitz constants of networks:
 
 - `lipschitz_bound`: the least that quadratic constraints prove, a `LipschitzCertificate` for
@@ -50,7 +55,8 @@ By function values alone, many minima or kinks:
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
-`AbstractPath`, `AbstractActivation`, `AbstractLayer`, `AbstractLipschitzNorm`.
+`AbstractPath`, `AbstractActivation`, `AbstractLayer`, `AbstractLipschitzNorm`,
+`AbstractRegularity`.
 """
 
 from .accelerated_newton import (
@@ -154,6 +160,14 @@ from .scaled_trust_region import (
     ScaledDogleg,
     Spherical,
 )
+from .sketched_sqp import (
+    AbstractRegularity,
+    DenseRegularity,
+    DirectSolve,
+    ExactSQP,
+    GivenRegularity,
+    SketchedSQP,
+)
 from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
@@ -172,6 +186,7 @@ __all__ = [
     "AbstractOracle",
     "AbstractPath",
     "AbstractRegion",
+    "AbstractRegularity",
     "AbstractRegularization",
     "AbstractScaling",
     "AbstractSelection",
@@ -191,16 +206,20 @@ __all__ = [
     "Cyclic",
     "DampedNewton",
     "DenseHessian",
+    "DenseRegularity",
+    "DirectSolve",
     "Elliptical",
     "EntropicOrthant",
     "EntropicSimplex",
     "Euclidean",
     "EuclideanNorm",
     "ExactDamping",
+    "ExactSQP",
     "FixedDamping",
     "FixedStep",
     "FrankWolfe",
     "FullOracle",
+    "GivenRegularity",
     "GradientDescent",
     "GradientRegularization",
     "GreedyCoordinateDescent",
@@ -234,6 +253,7 @@ __all__ = [
     "ScaledDogleg",
     "ShortStep",
     "Shuffled",
+    "SketchedSQP",
     "SlopeRestricted",
     "SparsePath",
     "SpeedRestart",

@@ -165,6 +165,7 @@ def test_equals_clarabel_and_lies_between_the_bounds(sizes, activation, group):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 @pytest.mark.parametrize("activation", [MaxMin(), RELU], ids=["maxmin", "relu"])
 def test_maximum_norm(activation):
     layers = _network((4, 6, 3), activation, seed=1)
