@@ -2,7 +2,8 @@
 
 import jaxopt_ext as jxt
 
-from .rows import Row, SolverRow
+from .cases.lipschitz import LipschitzCase
+from .rows import FunctionRow, Row, SolverRow
 
 SOLVERS_CONIC: tuple[Row, ...] = (
     SolverRow(
@@ -13,5 +14,25 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         lambda: jxt.minimize.InteriorPoint(),
         claim="minimize/interior_point",
         opt_outs={"pytree": "a conic program is over one vector and its multipliers"},
+    ),
+    FunctionRow(
+        "LipSDP with constraints of sorted groups",
+        "minimize.lipschitz_bound",
+        "Pauli et al., Novel Quadratic Constraints for Extending LipSDP beyond Slope-Restricted "
+        "Activations, ICLR 2024, arXiv:2401.14033",
+        LipschitzCase,
+        opt_outs={"single": "slow to compile again; its own tests look at single precision"},
+        claim="minimize/lipsdp",
+        system=("S156",),
+    ),
+    SolverRow(
+        "Exact augmented Lagrangian with sketched Newton steps",
+        "minimize.SketchedSQP",
+        "Hong, Na, Mahoney, Kolar, Constrained Optimization via Exact Augmented Lagrangian and "
+        "Randomized Iterative Sketching, ICML 2023, arXiv:2305.18379",
+        lambda: jxt.minimize.SketchedSQP(max_sketches=3000),
+        claim="minimize/sketched_sqp",
+        system=("S054",),
+        opt_outs={"problems": "NonlinearProgram: the suite's has inequalities"},
     ),
 )

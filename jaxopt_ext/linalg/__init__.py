@@ -17,6 +17,8 @@
 - `KroneckerProjection`: $B^\\top (B B^\\top)^{-1} B h$ while the weights of a Kronecker product
   change, `OneSided` or `TwoSided`; `SketchedProjection` answers faster, and by a `PrivateMedian` of
   several sketches where queries depend on the answers before.
+- `sketch_and_project`: systems by random combinations of their rows, a `GaussianSketch` or a
+  `KaczmarzSketch`; matrix-free too.
 """
 
 from .equivariant import (
@@ -68,6 +70,13 @@ from .projection_maintenance import (
     Statistics,
     TwoSided,
 )
+from .sketching import (
+    AbstractSketch,
+    GaussianSketch,
+    KaczmarzSketch,
+    Sketched,
+    sketch_and_project,
+)
 from .sor import SOR, SSORCG, Coloring, SequenceResult, optimal_omega, solve_sequence
 from .sqrtm import (
     AbstractRootDerivative,
@@ -97,6 +106,7 @@ __all__ = [
     "AbstractRootDerivative",
     "AbstractRootMethod",
     "AbstractRowSampler",
+    "AbstractSketch",
     "AdaptedAttention",
     "Binned",
     "ChebCB",
@@ -108,9 +118,11 @@ __all__ = [
     "Estimate",
     "Exact",
     "Fixed",
+    "GaussianSketch",
     "GramSchmidt",
     "ImportanceRows",
     "InvariantGate",
+    "KaczmarzSketch",
     "KroneckerProjection",
     "Lanczos",
     "LowRankAdapter",
@@ -125,6 +137,7 @@ __all__ = [
     "RandomizedPower",
     "Root",
     "SequenceResult",
+    "Sketched",
     "SketchedProjection",
     "SpecialOrthogonal",
     "Statistics",
@@ -152,6 +165,7 @@ __all__ = [
     "partition_diagrams",
     "polynomial_features",
     "root_residual",
+    "sketch_and_project",
     "solve_sequence",
     "spanning_matrix",
     "sqrtm",

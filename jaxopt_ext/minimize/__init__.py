@@ -34,6 +34,19 @@ Conic programs (linear, second-order cones, matrix inequalities):
 - `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
   infeasible and unbounded programs.
 
+Under smooth equality constraints:
+
+- `SketchedSQP`: Newton steps by random sketches, globally convergent; `ExactSQP` with the
+  `DirectSolve` of its systems. `DenseRegularity` forms the matrix, `GivenRegularity` does not.
+
+Lipschitz constants of networks:
+
+- `lipschitz_bound`: the least that quadratic constraints prove, a `LipschitzCertificate` for
+  `verify`; `split_lipschitz_bound` for deep networks, `norm_product` and `sampled_lipschitz` from
+  above and below. In the `EuclideanNorm` or the `MaximumNorm`, for layers `Affine`, `Residual`,
+  `Implicit` with the activations `SlopeRestricted`, `GroupSort`, `MaxMin`, `Householder`, or
+  `from_equinox`.
+
 By function values alone, many minima or kinks:
 
 - `ConsensusBased`: particles that drift to their consensus point, with `Anisotropic` or `Isotropic`
@@ -42,7 +55,8 @@ By function values alone, many minima or kinks:
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
-`AbstractPath`.
+`AbstractPath`, `AbstractActivation`, `AbstractLayer`, `AbstractLipschitzNorm`,
+`AbstractRegularity`.
 """
 
 from .accelerated_newton import (
@@ -74,6 +88,29 @@ from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
 from .interior_point import AbstractPath, InteriorPoint, LongStep, PredictorCorrector, ShortStep
 from .line_search import wolfe_line_search
+from .lipsdp import (
+    AbstractLipschitzNorm,
+    EuclideanNorm,
+    LipschitzCertificate,
+    MaximumNorm,
+    from_equinox,
+    lipschitz_bound,
+    norm_product,
+    sampled_lipschitz,
+    split_lipschitz_bound,
+    verify,
+)
+from .lipsdp_layers import (
+    AbstractActivation,
+    AbstractLayer,
+    Affine,
+    GroupSort,
+    Householder,
+    Implicit,
+    MaxMin,
+    Residual,
+    SlopeRestricted,
+)
 from .mirror_descent import (
     AbstractMirrorMap,
     EntropicOrthant,
@@ -123,6 +160,14 @@ from .scaled_trust_region import (
     ScaledDogleg,
     Spherical,
 )
+from .sketched_sqp import (
+    AbstractRegularity,
+    DenseRegularity,
+    DirectSolve,
+    ExactSQP,
+    GivenRegularity,
+    SketchedSQP,
+)
 from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
@@ -130,20 +175,25 @@ __all__ = [
     "FISTA",
     "VRACODER",
     "AICNDamping",
+    "AbstractActivation",
     "AbstractAveraging",
     "AbstractDamping",
     "AbstractHessian",
+    "AbstractLayer",
+    "AbstractLipschitzNorm",
     "AbstractMirrorMap",
     "AbstractNoise",
     "AbstractOracle",
     "AbstractPath",
     "AbstractRegion",
+    "AbstractRegularity",
     "AbstractRegularization",
     "AbstractScaling",
     "AbstractSelection",
     "AbstractStepSize",
     "AcceleratedCubicNewton",
     "AcceleratedTensor",
+    "Affine",
     "Anisotropic",
     "ArmijoDamping",
     "AwayFrankWolfe",
@@ -156,28 +206,39 @@ __all__ = [
     "Cyclic",
     "DampedNewton",
     "DenseHessian",
+    "DenseRegularity",
+    "DirectSolve",
     "Elliptical",
     "EntropicOrthant",
     "EntropicSimplex",
     "Euclidean",
+    "EuclideanNorm",
     "ExactDamping",
+    "ExactSQP",
     "FixedDamping",
     "FixedStep",
     "FrankWolfe",
     "FullOracle",
+    "GivenRegularity",
     "GradientDescent",
     "GradientRegularization",
     "GreedyCoordinateDescent",
+    "GroupSort",
     "HagerMairZhang",
     "HarmonicAveraging",
     "HeinkenschlossUlbrich",
     "HessianFree",
+    "Householder",
+    "Implicit",
     "InteriorPoint",
     "Isotropic",
     "KanzowKlug",
     "LazyCubicNewton",
+    "LipschitzCertificate",
     "LocalRegularization",
     "LongStep",
+    "MaxMin",
+    "MaximumNorm",
     "MirrorDescent",
     "NoisyOracle",
     "NonconvexAGD",
@@ -187,18 +248,27 @@ __all__ = [
     "ProximalGradient",
     "Random",
     "RegularizedNewton",
+    "Residual",
     "RootDamping",
     "ScaledDogleg",
     "ShortStep",
     "Shuffled",
+    "SketchedSQP",
+    "SlopeRestricted",
     "SparsePath",
     "SpeedRestart",
     "Spherical",
     "SubsampledOracle",
     "SuperUniversalRegularization",
     "UniversalDamping",
+    "from_equinox",
     "laplace_mean",
+    "lipschitz_bound",
     "marginal_slopes",
+    "norm_product",
+    "sampled_lipschitz",
     "sparse_path",
+    "split_lipschitz_bound",
+    "verify",
     "wolfe_line_search",
 ]

@@ -128,6 +128,14 @@ def _inclusion(d):
     return jxt.VariationalInequality(forward, prox.Box(-size, 2 * size))
 
 
+def _manifold(d):
+    """A sphere, with a plane that misses it in some cases; multipliers grow with the units."""
+    A, b, c = d["A"], d["b"], d["map"][0]
+    fun = lambda x: 0.5 * jnp.sum((A @ x - b) ** 2) + d["bad"] * jnp.vdot(d["shift"], x)
+    radius = jnp.sum(d["start"] ** 2)
+    return jxt.EqualityConstrained(fun, lambda x: jnp.stack([x @ x - radius, c @ x - d["bad"]]))
+
+
 def _finite_sum(d):
     fit = lambda x, row: 0.5 * M * (row[0] @ x - row[1]) ** 2
     return jxt.FiniteSum(fit, (d["A"], d["b"]), prox.L1(d["theta"]))
@@ -135,6 +143,7 @@ def _finite_sum(d):
 
 BUILD = {
     jxt.FiniteSum: _finite_sum,
+    jxt.EqualityConstrained: _manifold,
     jxt.AbstractInclusion: _inclusion,
     jxt.Smooth: _smooth,
     jxt.Composite: lambda d: jxt.Composite(
