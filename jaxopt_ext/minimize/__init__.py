@@ -39,8 +39,14 @@ By function values alone, many minima or kinks:
 - `ConsensusBased`: particles that drift to their consensus point, with `Anisotropic` or `Isotropic`
   noise. `ConsensusHopping`: fresh samples around it, close to a proximal step. `laplace_mean` is
   the consensus point of both.
+- `ZerothOrder`: convex functions with kinks, smoothed over a ball by a `SphereSmoothing`. Methods
+  are `AcceleratedBatch`, `MirrorBatch`, `Restarted`, and `games.MirrorProxBatch` for saddle points;
+  `zeroth_order_plan` chooses radius, batch and steps. Directions are those of an `L2Sphere`,
+  `L1Sphere` or `TangentSphere`, points those of a `uniform_simplex`. `SmoothedFunction` is for
+  other solvers, `estimated_gradient` for those of `optax`.
 
-Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
+Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries
+(`EntropicSimplex`, `EntropicOrthant`, `PNorm`, `Euclidean`).
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
 `AbstractPath`.
 """
@@ -110,6 +116,7 @@ from .nonconvex_agd import (
     marginal_slopes,
     sparse_path,
 )
+from .p_norm import PNorm
 from .proximal_gradient import FISTA, ProximalGradient
 from .scaled_trust_region import (
     AbstractRegion,
@@ -123,7 +130,27 @@ from .scaled_trust_region import (
     ScaledDogleg,
     Spherical,
 )
+from .sphere import (
+    AbstractSphere,
+    L1Sphere,
+    L2Sphere,
+    SmoothedFunction,
+    SphereSmoothing,
+    TangentSphere,
+    uniform_simplex,
+)
 from .step_size import AbstractStepSize, Backtracking, FixedStep
+from .zeroth_order import (
+    AbstractBatchMethod,
+    AcceleratedBatch,
+    MirrorBatch,
+    Restarted,
+    ValueOracle,
+    ZerothOrder,
+    ZerothOrderPlan,
+    estimated_gradient,
+    zeroth_order_plan,
+)
 
 __all__ = [
     "ACODER",
@@ -131,6 +158,7 @@ __all__ = [
     "VRACODER",
     "AICNDamping",
     "AbstractAveraging",
+    "AbstractBatchMethod",
     "AbstractDamping",
     "AbstractHessian",
     "AbstractMirrorMap",
@@ -141,7 +169,9 @@ __all__ = [
     "AbstractRegularization",
     "AbstractScaling",
     "AbstractSelection",
+    "AbstractSphere",
     "AbstractStepSize",
+    "AcceleratedBatch",
     "AcceleratedCubicNewton",
     "AcceleratedTensor",
     "Anisotropic",
@@ -175,30 +205,44 @@ __all__ = [
     "InteriorPoint",
     "Isotropic",
     "KanzowKlug",
+    "L1Sphere",
+    "L2Sphere",
     "LazyCubicNewton",
     "LocalRegularization",
     "LongStep",
+    "MirrorBatch",
     "MirrorDescent",
     "NoisyOracle",
     "NonconvexAGD",
     "OptimalAveraging",
+    "PNorm",
     "PairwiseFrankWolfe",
     "PredictorCorrector",
     "ProximalGradient",
     "Random",
     "RegularizedNewton",
+    "Restarted",
     "RootDamping",
     "ScaledDogleg",
     "ShortStep",
     "Shuffled",
+    "SmoothedFunction",
     "SparsePath",
     "SpeedRestart",
+    "SphereSmoothing",
     "Spherical",
     "SubsampledOracle",
     "SuperUniversalRegularization",
+    "TangentSphere",
     "UniversalDamping",
+    "ValueOracle",
+    "ZerothOrder",
+    "ZerothOrderPlan",
+    "estimated_gradient",
     "laplace_mean",
     "marginal_slopes",
     "sparse_path",
+    "uniform_simplex",
     "wolfe_line_search",
+    "zeroth_order_plan",
 ]
