@@ -15,6 +15,7 @@ from .linalg_sequences import LINALG_SEQUENCES
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
 from .network_events import NETWORK_EVENTS
+from .network_free import NETWORK_FREE
 from .network_layers import NETWORK_LAYERS
 from .network_learning import NETWORK_LEARNING
 from .network_relatives import NETWORK_RELATIVES
@@ -45,6 +46,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_ROBUST,
     *NETWORK_LAYERS,
     *NETWORK_RELATIVES,
+    *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
     *ESTIMATORS,

@@ -76,14 +76,19 @@ class ValueOracle(eqx.Module):
     def estimate(self, x: PyTree[Array], key: PRNGKeyArray) -> PyTree[Array]:
         """$G(x)$; of a `MinMax`, $(G_x, -G_y)$, from the sphere of the joint space."""
         problem, samples = self.problem, None
-        if isinstance(problem, AbstractExpectation):
-            draw, key = jax.random.split(key)
-            samples = problem.samples(problem.draw(draw, self.smoothing.batch))
-            fun = problem.loss
-        elif isinstance(problem, MinMax):
-            fun = problem.value
-        else:
-            fun = problem.fun if isinstance(problem, Smooth) else problem.smooth
+        match problem:
+            case AbstractExpectation():
+                draw, key = jax.random.split(key)
+                samples = problem.samples(problem.draw(draw, self.smoothing.batch))
+                fun = problem.loss
+            case MinMax():
+                fun = problem.value
+            case Constrained():
+                fun = problem.smooth
+            case Smooth():
+                fun = problem.fun
+            case _:
+                raise TypeError(f"no function to ask for values in a {type(problem).__name__}")
         gradient = self.smoothing.gradient(fun, x, key, samples)
         if isinstance(problem, MinMax):
             return PrimalDual(gradient.primal, jax.tree.map(jnp.negative, gradient.dual))

@@ -98,6 +98,7 @@ def test_estimates_are_unbiased(central):
             assert np.all(np.abs(np.mean(found, axis=0) - wanted) <= 3.5 * error), name
 
 
+@pytest.mark.slow
 def test_second_moment_and_the_mean_of_a_ball():
     d = 50
     smoothing = SphereSmoothing(0.05, 20_000)
@@ -114,6 +115,7 @@ def test_second_moment_and_the_mean_of_a_ball():
     np.testing.assert_allclose(smoothing.smoothness(3.0, x), 50**0.5 * 3 / 0.05)
 
 
+@pytest.mark.slow
 def test_complex_and_single_precision_leaves():
     c = jnp.asarray([1 + 2j, -1j], jnp.complex64)
     x = {"a": jnp.zeros(2, jnp.complex64), "b": jnp.zeros(1, jnp.float32)}

@@ -99,11 +99,12 @@ def test_plan():
         zeroth_order_plan(d, M, R, 0.0)
 
 
-@pytest.mark.parametrize(
-    "method",
-    [AcceleratedBatch(), MirrorBatch(), Restarted(0.5, power=1.0)],
-    ids=lambda m: type(m).__name__,
-)
+SLOWER = [
+    pytest.param(m, marks=pytest.mark.slow) for m in (MirrorBatch(), Restarted(0.5, power=1.0))
+]
+
+
+@pytest.mark.parametrize("method", [AcceleratedBatch(), *SLOWER], ids=lambda m: type(m).__name__)
 def test_a_plan_reaches_its_accuracy(method):
     d, eps = 16, 0.1
     plan = zeroth_order_plan(d, 1.0, 1.0, eps, method)
@@ -136,6 +137,7 @@ def least_absolute(weights, simplex=False):
     return out.fun
 
 
+@pytest.mark.slow
 def test_entropic_geometry_on_a_simplex():
     f = lambda w: jnp.mean(jnp.abs(A @ w - B))
     problem = jxt.Constrained(f, prox.Simplex(1.0))
@@ -257,6 +259,7 @@ def test_what_goes_wrong_has_a_status():
     assert far.status == jxt.Status.breakdown
 
 
+@pytest.mark.slow
 def test_an_optimizer_of_values():
     tx = optax.chain(estimated_gradient(SphereSmoothing(0.05, 30), KEY), optax.sgd(0.02))
 
