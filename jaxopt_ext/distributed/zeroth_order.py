@@ -20,8 +20,10 @@ class _State(eqx.Module):
 
 
 class DecentralizedZerothOrder(AbstractNetworkAlgorithm):
-    """Similar triangles on the smoothed mean $\\tfrac1m \\sum_i f_i$ of losses that nodes can only
-    ask for values: with $a$ from $a^2 L = A + a$ and $L = \\sqrt d M_2 / g$,
+    """Accelerated gradients on the smoothed mean of losses that nodes can only ask for values.
+
+    By similar triangles on $\\tfrac1m \\sum_i f_i$, with $a$ from $a^2 L = A + a$ and
+    $L = \\sqrt d M_2 / g$,
 
     $$y_i = \\frac{A x_i + a v_i}{A + a}, \\qquad
       v^+ = \\mathrm{gossip}_T\\bigl(v - a G(y)\\bigr), \\qquad
