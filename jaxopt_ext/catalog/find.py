@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .estimators import ESTIMATORS
+from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
 from .kernels import KERNELS
 from .kernels_products import KERNELS_PRODUCTS
@@ -35,6 +36,7 @@ ROWS: tuple[Row, ...] = (
     *SOLVERS_NEWTON,
     *PARALLEL_AND_LAYERS,
     *SOLVERS_FREE,
+    *FUNCTIONS_SETS,
     *SOLVERS_COORDINATE,
     *SOLVERS_CONIC,
     *INCLUSIONS,

@@ -45,12 +45,17 @@ By function values alone, many minima or kinks:
   `L1Sphere` or `TangentSphere`, points those of a `uniform_simplex`. `SmoothedFunction` is for
   other solvers, `estimated_gradient` for those of `optax`.
 
+Of sets:
+
+- `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
+
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries
 (`EntropicSimplex`, `EntropicOrthant`, `PNorm`, `Euclidean`).
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
 `AbstractPath`.
 """
 
+from . import submodular
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,
@@ -242,6 +247,7 @@ __all__ = [
     "laplace_mean",
     "marginal_slopes",
     "sparse_path",
+    "submodular",
     "uniform_simplex",
     "wolfe_line_search",
     "zeroth_order_plan",
