@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .estimators import ESTIMATORS
+from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
 from .kernels import KERNELS
 from .kernels_products import KERNELS_PRODUCTS
@@ -15,6 +16,7 @@ from .linalg_sequences import LINALG_SEQUENCES
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
 from .network_events import NETWORK_EVENTS
+from .network_free import NETWORK_FREE
 from .network_layers import NETWORK_LAYERS
 from .network_learning import NETWORK_LEARNING
 from .network_relatives import NETWORK_RELATIVES
@@ -34,6 +36,7 @@ ROWS: tuple[Row, ...] = (
     *SOLVERS_NEWTON,
     *PARALLEL_AND_LAYERS,
     *SOLVERS_FREE,
+    *FUNCTIONS_SETS,
     *SOLVERS_COORDINATE,
     *SOLVERS_CONIC,
     *INCLUSIONS,
@@ -45,6 +48,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_ROBUST,
     *NETWORK_LAYERS,
     *NETWORK_RELATIVES,
+    *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
     *ESTIMATORS,

@@ -9,6 +9,11 @@ _ROUGH = (
     "tests/minimize/test_consensus_based.py asks the same to a tolerance within that"
 )
 
+_NOISE = (
+    "at solutions where the gradient is not zero the noise of its estimates stays; "
+    "tests/minimize/test_zeroth_order.py asks for derivatives and for the accuracy of a plan"
+)
+
 SOLVERS_FREE: tuple[SolverRow, ...] = (
     SolverRow(
         "Consensus-based optimization",
@@ -29,5 +34,26 @@ SOLVERS_FREE: tuple[SolverRow, ...] = (
         system=("S028",),
         claim="minimize/consensus_based",
         opt_outs={"problems": "Constrained: without samples the mean is known on no set"},
+    ),
+    SolverRow(
+        "Zeroth-order smoothing",
+        "minimize.ZerothOrder",
+        "Gasnikov, Novitskii, Novitskii, Abdukhakimov, Kamzolov, Beznosikov, Takáč, Dvurechensky, "
+        "Gu, The Power of First-Order Smooth Optimization for Black-Box Non-Smooth Problems, 2022, "
+        "arXiv:2201.12289",
+        lambda: jxt.minimize.ZerothOrder(
+            jxt.minimize.AcceleratedBatch(),
+            jxt.minimize.SphereSmoothing(1.0, 64),
+            5.0,
+            confirm=True,
+            max_steps=300,
+        ),
+        system=("S167",),
+        claim="minimize/zeroth_order",
+        opt_outs={
+            **{check: _NOISE for check in ("oracle", "float32", "gradient")},
+            "problems": "Expectation, MinMax: asked in tests/minimize/test_zeroth_order.py, the "
+            "latter by a method for it",
+        },
     ),
 )

@@ -30,6 +30,7 @@ Algorithms for a constant step size and exact optimum:
 - `DADAO`: accelerated, on the clocks of nodes and links, of which none waits for another;
   `dadao_events`, `communication_rates` and `optimal_rates` set the clocks.
 - `DecentralizedGradient`: the biased baseline.
+- `DecentralizedZerothOrder`: by values of losses with kinks alone.
 
 Stochastic gradients:
 
@@ -319,6 +320,9 @@ from .vra_tracking import (
     RobustTracking,
     VarianceReducedAggregation,
 )
+from .zeroth_order import (
+    DecentralizedZerothOrder,
+)
 
 __all__ = [
     "DADAO",
@@ -353,6 +357,7 @@ __all__ = [
     "DecentralizedFederated",
     "DecentralizedGradient",
     "DecentralizedSGD",
+    "DecentralizedZerothOrder",
     "DelayedLinks",
     "DistributedSGD",
     "DoubleEC",

@@ -7,6 +7,7 @@ The problems are the inclusions of `core`: `MinMax`, `Game`, `VariationalInequal
 - `AnchoredExtragradient`: the best worst-case rate of the last iterate on problems that are merely
   monotone; on most others slower.
 - `GradientDescentAscent`: what does not converge without strong monotonicity, to compare with.
+- `MirrorProxBatch`: saddle points by function values alone, a method of `minimize.ZerothOrder`.
 - `measures`: how far a point is from an equilibrium.
 """
 
@@ -18,12 +19,14 @@ from .extragradient import (
     GradientDescentAscent,
     OptimisticGradient,
 )
+from .zeroth_order import MirrorProxBatch
 
 __all__ = [
     "AnchoredExtragradient",
     "Extragradient",
     "ForwardReflectedBackward",
     "GradientDescentAscent",
+    "MirrorProxBatch",
     "OptimisticGradient",
     "measures",
 ]

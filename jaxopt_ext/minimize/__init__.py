@@ -52,6 +52,15 @@ By function values alone, many minima or kinks:
 - `ConsensusBased`: particles that drift to their consensus point, with `Anisotropic` or `Isotropic`
   noise. `ConsensusHopping`: fresh samples around it, close to a proximal step. `laplace_mean` is
   the consensus point of both.
+- `ZerothOrder`: convex functions with kinks, smoothed over a ball by a `SphereSmoothing`. Methods
+  are `AcceleratedBatch`, `MirrorBatch`, `Restarted`, and `games.MirrorProxBatch` for saddle points;
+  `zeroth_order_plan` chooses radius, batch and steps. Directions are those of an `L2Sphere`,
+  `L1Sphere` or `TangentSphere`, points those of a `uniform_simplex`. `SmoothedFunction` is for
+  other solvers, `estimated_gradient` for those of `optax`.
+
+Of sets:
+
+- `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
@@ -59,6 +68,7 @@ Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `Abstrac
 `AbstractRegularity`.
 """
 
+from . import submodular
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,
@@ -147,6 +157,7 @@ from .nonconvex_agd import (
     marginal_slopes,
     sparse_path,
 )
+from .p_norm import PNorm
 from .proximal_gradient import FISTA, ProximalGradient
 from .scaled_trust_region import (
     AbstractRegion,
@@ -168,7 +179,27 @@ from .sketched_sqp import (
     GivenRegularity,
     SketchedSQP,
 )
+from .sphere import (
+    AbstractSphere,
+    L1Sphere,
+    L2Sphere,
+    SmoothedFunction,
+    SphereSmoothing,
+    TangentSphere,
+    uniform_simplex,
+)
 from .step_size import AbstractStepSize, Backtracking, FixedStep
+from .zeroth_order import (
+    AbstractBatchMethod,
+    AcceleratedBatch,
+    MirrorBatch,
+    Restarted,
+    ValueOracle,
+    ZerothOrder,
+    ZerothOrderPlan,
+    estimated_gradient,
+    zeroth_order_plan,
+)
 
 __all__ = [
     "ACODER",
@@ -177,6 +208,7 @@ __all__ = [
     "AICNDamping",
     "AbstractActivation",
     "AbstractAveraging",
+    "AbstractBatchMethod",
     "AbstractDamping",
     "AbstractHessian",
     "AbstractLayer",
@@ -190,7 +222,9 @@ __all__ = [
     "AbstractRegularization",
     "AbstractScaling",
     "AbstractSelection",
+    "AbstractSphere",
     "AbstractStepSize",
+    "AcceleratedBatch",
     "AcceleratedCubicNewton",
     "AcceleratedTensor",
     "Affine",
@@ -233,34 +267,46 @@ __all__ = [
     "InteriorPoint",
     "Isotropic",
     "KanzowKlug",
+    "L1Sphere",
+    "L2Sphere",
     "LazyCubicNewton",
     "LipschitzCertificate",
     "LocalRegularization",
     "LongStep",
     "MaxMin",
     "MaximumNorm",
+    "MirrorBatch",
     "MirrorDescent",
     "NoisyOracle",
     "NonconvexAGD",
     "OptimalAveraging",
+    "PNorm",
     "PairwiseFrankWolfe",
     "PredictorCorrector",
     "ProximalGradient",
     "Random",
     "RegularizedNewton",
     "Residual",
+    "Restarted",
     "RootDamping",
     "ScaledDogleg",
     "ShortStep",
     "Shuffled",
     "SketchedSQP",
     "SlopeRestricted",
+    "SmoothedFunction",
     "SparsePath",
     "SpeedRestart",
+    "SphereSmoothing",
     "Spherical",
     "SubsampledOracle",
     "SuperUniversalRegularization",
+    "TangentSphere",
     "UniversalDamping",
+    "ValueOracle",
+    "ZerothOrder",
+    "ZerothOrderPlan",
+    "estimated_gradient",
     "from_equinox",
     "laplace_mean",
     "lipschitz_bound",
@@ -269,6 +315,9 @@ __all__ = [
     "sampled_lipschitz",
     "sparse_path",
     "split_lipschitz_bound",
+    "submodular",
+    "uniform_simplex",
     "verify",
     "wolfe_line_search",
+    "zeroth_order_plan",
 ]
