@@ -2,9 +2,10 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SolverRow
+from .cases.blocks import BlockEpochCase
+from .rows import FunctionRow, Row, SolverRow
 
-PARALLEL_AND_LAYERS: tuple[SolverRow, ...] = (
+PARALLEL_AND_LAYERS: tuple[Row, ...] = (
     SolverRow(
         "Jacobi rounds",
         "fixed_point.Jacobi",
@@ -40,5 +41,14 @@ PARALLEL_AND_LAYERS: tuple[SolverRow, ...] = (
         lambda: jxt.fixed_point.ScanNewton(),
         system=("S088",),
         claim="fixed_point/feedforward",
+    ),
+    FunctionRow(
+        "Block coordinate descent for networks",
+        "training.BlockCoordinateTraining",
+        "Zeng, Lau, Lin, Yao, Global Convergence of Block Coordinate Descent in Deep Learning, "
+        "2019, arXiv:1803.00225",
+        BlockEpochCase,
+        system=("S098",),
+        claim="training/block_coordinate",
     ),
 )

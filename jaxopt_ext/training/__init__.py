@@ -4,8 +4,23 @@
   trains in simulated integers and infers in true ones; `AlphaEMA` for the first range;
   `attention_transfer` from a teacher.
 - Networks: `EDSR`, for super-resolution, in full precision or `quantized`.
+- Layer by layer: `BlockCoordinateTraining`, split into `Three` or `Two` kinds of blocks, gives a
+  `FeedforwardNetwork`.
+- Losses of outputs, with their prox: `SquaredError`, `Hinge`, `Logistic`. Activations: `ReLU`,
+  `LeakyReLU`, `Sigmoid`, `Tanh`, `Identity`.
 """
 
+from .activations import AbstractActivation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from .block_coordinate import (
+    AbstractNetworkSplitting,
+    BlockCoordinateTraining,
+    BlockFit,
+    BlockState,
+    FeedforwardNetwork,
+    Three,
+    Two,
+)
+from .losses import AbstractOutputLoss, Hinge, Logistic, SquaredError
 from .pams import (
     EDSR,
     AlphaEMA,
@@ -17,8 +32,25 @@ from .pams import (
 
 __all__ = [
     "EDSR",
+    "AbstractActivation",
+    "AbstractNetworkSplitting",
+    "AbstractOutputLoss",
     "AlphaEMA",
+    "BlockCoordinateTraining",
+    "BlockFit",
+    "BlockState",
+    "FeedforwardNetwork",
+    "Hinge",
+    "Identity",
+    "LeakyReLU",
+    "Logistic",
     "QuantConv2d",
+    "ReLU",
+    "Sigmoid",
+    "SquaredError",
+    "Tanh",
+    "Three",
+    "Two",
     "attention_transfer",
     "pams_quantize",
     "quantize_weights",
