@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.blocks import BlockEpochCase
-from .rows import FunctionRow, Row, SolverRow
+from .rows import EstimatorRow, FunctionRow, Row, SolverRow
 
 PARALLEL_AND_LAYERS: tuple[Row, ...] = (
     SolverRow(
@@ -50,5 +50,22 @@ PARALLEL_AND_LAYERS: tuple[Row, ...] = (
         BlockEpochCase,
         system=("S098",),
         claim="training/block_coordinate",
+    ),
+    EstimatorRow(
+        "Convex two-layer ReLU network",
+        "training.ConvexReLU",
+        "Bai, Gautam, Sojoudi, Efficient Global Optimization of Two-layer ReLU Networks: "
+        "Quadratic-time Algorithms and Adversarial Training, 2023, arXiv:2201.01965",
+        # The programs over patterns, which take long to compile, are run by their own tests.
+        lambda: jxt.training.ConvexReLU(
+            penalty=0.5,
+            solver=jxt.training.SampledNeurons(20, jxt.minimize.FISTA(tol=1e-7, max_steps=10_000)),
+        ),
+        task="real",
+        system=("S007",),
+        claim="training/convex_relu",
+        opt_outs={
+            "gradient": "its penalty is a number, and no solver of its own takes FISTA's place"
+        },
     ),
 )

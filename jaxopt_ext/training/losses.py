@@ -1,7 +1,7 @@
 """Losses of outputs, entry by entry, each with its prox."""
 
 import abc
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -15,6 +15,15 @@ from ._elementwise import root
 
 class AbstractOutputLoss(eqx.Module):
     """A convex loss $\\ell(z, y)$ of one output and its target."""
+
+    if TYPE_CHECKING:  # type checkers take equinox's abstract variables for fields
+        curvature: ClassVar[float]
+        margin: ClassVar[bool]
+    else:
+        curvature: eqx.AbstractClassVar[float]
+        """An upper bound on the second derivative in $z$; infinite where it has a kink."""
+        margin: eqx.AbstractClassVar[bool]
+        """Whether targets are $\\pm 1$ and the loss depends on $y z$ alone."""
 
     @abc.abstractmethod
     def __call__(self, z: Float[Array, "*s"], y: Float[Array, "*s"]) -> Float[Array, "*s"]:
@@ -33,6 +42,9 @@ class AbstractOutputLoss(eqx.Module):
 class SquaredError(AbstractOutputLoss):
     """$(z - y)^2 / 2$."""
 
+    curvature = 1.0
+    margin = False
+
     def __call__(self, z, y):
         return 0.5 * (z - y) ** 2
 
@@ -49,6 +61,9 @@ def _signs(y):
 class Hinge(AbstractOutputLoss):
     """$\\max(0, 1 - y z)$ for targets $\\pm 1$."""
 
+    curvature = float("inf")
+    margin = True
+
     def __call__(self, z, y):
         return jnp.maximum(1 - y * z, 0)
 
@@ -61,6 +76,9 @@ class Hinge(AbstractOutputLoss):
 
 class Logistic(AbstractOutputLoss):
     """$\\log(1 + e^{-y z})$ for targets $\\pm 1$."""
+
+    curvature = 0.25
+    margin = True
 
     def __call__(self, z, y):
         return jax.nn.softplus(-y * z)

@@ -24,10 +24,10 @@ class BlockEpochCase(AbstractFunctionCase):
         return weights, biases, outputs, inputs, array(N, WIDTHS[0]), array(N, WIDTHS[-1])
 
     def call(self, *arguments):
-        *blocks, X, Y = arguments
+        weights, biases, outputs, inputs, X, Y = arguments
         model = training.BlockCoordinateTraining(WIDTHS, gamma=GAMMA, rho=RHO, alpha=ALPHA)
         steps = tuple(jnp.ones(2, X.dtype) for _ in WIDTHS[1:])
-        state = model.epoch(training.BlockState(*blocks, steps), X, Y)
+        state = model.epoch(training.BlockState(weights, biases, outputs, inputs, steps), X, Y)
         return state.weights, state.biases, state.outputs, state.inputs
 
     def reference(self, *arguments):
