@@ -1,6 +1,7 @@
 """Two-layer ReLU networks by convex programs."""
 
 import dataclasses
+import functools
 import itertools
 import math
 from typing import Any
@@ -33,9 +34,6 @@ from .activations import ReLU
 from .block_coordinate import FeedforwardNetwork
 from .losses import AbstractOutputLoss, SquaredError
 
-BISECTIONS = {4: 30, 8: 56}
-"""By bytes of a number: so many halvings leave nothing of a bracket."""
-
 
 class Patterns(eqx.Module):
     """Which rows each of a number of neurons is active on.
@@ -64,8 +62,8 @@ def sample_patterns(
 
     - `X`: rows of data. `num`: $P$, repetitions included.
     - `key`: of the directions.
-    - `radius`: if positive, half of the directions see data of which each entry is moved by so
-      much, up or down.
+    - `radius`: half of the directions see data of which each entry is moved by so much, up or
+      down; one number, or one for each column.
 
     **Raises:** `ValueError` if `num` is below 1.
 
@@ -75,11 +73,13 @@ def sample_patterns(
     checks.count("num", num)
     direction_key, sign_key = jax.random.split(key)
     g = _normal(direction_key, (-(-num // 2), X.shape[1]), X.dtype)
-    moved = jnp.where(jnp.arange(len(g)) % 2 == 1, radius, 0).astype(X.dtype)
+    size = jnp.asarray(radius, X.dtype)
 
-    def image(g, size, key):
-        return (X + size * jax.random.rademacher(key, X.shape, jnp.int8)) @ g
+    def image(g, moved, key):
+        sign = jnp.where(moved, jax.random.rademacher(key, X.shape, jnp.int8), 0)
+        return (X + size * sign) @ g
 
+    moved = jnp.arange(len(g)) % 2 == 1
     z = jax.vmap(image)(g, moved, jax.random.split(sign_key, len(g)))
     active = jnp.concatenate([z >= 0, -z >= 0])[:num]
     signs = jnp.where(active, 1, -1).astype(X.dtype)
@@ -288,7 +288,7 @@ def _bisect(grows, low, high):
         above = grows(middle) > 0
         return jnp.where(above, low, middle), jnp.where(above, middle, high)
 
-    steps = BISECTIONS[low.dtype.itemsize]
+    steps = jnp.finfo(low.dtype).nmant + 5  # so many halvings leave nothing of a bracket
     low, high = loops.fori_loop(0, steps, halve, (low, high))
     return 0.5 * (low + high)
 
@@ -298,17 +298,17 @@ def _soft(x, threshold):
 
 
 class _RobustCone(AbstractSet):
-    """Pairs $(a_i, s_i)$ with $s_{ik} \\ge \\varepsilon \\|a_i\\|_1$ for all $k$."""
+    """Pairs $(a_i, s_i)$ with $s_{ik} \\ge \\sum_j \\varepsilon_j |a_{ij}|$ for all $k$."""
 
-    radius: Float[Array, ""]
+    radius: Float[Array, " d"]
     convex = True
 
     def project(self, x):
         return jax.vmap(self._one)(*x)
 
     def _one(self, a, s):
-        # With multipliers of sum q: a shrinks by radius q, and s rises to t = radius |a|_1.
-        level = lambda q: self.radius * jnp.sum(jnp.abs(_soft(a, self.radius * q)))
+        # With multipliers of sum q: a shrinks by radius q, and s rises to t, the norm of a.
+        level = lambda q: jnp.sum(self.radius * jnp.abs(_soft(a, self.radius * q)))
         lacking = lambda t: jnp.sum(jnp.maximum(t - s, 0))
         zero = jnp.zeros((), a.dtype)
         q = _bisect(lambda q: q - lacking(level(q)), zero, lacking(level(zero)))
@@ -316,19 +316,19 @@ class _RobustCone(AbstractSet):
 
 
 class _RobustTargets(AbstractFunction):
-    """The worst loss over perturbations of rows in a ball of the maximum norm, as a function of the
-    slopes $c_k$: the prediction $x_k^\\top c_k$ moves by up to $\\varepsilon \\|c_k\\|_1$."""
+    """The worst loss over perturbations of rows in a box, as a function of the slopes $c_k$: the
+    prediction $x_k^\\top c_k$ moves by up to $\\sum_j \\varepsilon_j |c_{kj}|$."""
 
     loss: AbstractOutputLoss
     X: Float[Array, "n d"]
     y: Float[Array, " n"]
     weights: Float[Array, " n"]
-    radius: Float[Array, ""]
+    radius: Float[Array, " d"]
     convex = True
 
     def _margin(self, c):
         """The least margin, or minus the largest error."""
-        fit, width = jnp.sum(self.X * c, axis=1), self.radius * jnp.sum(jnp.abs(c), axis=1)
+        fit, width = jnp.sum(self.X * c, axis=1), jnp.sum(self.radius * jnp.abs(c), axis=1)
         if self.loss.margin:
             return self.y * fit - width
         return -jnp.abs(fit - self.y) - width
@@ -336,7 +336,7 @@ class _RobustTargets(AbstractFunction):
     def _pull(self, margin):
         """Minus the derivative of the loss in the margin."""
         target = jnp.ones_like(margin) if self.loss.margin else jnp.zeros_like(margin)
-        slope = jax.grad(lambda m: jnp.sum(self.loss(m, target)))(margin)
+        slope = tree.gradient(lambda m: jnp.sum(self.loss(m, target)), margin)
         return -self.weights * slope
 
     def __call__(self, x):
@@ -460,7 +460,7 @@ class BlockUpdate(AbstractUpdate):
         program = function.program
         near, cones = target
         sides = jnp.concatenate([program.active, -program.active])
-        slope = jax.grad(function.of_predictions)
+        slope = functools.partial(tree.gradient, function.of_predictions)
 
         def gradient(u, z):
             distance = u - near + program.cones_adjoint(program.cones(u) - cones)
@@ -571,6 +571,12 @@ class TwoLayerReLU(eqx.Module):
         return FeedforwardNetwork(weights, biases, ReLU(), (False, False))
 
 
+def _plain(radius):
+    """Numbers that can be compared and hashed."""
+    values = np.asarray(radius, float)
+    return float(values) if values.ndim == 0 else tuple(values.tolist())
+
+
 class ConvexReLU(eqx.Module):
     """Train a two-layer ReLU network to its global optimum. The problem
 
@@ -595,18 +601,23 @@ class ConvexReLU(eqx.Module):
     With a `radius` $\\varepsilon > 0$ it is the worst loss over perturbations of each entry of
     $x_k$ by up to $\\varepsilon$ that is minimized: cones become
     $(2 D_i - I) X v_i \\ge \\varepsilon \\|v_i\\|_1$, and margins lose
-    $\\varepsilon \\|\\sum_i d_{ik} (v_i - w_i)\\|_1$, by which errors grow.
+    $\\varepsilon \\|\\sum_i d_{ik} (v_i - w_i)\\|_1$, by which errors grow. Few cones are then
+    more than zero: add the pattern that is active everywhere, of a neuron with a large bias.
+
+    Thin cones make ADMM slow, robust ones most; a fixed penalty (`balance=None`) with a
+    `relaxation` near 1.8 has then been best. The status tells whether the tolerance was reached.
 
     **Arguments:**
 
     - `loss`: $\\ell$: `SquaredError()`, `Hinge()`, `Logistic()`.
     - `penalty`: $\\beta > 0$.
     - `patterns`: how many are sampled in `fit`, or `Patterns`, from `all_patterns` say.
-    - `radius`: $\\varepsilon \\ge 0$.
+    - `radius`: $\\varepsilon \\ge 0$, or one for each column, zero for that of ones say; static.
     - `solver`: an `ADMM`, or `SampledNeurons(num)`, which knows no patterns and no radius.
 
     **Raises:** `ValueError` for a penalty that is not positive, no patterns, or a radius with
-    `SampledNeurons`; `TypeError` for parts of the wrong kind.
+    `SampledNeurons`; `TypeError` for parts of the wrong kind, and from `fit` for an update that
+    does not take the loss.
 
     **Reference:** Bai, Gautam, Sojoudi, Efficient Global Optimization of Two-layer ReLU Networks:
     Quadratic-time Algorithms and Adversarial Training, 2023, arXiv:2201.01965.
@@ -615,7 +626,7 @@ class ConvexReLU(eqx.Module):
     loss: AbstractOutputLoss = eqx.field(default_factory=SquaredError)
     penalty: Scalar = scalar_field(1e-2)
     patterns: int | Patterns = 50
-    radius: float = eqx.field(static=True, default=0.0)
+    radius: float | tuple[float, ...] = eqx.field(static=True, converter=_plain, default=0.0)
     solver: ADMM | SampledNeurons = eqx.field(
         default_factory=lambda: ADMM(penalty=0.01, tol=1e-3, max_steps=5000)
     )
@@ -628,8 +639,12 @@ class ConvexReLU(eqx.Module):
             checks.count("patterns", self.patterns)
         if not isinstance(self.solver, ADMM | SampledNeurons):
             raise TypeError(f"solver must be an ADMM or SampledNeurons, got {self.solver!r}")
-        if isinstance(self.solver, SampledNeurons) and self.radius > 0:
+        if isinstance(self.solver, SampledNeurons) and self._robust:
             raise ValueError(f"SampledNeurons takes no radius, got {self.radius}")
+
+    @property
+    def _robust(self):
+        return bool(np.any(np.asarray(self.radius) > 0))
 
     def fit(
         self,
@@ -661,6 +676,10 @@ class ConvexReLU(eqx.Module):
         shape = self.patterns.active.shape if isinstance(self.patterns, Patterns) else (1, len(y))
         if len(shape) != 2 or shape[1] != len(y):
             raise ValueError(f"patterns must have shape (P, {len(y)}), got {shape}")
+        if np.shape(self.radius) not in ((), X.shape[1:]):
+            raise ValueError(
+                f"radius must be a number or {X.shape[1]}, got {len(np.ravel(self.radius))}"
+            )
         return _fitted(self, X, y.astype(X.dtype), weights, key)
 
     def _fit(self, X, y, weights, key):
@@ -678,8 +697,10 @@ class ConvexReLU(eqx.Module):
     def _program(self, solver, program, targets, beta):
         norms = GroupLasso(beta)
         update: AbstractUpdate | None = solver.x_update
-        if self.radius > 0:
+        worst = None
+        if self._robust:
             radius = jnp.asarray(self.radius, program.X.dtype)
+            radius = jnp.broadcast_to(radius, program.X.shape[1:])
             worst = _RobustTargets(self.loss, program.X, targets.y, targets.weights, radius)
             f, split, update = _Nothing(program), _SplitRobust(program), _RobustUpdate()
             g = Separable((norms, _RobustCone(radius), worst))
@@ -701,7 +722,7 @@ class ConvexReLU(eqx.Module):
         signs = jnp.repeat(jnp.asarray([1, -1], u.dtype), len(program.active))
         output = jnp.where(length > 0, signs * root, 0)
         value = beta * jnp.sum(length)
-        value += targets(program.predict(u)) if self.radius == 0 else worst(program.slopes(u))
+        value += worst(program.slopes(u)) if worst is not None else targets(program.predict(u))
         return TwoLayerReLU(hidden, output, self.loss, value, solution.status, solution.residual)
 
     def _sampled(self, method, X, targets, beta, key):

@@ -121,17 +121,22 @@ SLOW = pytest.mark.slow
             id="hinge",
             marks=SLOW,
         ),
-        pytest.param(Logistic(), 0.0, ADMM(0.1, tol=1e-5), 1e-5, id="logistic", marks=SLOW),
+        pytest.param(Logistic(), 0.0, ADMM(0.1, tol=1e-5), 1e-3, id="logistic", marks=SLOW),
         pytest.param(
             Logistic(),
             0.0,
             ADMM(0.1, tol=1e-5, x_update=BlockUpdate()),
-            1e-5,
+            1e-3,
             id="logistic by blocks",
             marks=SLOW,
         ),
         pytest.param(
-            SquaredError(), 0.05, ADMM(0.1, tol=1e-5), 1e-4, id="robust squares", marks=SLOW
+            SquaredError(),
+            0.05,
+            ADMM(1.0, balance=None, tol=1e-6, max_steps=20_000),
+            1e-5,
+            id="robust squares",
+            marks=SLOW,
         ),
         pytest.param(
             Hinge(),
@@ -216,14 +221,14 @@ def test_updates_solve_their_systems(kind):
 
 @pytest.mark.parametrize("loss", [Hinge(), Logistic(), SquaredError()], ids=["hinge", "log", "sq"])
 def test_robust_prox(loss):
-    n, d, radius, step = 5, 3, 0.3, 0.7
+    n, d, radius, step = 5, 3, np.array([0.3, 0.0, 0.5]), 0.7
     rng = np.random.default_rng(0)
     X, c0 = rng.normal(size=(2, n, d))
     y, s = np.sign(rng.normal(size=n)), np.array([1, 2, 0.5, 1, 0])
     worst = module._RobustTargets(loss, *map(jnp.asarray, (X, y, s)), jnp.asarray(radius))
     value, found = jax.jit(lambda c: (worst(worst.prox(c, step)), worst.prox(c, step)))(c0)
     c = cp.Variable((n, d))
-    z, width = cp.sum(cp.multiply(X, c), axis=1), radius * cp.sum(cp.abs(c), axis=1)
+    z, width = cp.sum(cp.multiply(X, c), axis=1), cp.abs(c) @ radius
     losses = {
         Hinge: lambda: cp.pos(1 - cp.multiply(y, z) + width),
         Logistic: lambda: cp.logistic(width - cp.multiply(y, z)),
@@ -237,10 +242,10 @@ def test_robust_prox(loss):
 def test_robust_cone():
     rng = np.random.default_rng(1)
     a0, s0 = rng.normal(size=(4, 3)), rng.normal(size=(4, 5))
-    cone = module._RobustCone(jnp.asarray(0.4))
+    cone = module._RobustCone(jnp.asarray([0.4, 0.2, 0.0]))
     a, s = jax.jit(lambda pair: cone.project(pair))((jnp.asarray(a0), jnp.asarray(s0)))
     A, S = cp.Variable((4, 3)), cp.Variable((4, 5))
-    held = [S[i] >= 0.4 * cp.norm1(A[i]) for i in range(4)]
+    held = [S[i] >= cp.abs(A[i]) @ np.array([0.4, 0.2, 0.0]) for i in range(4)]
     cp.Problem(cp.Minimize(cp.sum_squares(A - a0) + cp.sum_squares(S - s0)), held).solve("CLARABEL")
     np.testing.assert_allclose(a, A.value, atol=1e-6)
     np.testing.assert_allclose(s, S.value, atol=1e-6)
@@ -292,6 +297,7 @@ def test_bad_input():
         (lambda: ConvexReLU(patterns=0), "patterns must be at least 1, got 0"),
         (lambda: ConvexReLU(radius=-1.0), "radius"),
         (lambda: ConvexReLU(radius=0.1, solver=SampledNeurons(5)), "no radius, got 0.1"),
+        (lambda: ConvexReLU(radius=(0.1, 0.1)).fit(X, y), "radius must be a number or 3, got 2"),
         (lambda: SampledNeurons(0), "num"),
         (lambda: ConvexReLU(Hinge()).fit(X, y), "targets must be -1 or 1, got"),
         (lambda: ConvexReLU(patterns=patterns()).fit(X[:5], y[:5]), r"\(P, 5\), got \(8, 16\)"),
