@@ -34,6 +34,16 @@ Conic programs (linear, second-order cones, matrix inequalities):
 - `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
   infeasible and unbounded programs.
 
+Strictly convex functions over more half-spaces than one can write down:
+
+- `ProjectAndForget`, by `solve` for quadratic programs of which few rows matter;
+  `project_and_forget` for half-spaces that only an oracle knows, on the host: `ShortestPathOracle`
+  (by `FloydWarshall` or `Dijkstra`), `RandomTriangleOracle`, `ListOracle`, with the functions
+  `Quadratic`, `MatrixQuadratic`, `Entropy`, `LogDet`. `HalfSpaces` and `Pairs` are their rows;
+  `ForgetInactive` and `ForgetAll` say what stays on the list.
+- `metric_nearness` with `SquaredError`, `RelativeEntropy`, `AbsoluteError` or `LargestError`;
+  `correlation_clustering`, its relaxation; `itml`, Mahalanobis distances from pairs.
+
 By function values alone, many minima or kinks:
 
 - `ConsensusBased`: particles that drift to their consensus point, with `Anisotropic` or `Isotropic`
@@ -42,7 +52,8 @@ By function values alone, many minima or kinks:
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
-`AbstractPath`.
+`AbstractPath`; of Project and Forget `AbstractBregman`, `AbstractSeparable`, `AbstractRows`,
+`AbstractSeparation`, `AbstractForgetting`, `AbstractDiscrepancy`.
 """
 
 from .accelerated_newton import (
@@ -61,6 +72,18 @@ from .block_coordinate import (
     GreedyCoordinateDescent,
     Random,
     Shuffled,
+)
+from .bregman import (
+    AbstractBregman,
+    AbstractRows,
+    AbstractSeparable,
+    Entropy,
+    HalfSpaces,
+    LogDet,
+    MatrixQuadratic,
+    MetricPoint,
+    Pairs,
+    Quadratic,
 )
 from .consensus_based import (
     AbstractNoise,
@@ -110,6 +133,25 @@ from .nonconvex_agd import (
     marginal_slopes,
     sparse_path,
 )
+from .project_and_forget import (
+    AbsoluteError,
+    AbstractDiscrepancy,
+    AbstractForgetting,
+    ForgetAll,
+    ForgetInactive,
+    LargestError,
+    LearnedMetric,
+    NearestMetric,
+    ProjectAndForget,
+    RelativeEntropy,
+    RelaxedClustering,
+    Remembered,
+    SquaredError,
+    correlation_clustering,
+    itml,
+    metric_nearness,
+    project_and_forget,
+)
 from .proximal_gradient import FISTA, ProximalGradient
 from .scaled_trust_region import (
     AbstractRegion,
@@ -123,6 +165,17 @@ from .scaled_trust_region import (
     ScaledDogleg,
     Spherical,
 )
+from .separation import (
+    AbstractSeparation,
+    Cuts,
+    Dijkstra,
+    FloydWarshall,
+    ListOracle,
+    RandomTriangleOracle,
+    ShortestPathOracle,
+    complete_graph,
+    path_rows,
+)
 from .step_size import AbstractStepSize, Backtracking, FixedStep
 
 __all__ = [
@@ -130,8 +183,12 @@ __all__ = [
     "FISTA",
     "VRACODER",
     "AICNDamping",
+    "AbsoluteError",
     "AbstractAveraging",
+    "AbstractBregman",
     "AbstractDamping",
+    "AbstractDiscrepancy",
+    "AbstractForgetting",
     "AbstractHessian",
     "AbstractMirrorMap",
     "AbstractNoise",
@@ -139,8 +196,11 @@ __all__ = [
     "AbstractPath",
     "AbstractRegion",
     "AbstractRegularization",
+    "AbstractRows",
     "AbstractScaling",
     "AbstractSelection",
+    "AbstractSeparable",
+    "AbstractSeparation",
     "AbstractStepSize",
     "AcceleratedCubicNewton",
     "AcceleratedTensor",
@@ -153,52 +213,81 @@ __all__ = [
     "ConsensusBased",
     "ConsensusHopping",
     "ConvexCombination",
+    "Cuts",
     "Cyclic",
     "DampedNewton",
     "DenseHessian",
+    "Dijkstra",
     "Elliptical",
     "EntropicOrthant",
     "EntropicSimplex",
+    "Entropy",
     "Euclidean",
     "ExactDamping",
     "FixedDamping",
     "FixedStep",
+    "FloydWarshall",
+    "ForgetAll",
+    "ForgetInactive",
     "FrankWolfe",
     "FullOracle",
     "GradientDescent",
     "GradientRegularization",
     "GreedyCoordinateDescent",
     "HagerMairZhang",
+    "HalfSpaces",
     "HarmonicAveraging",
     "HeinkenschlossUlbrich",
     "HessianFree",
     "InteriorPoint",
     "Isotropic",
     "KanzowKlug",
+    "LargestError",
     "LazyCubicNewton",
+    "LearnedMetric",
+    "ListOracle",
     "LocalRegularization",
+    "LogDet",
     "LongStep",
+    "MatrixQuadratic",
+    "MetricPoint",
     "MirrorDescent",
+    "NearestMetric",
     "NoisyOracle",
     "NonconvexAGD",
     "OptimalAveraging",
+    "Pairs",
     "PairwiseFrankWolfe",
     "PredictorCorrector",
+    "ProjectAndForget",
     "ProximalGradient",
+    "Quadratic",
     "Random",
+    "RandomTriangleOracle",
     "RegularizedNewton",
+    "RelativeEntropy",
+    "RelaxedClustering",
+    "Remembered",
     "RootDamping",
     "ScaledDogleg",
     "ShortStep",
+    "ShortestPathOracle",
     "Shuffled",
     "SparsePath",
     "SpeedRestart",
     "Spherical",
+    "SquaredError",
     "SubsampledOracle",
     "SuperUniversalRegularization",
     "UniversalDamping",
+    "complete_graph",
+    "correlation_clustering",
+    "itml",
     "laplace_mean",
     "marginal_slopes",
+    "metric_nearness",
+    "path_rows",
+    "project_and_forget",
     "sparse_path",
     "wolfe_line_search",
 ]
