@@ -37,7 +37,7 @@ Conic programs (linear, second-order cones, matrix inequalities):
 Strictly convex functions over more half-spaces than one can write down:
 
 - `ProjectAndForget`, by `solve` for quadratic programs of which few rows matter;
-  `project_and_forget` for half-spaces that only an oracle knows, on the host: `ShortestPathOracle`
+  `project_with_oracle` for half-spaces that only an oracle knows, on the host: `ShortestPathOracle`
   (by `FloydWarshall` or `Dijkstra`), `RandomTriangleOracle`, `ListOracle`, with the functions
   `Quadratic`, `MatrixQuadratic`, `Entropy`, `LogDet`. `HalfSpaces` and `Pairs` are their rows;
   `ForgetInactive` and `ForgetAll` say what stays on the list.
@@ -150,7 +150,7 @@ from .project_and_forget import (
     correlation_clustering,
     itml,
     metric_nearness,
-    project_and_forget,
+    project_with_oracle,
 )
 from .proximal_gradient import FISTA, ProximalGradient
 from .scaled_trust_region import (
@@ -287,7 +287,7 @@ __all__ = [
     "marginal_slopes",
     "metric_nearness",
     "path_rows",
-    "project_and_forget",
+    "project_with_oracle",
     "sparse_path",
     "wolfe_line_search",
 ]

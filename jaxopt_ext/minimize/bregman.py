@@ -444,6 +444,4 @@ __all__ = [
     "MetricPoint",
     "Pairs",
     "Quadratic",
-    "inverse_of",
-    "sweep",
 ]

@@ -99,7 +99,7 @@ class ProjectAndForget(AbstractSolver[QuadraticProgram, _State]):
     forgets every row that is not active for good after finitely many rounds. The start is the
     point that belongs to the dual of `x0`, by default that without constraints.
 
-    By `project_and_forget` it takes half-spaces that only an oracle knows, on the host.
+    By `project_with_oracle` it takes half-spaces that only an oracle knows, on the host.
 
     The error is the norm of the problem's residual. *Infeasible* is certified by the change of the
     multipliers in a round; *breakdown* is said where $P$ is not positive definite.
@@ -108,11 +108,11 @@ class ProjectAndForget(AbstractSolver[QuadraticProgram, _State]):
 
     - `sweeps`: visits of the list in a round.
     - `capacity`: how many rows a list can hold; of more that are violated those come first that
-      are violated most. `None` is no limit. `project_and_forget` takes it for the first size of its
-      memory, and doubles that as needed.
+      are violated most. `None` is no limit. `project_with_oracle` takes it for the first size of
+      its memory, by default 64, and doubles that as needed.
     - `forget`: `ForgetInactive()` or `ForgetAll()`.
     - `probability`: with which a row of a quadratic program is looked at in a round, in $(0, 1]$;
-      the oracles of `project_and_forget` have their own.
+      the oracles of `project_with_oracle` have their own.
     - `tol`, `max_steps`: see `AbstractSolver`; a step is a round.
 
     **Raises:** `ValueError` if `sweeps` or `capacity` is less than one, or `probability` is outside
@@ -240,12 +240,12 @@ class _Excess(eqx.Module):
         return self.rows.found.excess(x), tuple(rows.excess(x) for rows in self.rows.kept)
 
 
-def project_and_forget(
+def project_with_oracle(
     bregman: AbstractBregman,
     oracle: AbstractSeparation,
     kept: Sequence[AbstractRows] = (),
     *,
-    solver: ProjectAndForget = ProjectAndForget(capacity=64),  # noqa: B008  (immutable)
+    solver: ProjectAndForget | None = None,
     key: PRNGKeyArray | None = None,
     throw: bool = False,
 ) -> Solution:
@@ -270,7 +270,7 @@ def project_and_forget(
     - `oracle`: finds violated half-spaces: `ShortestPathOracle`, `RandomTriangleOracle`,
       `ListOracle`, or another `AbstractSeparation`.
     - `kept`: half-spaces that are visited in every sweep, behind the list.
-    - `solver`: the settings.
+    - `solver`: the settings; `ProjectAndForget()` if `None`.
     - `key`: for oracles that draw; `jax.random.key(0)` if `None`.
     - `throw`: raise a runtime error unless it converged.
 
@@ -285,10 +285,11 @@ def project_and_forget(
     **Reference:** Sonthalia, Gilbert, Project and Forget: Solving Large-Scale Metric Constrained
     Problems, 2022, arXiv:2005.03853.
     """
+    solver = ProjectAndForget() if solver is None else solver
     kept = jax.tree.map(jnp.asarray, tuple(kept))
     fixed, fixed_kept = jax.tree.map(_without_derivative, (bregman, kept))
     if checks.is_traced((fixed, fixed_kept, oracle)):
-        raise TypeError("project_and_forget runs on the host, and not inside of jit or vmap")
+        raise TypeError("project_with_oracle runs on the host, and not inside of jit or vmap")
     if isinstance(solver.forget, ForgetAll) and not oracle.random:
         raise ValueError(f"ForgetAll needs a random oracle, not {type(oracle).__name__}")
     x = fixed.from_slope(None)
@@ -370,7 +371,7 @@ def _width(rows):
 
 
 def _power(number):
-    return 1 << max(1, number - 1).bit_length()
+    return max(8, 1 << (number - 1).bit_length())
 
 
 def _widened(rows, width):
@@ -400,12 +401,12 @@ class _Run:
         sides = tuple(jnp.zeros(_height(rows), dtype) for rows in self.kept)
         dual, trace = jnp.zeros(0, dtype), []
         status, round_number, worst = Status.step_limit, 0, np.inf
-        residual = float(_residual(self.bregman, x, None, None, self.kept, sides))
+        residual = np.inf  # not known before a round
         for round_number in range(solver.max_steps + 1):
             key, draw = jax.random.split(key)
             host = jax.tree.map(np.asarray, x)
             finite = all(np.all(np.isfinite(a)) for a in jax.tree.leaves(host))
-            if not (finite and np.isfinite(residual)):
+            if not finite or np.isnan(residual):
                 status, worst = Status.nonfinite, np.nan
                 x = jax.tree.map(lambda a: jnp.full_like(a, jnp.nan), x)  # also where none is in x
                 break
@@ -470,19 +471,14 @@ def _nothing(bregman):
 
 def _slope(x, rows, dual, kept, sides):
     """$-\\sum_i z_i a_i$ over all half-spaces."""
-    parts = [each.pulled(z, x) for each, z in zip(kept, sides, strict=True)]
-    if rows is not None:
-        parts.append(rows.pulled(dual, x))
-    if not parts:
-        return jax.tree.map(jnp.zeros_like, x)
+    parts = [each.pulled(z, x) for each, z in zip((rows, *kept), (dual, *sides), strict=True)]
     return jax.tree.map(lambda *leaves: -sum(leaves), *parts)
 
 
 def _norms(bregman, x, rows, dual, kept, sides):
     """Of the residual of the program with these half-spaces: what of it is not stationarity, and
     stationarity."""
-    pairs = [*zip(kept, sides, strict=True)]
-    pairs += [] if rows is None else [(rows, dual)]
+    pairs = zip((rows, *kept), (dual, *sides), strict=True)
     held = lambda rows, z: bounds.excess(
         rows.excess(x), z, jnp.full_like(z, -jnp.inf), jnp.zeros_like(z)
     )
@@ -491,9 +487,6 @@ def _norms(bregman, x, rows, dual, kept, sides):
         jnp.subtract, tree.gradient(bregman, x), _slope(x, rows, dual, kept, sides)
     )
     return tree.norm((slope, feasible))
-
-
-_residual = eqx.filter_jit(_norms)
 
 
 @eqx.filter_jit
@@ -663,13 +656,13 @@ def metric_nearness(
     *,
     discrepancy: AbstractDiscrepancy = SquaredError(),  # noqa: B008  (immutable)
     oracle: AbstractSeparation | None = None,
-    solver: ProjectAndForget = ProjectAndForget(capacity=64),  # noqa: B008  (immutable)
+    solver: ProjectAndForget | None = None,
     key: PRNGKeyArray | None = None,
     throw: bool = False,
 ) -> NearestMetric:
     """The metric nearest to given dissimilarities: $x_{ij} \\le x_{ik} + x_{kj}$ for all triples.
 
-    By `project_and_forget`, on the host; derivatives flow to `distances` and `weights`.
+    By `project_with_oracle`, on the host; derivatives flow to `distances` and `weights`.
 
     **Arguments:**
 
@@ -678,7 +671,7 @@ def metric_nearness(
     - `discrepancy`: `SquaredError()`, `RelativeEntropy()`, `AbsoluteError(gamma)` or
       `LargestError(gamma)`.
     - `oracle`: `ShortestPathOracle(n)` by default, or `RandomTriangleOracle`.
-    - `solver`, `key`, `throw`: see `project_and_forget`.
+    - `solver`, `key`, `throw`: see `project_with_oracle`.
 
     **Returns:** a `NearestMetric`.
 
@@ -707,7 +700,7 @@ def metric_nearness(
         held = _pairs_of(wanted.astype(given.dtype), pairs)
     bregman, kept = discrepancy.program(given, held)
     oracle = ShortestPathOracle(n) if oracle is None else oracle
-    solution = project_and_forget(bregman, oracle, kept, solver=solver, key=key, throw=throw)
+    solution = project_with_oracle(bregman, oracle, kept, solver=solver, key=key, throw=throw)
     return NearestMetric(_matrix_of(solution.value.primal, pairs, n), solution)
 
 
@@ -759,7 +752,7 @@ def correlation_clustering(
     gamma: Any = 0.1,
     *,
     oracle: AbstractSeparation | None = None,
-    solver: ProjectAndForget = ProjectAndForget(capacity=64),  # noqa: B008  (immutable)
+    solver: ProjectAndForget | None = None,
     key: PRNGKeyArray | None = None,
     throw: bool = False,
 ) -> RelaxedClustering:
@@ -771,7 +764,7 @@ def correlation_clustering(
     curvature $\\frac\\gamma2 \\sum_e |w_e| ((x_e - d_e)^2 + f_e^2)$; at $f = |x - d| \\le 1$ that
     is at most $\\gamma |w|^\\top f$, so its least value over $1 + \\gamma$ is a lower bound, and
     the cost at most $1 + \\gamma$ times the best. Pairs without weight are no edges. By
-    `project_and_forget`, on the host; derivatives flow to `similarity`.
+    `project_with_oracle`, on the host; derivatives flow to `similarity`.
 
     **Arguments:**
 
@@ -779,7 +772,7 @@ def correlation_clustering(
       looked at.
     - `gamma`: $\\gamma > 0$.
     - `oracle`: a `ShortestPathOracle` of the graph by default.
-    - `solver`, `key`, `throw`: see `project_and_forget`.
+    - `solver`, `key`, `throw`: see `project_with_oracle`.
 
     **Returns:** a `RelaxedClustering`.
 
@@ -800,27 +793,40 @@ def correlation_clustering(
     edges = np.stack([i[there], j[there]], axis=1)
     if not len(edges):
         raise ValueError("similarity has no edge: all entries off the diagonal are zero")
+    bregman, kept = _clustering_program(similarity, jnp.asarray(edges), gamma)
+    oracle = ShortestPathOracle(n, edges) if oracle is None else oracle
+    solution = project_with_oracle(bregman, oracle, kept, solver=solver, key=key, throw=throw)
+    x, cost, least = _clustering_costs(bregman, solution.value, solution.state)
+    return RelaxedClustering(x, edges, cost, least, solution)
+
+
+@eqx.filter_jit
+def _clustering_program(similarity, edges, gamma):
     signed = _pairs_of(similarity, tuple(edges.T))
     given = jnp.where(signed < 0, 1, 0).astype(signed.dtype)
-    weights = jnp.abs(signed)
+    weights, size = jnp.abs(signed), given.shape[0]
     gamma = jnp.asarray(gamma, signed.dtype)
-    size = len(edges)
     center = jnp.concatenate([given, jnp.full_like(given, -1) / gamma])
     bregman = Quadratic(center, gamma * jnp.concatenate([weights, weights]))
     own = np.arange(size)
     below = _bounds_below(given)
     above = HalfSpaces(below.index, -below.coefficient, jnp.ones_like(given), True)
-    kept = [*_within(given, own, size + own, True), below, above]
-    oracle = ShortestPathOracle(n, edges) if oracle is None else oracle
-    solution = project_and_forget(bregman, oracle, kept, solver=solver, key=key, throw=throw)
-    x = solution.value.primal[:size]
+    return bregman, [*_within(given, own, size + own, True), below, above]
+
+
+@eqx.filter_jit
+def _clustering_costs(bregman, value, rows):
+    """The distances, their cost, and the lower bound."""
+    size = bregman.center.shape[0] // 2
+    given, gamma = bregman.center[:size], -1 / bregman.center[size]
+    weights = bregman.weights[:size] / gamma
     # The least value of the Lagrangian, which bounds the program's from below at any multipliers,
     # without the constant of the square that was completed.
-    point, dual = solution.value
-    held = tree.vdot(dual.inequalities, _Excess(solution.state)(point))
+    point, dual = value
+    held = tree.vdot(dual.inequalities, _Excess(rows)(point))
     least = bregman(point) + held - 0.5 * jnp.sum(weights) / gamma
-    cost = jnp.sum(weights * jnp.abs(x - given))
-    return RelaxedClustering(x, edges, cost, least / (1 + gamma), solution)
+    x = point[:size]
+    return x, jnp.sum(weights * jnp.abs(x - given)), least / (1 + gamma)
 
 
 class LearnedMetric(NamedTuple):
@@ -840,7 +846,7 @@ def itml(
     *,
     prior: Float[Array, "d d"] | None = None,
     probability: float = 1.0,
-    solver: ProjectAndForget = ProjectAndForget(capacity=64),  # noqa: B008  (immutable)
+    solver: ProjectAndForget | None = None,
     key: PRNGKeyArray | None = None,
     throw: bool = False,
 ) -> LearnedMetric:
@@ -852,7 +858,7 @@ def itml(
       \\text{ (others)},$$
 
     $v_i$ the difference of a pair, $\\xi_0$ the bounds, $D$ the divergence of `LogDet`. By
-    `project_and_forget`, on the host. Derivatives flow to `upper`, `lower`, `gamma` and `prior`.
+    `project_with_oracle`, on the host. Derivatives flow to `upper`, `lower`, `gamma` and `prior`.
 
     **Arguments:**
 
@@ -862,7 +868,7 @@ def itml(
     - `gamma`: $\\gamma > 0$, how hard it is to give way on these.
     - `prior`: $A_0$, symmetric positive definite; the identity if `None`.
     - `probability`: with which each pair is looked at in a round.
-    - `solver`, `key`, `throw`: see `project_and_forget`.
+    - `solver`, `key`, `throw`: see `project_with_oracle`.
 
     **Returns:** a `LearnedMetric`.
 
@@ -898,7 +904,7 @@ def itml(
         raise ValueError(f"prior {prior.shape} does not fit points {points.shape}")
     bregman = LogDet(prior, jnp.concatenate(goal), gamma)
     oracle = ListOracle(rows, probability)
-    solution = project_and_forget(bregman, oracle, solver=solver, key=key, throw=throw)
+    solution = project_with_oracle(bregman, oracle, solver=solver, key=key, throw=throw)
     point: MetricPoint = solution.value.primal
     return LearnedMetric(point.matrix, solution)
 
@@ -935,5 +941,5 @@ __all__ = [
     "correlation_clustering",
     "itml",
     "metric_nearness",
-    "project_and_forget",
+    "project_with_oracle",
 ]

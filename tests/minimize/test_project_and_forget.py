@@ -33,7 +33,7 @@ from jaxopt_ext.minimize import (
     correlation_clustering,
     itml,
     metric_nearness,
-    project_and_forget,
+    project_with_oracle,
 )
 from jaxopt_ext.minimize.bregman import MetricPoint
 
@@ -234,6 +234,7 @@ def test_each_projection_lands_on_its_hyperplane(dtype):
         assert found.dtype == dtype
 
 
+@SLOW
 def test_pair_projections_are_those_of_the_divergence():
     rng = np.random.default_rng(1)
     points = MetricPoint(jnp.eye(3) + 0.1, jnp.asarray([0.4, 2.0]))
@@ -376,7 +377,7 @@ def test_programs_without_a_solution_say_so():
     assert status(np.diag([1.0, -1]), [0.0, 0, -1], [1.0, 1, 1]) == jxt.Status.breakdown
     assert status(eye, [0.0, 0, -1], [1.0, 1, 1]) == jxt.Status.converged
     apart = ListOracle.from_matrix(np.array([[1.0, 1], [-1, -1]]), np.array([-1.0, 0]))
-    assert project_and_forget(Quadratic(np.ones(2)), apart).status == jxt.Status.infeasible
+    assert project_with_oracle(Quadratic(np.ones(2)), apart).status == jxt.Status.infeasible
 
 
 def test_lists_and_a_dense_quadratic():
@@ -387,17 +388,18 @@ def test_lists_and_a_dense_quadratic():
     for probability in (1.0, 0.5):
         oracle = ListOracle.from_matrix(A, u, probability)
         solver = ProjectAndForget(tol=1e-8, max_steps=3000, sweeps=10)
-        found = project_and_forget(MatrixQuadratic(c, P), oracle, solver=solver)
+        found = project_with_oracle(MatrixQuadratic(c, P), oracle, solver=solver)
         assert found.status == jxt.Status.converged
         np.testing.assert_allclose(found.value.primal, wanted, atol=1e-6)
 
 
+@SLOW
 def test_what_is_a_metric_stays_in_single_precision_too():
     X = RNG.normal(size=(6, 2)).astype(np.float32)
     D = np.linalg.norm(X[:, None] - X, axis=-1)
     found = metric_nearness(D)
     assert found.distances.dtype == jnp.float32
-    assert int(found.solution.steps) == 0
+    assert int(found.solution.steps) == 1
     np.testing.assert_allclose(found.distances, 0.5 * (D + D.T), atol=1e-6)
     spread = symmetric(RNG.uniform(size=(6, 6)).astype(np.float32))
     rough = metric_nearness(spread, solver=ProjectAndForget(tol=1e-5))
@@ -429,7 +431,7 @@ def test_bad_input():
         (lambda: ListOracle.from_matrix(np.eye(3), np.ones(2)), "row per bound"),
         (lambda: ListOracle.from_matrix(np.eye(3), np.ones(3), 0.0), "probability"),
         (
-            lambda: project_and_forget(
+            lambda: project_with_oracle(
                 Quadratic(np.ones(2)), ListOracle.from_matrix(np.eye(3), np.ones(3))
             ),
             "entry 2",

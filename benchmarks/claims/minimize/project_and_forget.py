@@ -30,9 +30,9 @@ CLAIM = (
 )
 SETTINGS = (
     "Nothing was tuned: two sweeps in a round, the method's default; sweeps over all inequalities "
-    "have no setting. Projections on bounds count. Learned metric: gamma = 1, bounds at the 5th and "
-    "95th percentile of squared distances, 150 pairs, 4 neighbours. First runs were on seeds 0 and "
-    "1; reported are 10 to 14."
+    "have no setting. Projections on bounds count; both sides are compiled before they are timed. "
+    "Learned metric: gamma = 1, bounds at the 5th and 95th percentile of squared distances, 150 "
+    "pairs, 4 neighbours. First runs were on seeds 0 and 1; reported are 10 to 14."
 )
 ALONE = True
 POINTS, SWEEPS, TOL = 40, 2, 0.01
@@ -67,10 +67,11 @@ def _nearness(seed, rows):
     D = _dissimilarities(seed)
     given = D[PAIRS]
     # Far more accurate than either side.
-    exact = metric_nearness(D, solver=ProjectAndForget(sweeps=16, capacity=2048, tol=TOL / 300))
+    exact = metric_nearness(D, solver=ProjectAndForget(sweeps=8, capacity=2048, tol=TOL / 100))
     exact = exact.distances[PAIRS]
     distance = lambda x: float(jnp.linalg.norm(x - exact) / jnp.linalg.norm(given - exact))
     solver = ProjectAndForget(sweeps=SWEEPS, capacity=2048, tol=TOL)
+    metric_nearness(D, solver=solver)
     start = time.perf_counter()
     found = metric_nearness(D, solver=solver)
     ours = time.perf_counter() - start
