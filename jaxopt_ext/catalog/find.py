@@ -29,6 +29,7 @@ from .solvers import SOLVERS
 from .solvers_conic import SOLVERS_CONIC
 from .solvers_coordinate import SOLVERS_COORDINATE
 from .solvers_free import SOLVERS_FREE
+from .solvers_host import SOLVERS_HOST
 from .solvers_newton import SOLVERS_NEWTON
 
 ROWS: tuple[Row, ...] = (
@@ -39,6 +40,7 @@ ROWS: tuple[Row, ...] = (
     *FUNCTIONS_SETS,
     *SOLVERS_COORDINATE,
     *SOLVERS_CONIC,
+    *SOLVERS_HOST,
     *INCLUSIONS,
     *OPTIMIZERS,
     *NETWORK,

@@ -61,6 +61,21 @@ By function values alone, many minima or kinks:
 Of sets:
 
 - `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
+- `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
+  infeasible and unbounded programs.
+
+Strictly convex functions over more half-spaces than one can write down:
+
+- `ProjectAndForget`, by `solve` for quadratic programs of which few rows matter;
+  `project_with_oracle` for half-spaces that only an oracle knows, on the host: `ShortestPathOracle`
+  (by `FloydWarshall` or `Dijkstra`), `RandomTriangleOracle`, `ListOracle`, with the functions
+  `Quadratic`, `MatrixQuadratic`, `Entropy`, `LogDet`. `HalfSpaces` and `Pairs` are their rows;
+  `ForgetInactive` and `ForgetAll` say what stays on the list.
+- `metric_nearness` with `SquaredError`, `RelativeEntropy`, `AbsoluteError` or `LargestError`;
+  `correlation_clustering`, its relaxation; `itml`, Mahalanobis distances from pairs.
+
+By function values alone, many minima or kinks:
+
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
@@ -85,6 +100,18 @@ from .block_coordinate import (
     GreedyCoordinateDescent,
     Random,
     Shuffled,
+)
+from .bregman import (
+    AbstractBregman,
+    AbstractRows,
+    AbstractSeparable,
+    Entropy,
+    HalfSpaces,
+    LogDet,
+    MatrixQuadratic,
+    MetricPoint,
+    Pairs,
+    Quadratic,
 )
 from .consensus_based import (
     AbstractNoise,
@@ -158,6 +185,25 @@ from .nonconvex_agd import (
     sparse_path,
 )
 from .p_norm import PNorm
+from .project_and_forget import (
+    AbsoluteError,
+    AbstractDiscrepancy,
+    AbstractForgetting,
+    ForgetAll,
+    ForgetInactive,
+    LargestError,
+    LearnedMetric,
+    NearestMetric,
+    ProjectAndForget,
+    RelativeEntropy,
+    RelaxedClustering,
+    Remembered,
+    SquaredError,
+    correlation_clustering,
+    itml,
+    metric_nearness,
+    project_with_oracle,
+)
 from .proximal_gradient import FISTA, ProximalGradient
 from .scaled_trust_region import (
     AbstractRegion,
@@ -170,6 +216,17 @@ from .scaled_trust_region import (
     KanzowKlug,
     ScaledDogleg,
     Spherical,
+)
+from .separation import (
+    AbstractSeparation,
+    Cuts,
+    Dijkstra,
+    FloydWarshall,
+    ListOracle,
+    RandomTriangleOracle,
+    ShortestPathOracle,
+    complete_graph,
+    path_rows,
 )
 from .sketched_sqp import (
     AbstractRegularity,
@@ -206,10 +263,14 @@ __all__ = [
     "FISTA",
     "VRACODER",
     "AICNDamping",
+    "AbsoluteError",
     "AbstractActivation",
     "AbstractAveraging",
     "AbstractBatchMethod",
+    "AbstractBregman",
     "AbstractDamping",
+    "AbstractDiscrepancy",
+    "AbstractForgetting",
     "AbstractHessian",
     "AbstractLayer",
     "AbstractLipschitzNorm",
@@ -220,8 +281,11 @@ __all__ = [
     "AbstractRegion",
     "AbstractRegularity",
     "AbstractRegularization",
+    "AbstractRows",
     "AbstractScaling",
     "AbstractSelection",
+    "AbstractSeparable",
+    "AbstractSeparation",
     "AbstractSphere",
     "AbstractStepSize",
     "AcceleratedBatch",
@@ -237,20 +301,26 @@ __all__ = [
     "ConsensusBased",
     "ConsensusHopping",
     "ConvexCombination",
+    "Cuts",
     "Cyclic",
     "DampedNewton",
     "DenseHessian",
     "DenseRegularity",
+    "Dijkstra",
     "DirectSolve",
     "Elliptical",
     "EntropicOrthant",
     "EntropicSimplex",
+    "Entropy",
     "Euclidean",
     "EuclideanNorm",
     "ExactDamping",
     "ExactSQP",
     "FixedDamping",
     "FixedStep",
+    "FloydWarshall",
+    "ForgetAll",
+    "ForgetInactive",
     "FrankWolfe",
     "FullOracle",
     "GivenRegularity",
@@ -259,6 +329,7 @@ __all__ = [
     "GreedyCoordinateDescent",
     "GroupSort",
     "HagerMairZhang",
+    "HalfSpaces",
     "HarmonicAveraging",
     "HeinkenschlossUlbrich",
     "HessianFree",
@@ -269,28 +340,43 @@ __all__ = [
     "KanzowKlug",
     "L1Sphere",
     "L2Sphere",
+    "LargestError",
     "LazyCubicNewton",
+    "LearnedMetric",
     "LipschitzCertificate",
+    "ListOracle",
     "LocalRegularization",
+    "LogDet",
     "LongStep",
+    "MatrixQuadratic",
     "MaxMin",
     "MaximumNorm",
+    "MetricPoint",
     "MirrorBatch",
     "MirrorDescent",
+    "NearestMetric",
     "NoisyOracle",
     "NonconvexAGD",
     "OptimalAveraging",
     "PNorm",
+    "Pairs",
     "PairwiseFrankWolfe",
     "PredictorCorrector",
+    "ProjectAndForget",
     "ProximalGradient",
+    "Quadratic",
     "Random",
+    "RandomTriangleOracle",
     "RegularizedNewton",
+    "RelativeEntropy",
+    "RelaxedClustering",
+    "Remembered",
     "Residual",
     "Restarted",
     "RootDamping",
     "ScaledDogleg",
     "ShortStep",
+    "ShortestPathOracle",
     "Shuffled",
     "SketchedSQP",
     "SlopeRestricted",
@@ -299,6 +385,7 @@ __all__ = [
     "SpeedRestart",
     "SphereSmoothing",
     "Spherical",
+    "SquaredError",
     "SubsampledOracle",
     "SuperUniversalRegularization",
     "TangentSphere",
@@ -306,12 +393,18 @@ __all__ = [
     "ValueOracle",
     "ZerothOrder",
     "ZerothOrderPlan",
+    "complete_graph",
+    "correlation_clustering",
     "estimated_gradient",
     "from_equinox",
+    "itml",
     "laplace_mean",
     "lipschitz_bound",
     "marginal_slopes",
+    "metric_nearness",
     "norm_product",
+    "path_rows",
+    "project_with_oracle",
     "sampled_lipschitz",
     "sparse_path",
     "split_lipschitz_bound",
