@@ -61,8 +61,6 @@ By function values alone, many minima or kinks:
 Of sets:
 
 - `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
-- `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
-  infeasible and unbounded programs.
 
 Strictly convex functions over more half-spaces than one can write down:
 
@@ -73,9 +71,6 @@ Strictly convex functions over more half-spaces than one can write down:
   `ForgetInactive` and `ForgetAll` say what stays on the list.
 - `metric_nearness` with `SquaredError`, `RelativeEntropy`, `AbsoluteError` or `LargestError`;
   `correlation_clustering`, its relaxation; `itml`, Mahalanobis distances from pairs.
-
-By function values alone, many minima or kinks:
-
 
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
