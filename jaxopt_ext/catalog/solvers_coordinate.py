@@ -21,6 +21,19 @@ SOLVERS_COORDINATE: tuple[SolverRow, ...] = (
         opt_outs=_ONE_ARRAY,
     ),
     SolverRow(
+        "Greedy block coordinate descent",
+        "minimize.GreedyBlockCoordinateDescent",
+        "Nutini, Laradji, Schmidt, Let's Make Block Coordinate Descent Converge Faster: Faster "
+        "Greedy Rules, Message-Passing, Active-Set Complexity, and Superlinear Convergence, 2022, "
+        "arXiv:1712.08859",
+        lambda: jxt.minimize.GreedyBlockCoordinateDescent(
+            jxt.minimize.VariableBlocks(2), update=jxt.minimize.BacktrackedGradientUpdate()
+        ),
+        system=("S012",),
+        claim="minimize/greedy_blocks",
+        opt_outs=_ONE_ARRAY,
+    ),
+    SolverRow(
         "VR-A-CODER",
         "minimize.VRACODER",
         _CODER,
