@@ -28,6 +28,13 @@ Over a set with a linear oracle:
 
 - `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
 
+Ratios of functions:
+
+- `FractionalCoordinateDescent`: `Direct` or `Parametric`, for denominators that are known along
+  coordinates (`SumOfMagnitudes`, `SumOfLargest`, `Affine`, ...); its limits are better than
+  critical points. `Dinkelbach`, `QuadraticTransform`: by another solver.
+  `ProximalSubgradientRatio`: one proximal step each.
+
 Systems of equations with bounds on the unknowns:
 
 - `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
@@ -105,6 +112,20 @@ from .consensus_based import (
     Isotropic,
     laplace_mean,
 )
+from .denominators import (
+    AbstractDenominator,
+    Affine,
+    EuclideanNorm,
+    FourNorm,
+    LargestMagnitude,
+    LeastAffine,
+    RootOfQuadratic,
+    SquaredEuclideanNorm,
+    SquaredFourNorm,
+    SquaredSumOfMagnitudes,
+    SumOfLargest,
+    SumOfMagnitudes,
+)
 from .forest import (
     ForestSolver,
     GraphQuadratic,
@@ -112,6 +133,16 @@ from .forest import (
     forest_solver,
     greedy_forest,
     red_black_blocks,
+)
+from .fractional import (
+    AbstractMode,
+    Dinkelbach,
+    Direct,
+    FractionalCoordinateDescent,
+    GreedyDecrease,
+    Parametric,
+    ProximalSubgradientRatio,
+    QuadraticTransform,
 )
 from .frank_wolfe import AwayFrankWolfe, FrankWolfe, PairwiseFrankWolfe
 from .gradient_descent import GradientDescent
@@ -182,9 +213,11 @@ __all__ = [
     "AbstractArrangement",
     "AbstractAveraging",
     "AbstractDamping",
+    "AbstractDenominator",
     "AbstractFixedPartition",
     "AbstractHessian",
     "AbstractMirrorMap",
+    "AbstractMode",
     "AbstractNoise",
     "AbstractOracle",
     "AbstractPartition",
@@ -199,6 +232,7 @@ __all__ = [
     "AbstractVariablePartition",
     "AcceleratedCubicNewton",
     "AcceleratedTensor",
+    "Affine",
     "Anisotropic",
     "ArmijoDamping",
     "Averaged",
@@ -213,10 +247,13 @@ __all__ = [
     "Cyclic",
     "DampedNewton",
     "DenseHessian",
+    "Dinkelbach",
+    "Direct",
     "Elliptical",
     "EntropicOrthant",
     "EntropicSimplex",
     "Euclidean",
+    "EuclideanNorm",
     "ExactDamping",
     "ExactUpdate",
     "FixedBlocks",
@@ -225,6 +262,8 @@ __all__ = [
     "ForestBlocks",
     "ForestSolver",
     "ForestUpdate",
+    "FourNorm",
+    "FractionalCoordinateDescent",
     "FrankWolfe",
     "FullOracle",
     "GivenBlocks",
@@ -234,6 +273,7 @@ __all__ = [
     "GraphQuadratic",
     "GreedyBlockCoordinateDescent",
     "GreedyCoordinateDescent",
+    "GreedyDecrease",
     "HagerMairZhang",
     "HarmonicAveraging",
     "HeinkenschlossUlbrich",
@@ -242,7 +282,9 @@ __all__ = [
     "InteriorPoint",
     "Isotropic",
     "KanzowKlug",
+    "LargestMagnitude",
     "LazyCubicNewton",
+    "LeastAffine",
     "LocalRegularization",
     "LongStep",
     "MatrixUpdate",
@@ -252,11 +294,15 @@ __all__ = [
     "NonconvexAGD",
     "OptimalAveraging",
     "PairwiseFrankWolfe",
+    "Parametric",
     "PredictorCorrector",
     "ProximalGradient",
+    "ProximalSubgradientRatio",
+    "QuadraticTransform",
     "Random",
     "RegularizedNewton",
     "RootDamping",
+    "RootOfQuadratic",
     "ScaledDogleg",
     "ShortStep",
     "Shuffled",
@@ -264,7 +310,12 @@ __all__ = [
     "SparsePath",
     "SpeedRestart",
     "Spherical",
+    "SquaredEuclideanNorm",
+    "SquaredFourNorm",
+    "SquaredSumOfMagnitudes",
     "SubsampledOracle",
+    "SumOfLargest",
+    "SumOfMagnitudes",
     "SuperUniversalRegularization",
     "TwoMetricUpdate",
     "UniversalDamping",

@@ -128,7 +128,7 @@ class BacktrackedGradientUpdate(AbstractUpdate):
     decrease by $|g_b|^2 / (2 L_b)$. It is searched from that of the last visit, down and then up.
     No bound needs to be known.
 
-    Where the two values differ by rounding only, $(\\nabla_b f(x + d) - g_b)^\\top d \\le L_b
+    Where the two sides differ by rounding only, $(\\nabla_b f(x + d) - g_b)^\\top d \\le L_b
     |d|^2$ is asked instead.
     """
 
@@ -144,11 +144,12 @@ class BacktrackedGradientUpdate(AbstractUpdate):
         def held(bound):
             new = trial(bound)
             move = new - point
-            square, change = jnp.vdot(move, move), view.smooth(new) - before
-            enough = change <= jnp.vdot(slope, move) + 0.5 * bound * square
+            square = jnp.vdot(move, move)
+            bent = view.smooth(new) - before - jnp.vdot(slope, move)
+            enough = bent <= 0.5 * bound * square
             # Of differences below the rounding of the values only slopes still tell.
             turned = jnp.vdot(view.at(new).slope - slope, move) <= bound * square
-            close = jnp.abs(change) <= _rounding(before)
+            close = jnp.abs(bent) <= _rounding(before)
             return jnp.where(close, turned, enough) & jnp.any(move != 0)
 
         fine = jnp.isfinite(before)
