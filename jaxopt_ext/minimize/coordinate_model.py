@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from ..core import tree
+from ..core import checks, tree
 from ..core.objectives import AbstractLinearLoss
 from ..core.operators import is_sparse
 
@@ -283,12 +283,15 @@ class GeneralModel(AbstractCoordinateModel):
 
 def coordinate_model(smooth: Callable[[Array], Float[Array, ""]]) -> AbstractCoordinateModel:
     """The model of a smooth function: by predictions for the losses of `objectives`, by the product
-    for a `Quadratic`, by derivatives of its own for any other.
+    for a `Quadratic`, its own for a function with a method `coordinate_model`, by derivatives for
+    any other.
 
     **Raises:** `TypeError` for a loss whose matrix is a `BCSR`.
     """
     if isinstance(smooth, Quadratic):
         return QuadraticModel(smooth)
+    if checks.has_method(smooth, "coordinate_model"):
+        return smooth.coordinate_model()
     if isinstance(smooth, AbstractLinearLoss):
         if is_sparse(smooth.matrix):
             if hasattr(smooth.matrix, "block"):
@@ -318,6 +321,8 @@ def coordinate_bounds(
     if isinstance(smooth, Quadratic):
         bounds = jnp.diagonal(smooth.matrix).astype(dtype)
         return jnp.where(bounds > 0, bounds, 1)
+    if checks.has_method(smooth, "curvature_bound"):
+        return smooth.curvature_bound().diagonal().astype(dtype)
     if not isinstance(smooth, AbstractLinearLoss):
         raise TypeError("give lipschitz: only the losses in objectives know their own bounds")
     if smooth.curvature == float("inf"):

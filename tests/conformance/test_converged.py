@@ -141,7 +141,16 @@ def _finite_sum(d):
     return jxt.FiniteSum(fit, (d["A"], d["b"]), prox.L1(d["theta"]))
 
 
+def _ratio(d):
+    """Some with a denominator that falls to zero, some that start there or beyond."""
+    A, b, normal = d["A"], d["b"], d["shift"]
+    offset = jnp.where(d["theta"][0] > d["theta"][1], 1 + jnp.abs(normal @ d["start"]), 1)
+    fit = lambda x: 0.5 * jnp.sum((A @ x - b) ** 2)
+    return jxt.Fractional(fit, prox.L1(d["theta"]), jxt.minimize.Affine(normal, offset))
+
+
 BUILD = {
+    jxt.Fractional: _ratio,
     jxt.FiniteSum: _finite_sum,
     jxt.EqualityConstrained: _manifold,
     jxt.AbstractInclusion: _inclusion,
