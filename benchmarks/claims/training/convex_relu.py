@@ -163,8 +163,8 @@ def run() -> Outcome:
         f"Test accuracies. Chosen (convex, SGD): {settings}; robust: {robust_settings}. Means: "
         f"convex {plain[:, 0].mean():.3f}, SGD {sgd[:, 0].mean():.3f}; attacked "
         f"{plain[:, 1].mean():.3f} and {sgd[:, 1].mean():.3f}, after robust training "
-        f"{robust[:, 1].mean():.3f} and {pgd[:, 1].mean():.3f}. SGD, which takes the larger "
-        "penalty, is the harder to attack without robust training."
+        f"{robust[:, 1].mean():.3f} and {pgd[:, 1].mean():.3f}. SGD, which takes "
+        "the larger penalty, is the harder to attack without robust training."
     )
     why = (
         "ours: twelve sampled patterns are a part of the program, and SGD is as good or better"
