@@ -518,7 +518,8 @@ def _layout(problem):
 def _second_order_form(problem, x):
     A, b = dense(problem.A, x.primal), problem.b
     p, plain = problem.zero, problem.zero + problem.nonnegative
-    G, h, cones = [A[p:plain].T], [b[p:plain]], [Orthant((plain - p,))]
+    G, h = [A[p:plain].T], [b[p:plain]]
+    cones: list[AbstractCone] = [Orthant((plain - p,))]
     if problem.second_order:
         place = _layout(problem)
         G.append(jnp.moveaxis(jnp.pad(A, ((0, 1), (0, 0)))[place], -1, 0))
@@ -537,7 +538,8 @@ def _matrix_form(problem, x):
         generators = jax.vmap(generators)(unit)
     G = symmetrized(generators).reshape(problem.cost.size, -1, n, n)
     h = -symmetrized(problem.constant).reshape(-1, n, n)
-    parts, sides, cones = [G], [h], [SemidefiniteCones(h.shape)]
+    parts, sides = [G], [h]
+    cones: list[AbstractCone] = [SemidefiniteCones(h.shape)]
     if problem.nonnegative is not None:
         signed = problem.nonnegative
         parts.append(jnp.diag(jnp.where(signed, -1, 0).astype(G.dtype)))
