@@ -75,9 +75,8 @@ Strictly convex functions over more half-spaces than one can write down:
 
 Ratios of functions:
 
-- `FractionalCoordinateDescent`: `Direct` or `Parametric`, for denominators that are known along
-  coordinates (`SumOfMagnitudes`, `SumOfLargest`, `Affine`, ...); its limits are better than
-  critical points. `Dinkelbach`, `QuadraticTransform`: by another solver.
+- `FractionalCoordinateDescent`: `Direct` or `Parametric`, for the denominators of `denominators`,
+  which are known along coordinates; its limits are better than critical points. `Dinkelbach`, `QuadraticTransform`: by another solver.
   `ProximalSubgradientRatio`: one proximal step each.
 
 Systems of equations with bounds on the unknowns:
@@ -89,7 +88,7 @@ Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `Abstrac
 `AbstractRegularity`.
 """
 
-from . import submodular
+from . import denominators, submodular
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,
@@ -157,20 +156,6 @@ from .consensus_based import (
     ConsensusHopping,
     Isotropic,
     laplace_mean,
-)
-from .denominators import (
-    AbstractDenominator,
-    Affine,
-    EuclideanNorm,
-    FourNorm,
-    LargestMagnitude,
-    LeastAffine,
-    RootOfQuadratic,
-    SquaredEuclideanNorm,
-    SquaredFourNorm,
-    SquaredSumOfMagnitudes,
-    SumOfLargest,
-    SumOfMagnitudes,
 )
 from .forest import (
     ForestSolver,
@@ -345,7 +330,6 @@ __all__ = [
     "AbstractBatchMethod",
     "AbstractBregman",
     "AbstractDamping",
-    "AbstractDenominator",
     "AbstractDiscrepancy",
     "AbstractFixedPartition",
     "AbstractForgetting",
@@ -413,7 +397,6 @@ __all__ = [
     "ForestUpdate",
     "ForgetAll",
     "ForgetInactive",
-    "FourNorm",
     "FractionalCoordinateDescent",
     "FrankWolfe",
     "FullOracle",
@@ -441,10 +424,8 @@ __all__ = [
     "L1Sphere",
     "L2Sphere",
     "LargestError",
-    "LargestMagnitude",
     "LazyCubicNewton",
     "LearnedMetric",
-    "LeastAffine",
     "LipschitzCertificate",
     "ListOracle",
     "LocalRegularization",
@@ -481,7 +462,6 @@ __all__ = [
     "Residual",
     "Restarted",
     "RootDamping",
-    "RootOfQuadratic",
     "ScaledDogleg",
     "ShortStep",
     "ShortestPathOracle",
@@ -495,12 +475,7 @@ __all__ = [
     "SphereSmoothing",
     "Spherical",
     "SquaredError",
-    "SquaredEuclideanNorm",
-    "SquaredFourNorm",
-    "SquaredSumOfMagnitudes",
     "SubsampledOracle",
-    "SumOfLargest",
-    "SumOfMagnitudes",
     "SuperUniversalRegularization",
     "TangentSphere",
     "TwoMetricUpdate",
@@ -511,6 +486,7 @@ __all__ = [
     "ZerothOrderPlan",
     "complete_graph",
     "correlation_clustering",
+    "denominators",
     "estimated_gradient",
     "forest_blocks",
     "forest_solver",

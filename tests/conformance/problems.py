@@ -170,7 +170,7 @@ def _build_nonlinear(q):
 def _ratio(theta):
     a, b = _cast(A, B, like=theta)
     fit = lambda w: 0.5 * jnp.sum((a @ w - b) ** 2)
-    return jxt.Fractional(fit, prox.L2Squared(1.0), jxt.minimize.Affine(theta, 3.0))
+    return jxt.Fractional(fit, prox.L2Squared(1.0), jxt.minimize.denominators.Affine(theta, 3.0))
 
 
 def _solve_ratio(theta):

@@ -146,7 +146,9 @@ def _ratio(d):
     A, b, normal = d["A"], d["b"], d["shift"]
     offset = jnp.where(d["theta"][0] > d["theta"][1], 1 + jnp.abs(normal @ d["start"]), 1)
     fit = lambda x: 0.5 * jnp.sum((A @ x - b) ** 2)
-    return jxt.Fractional(fit, prox.L1(d["theta"]), jxt.minimize.Affine(normal, offset))
+    return jxt.Fractional(
+        fit, prox.L1(d["theta"]), jxt.minimize.denominators.Affine(normal, offset)
+    )
 
 
 BUILD = {

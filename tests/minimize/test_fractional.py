@@ -11,23 +11,23 @@ from sklearn.datasets import load_diabetes
 
 import jaxopt_ext as jxt
 from jaxopt_ext import minimize, prox
-from jaxopt_ext.minimize import fractional
+from jaxopt_ext.minimize import denominators, fractional
 
 RNG = np.random.default_rng(0)
 D, M = 5, 7
 G = RNG.normal(size=(M, D))
 DENOMINATORS = {
-    "sum": minimize.SumOfMagnitudes(G),
-    "squared sum": minimize.SquaredSumOfMagnitudes(G),
-    "largest": minimize.LargestMagnitude(G),
-    "top": minimize.SumOfLargest(2),
-    "norm": minimize.EuclideanNorm(G),
-    "squared norm": minimize.SquaredEuclideanNorm(G),
-    "four": minimize.FourNorm(G),
-    "squared four": minimize.SquaredFourNorm(G),
-    "root": minimize.RootOfQuadratic(G.T @ G),
-    "affine": minimize.Affine(G[0], 3.0),
-    "least": minimize.LeastAffine(G[:4], np.array([1.0, 2, 3, 1.5])),
+    "sum": denominators.SumOfMagnitudes(G),
+    "squared sum": denominators.SquaredSumOfMagnitudes(G),
+    "largest": denominators.LargestMagnitude(G),
+    "top": denominators.SumOfLargest(2),
+    "norm": denominators.EuclideanNorm(G),
+    "squared norm": denominators.SquaredEuclideanNorm(G),
+    "four": denominators.FourNorm(G),
+    "squared four": denominators.SquaredFourNorm(G),
+    "root": denominators.RootOfQuadratic(G.T @ G),
+    "affine": denominators.Affine(G[0], 3.0),
+    "least": denominators.LeastAffine(G[:4], np.array([1.0, 2, 3, 1.5])),
 }
 BY_HAND = {
     "sum": lambda x: np.abs(G @ x).sum(0),
@@ -144,7 +144,9 @@ def least_ratio():
     "mode", [minimize.Direct(), pytest.param(minimize.Parametric(), marks=pytest.mark.slow)]
 )
 def test_scale_is_kept_and_the_best_of_starts_is_the_best(mode):
-    problem = jxt.Fractional(lambda x: jnp.sum(x**2), None, minimize.SquaredSumOfMagnitudes(PCA))
+    problem = jxt.Fractional(
+        lambda x: jnp.sum(x**2), None, denominators.SquaredSumOfMagnitudes(PCA)
+    )
     solver = minimize.FractionalCoordinateDescent(
         mode, minimize.Cyclic(), lipschitz=2.0, normalize_every=5, max_steps=200
     )
@@ -175,7 +177,7 @@ def test_concave_denominators_have_one_value():
         program.solve(solver=cp.CLARABEL)
         low, high = (low, middle) if program.value <= 0 else (middle, high)
     fit = lambda x: 0.5 * jnp.sum((data @ x - target) ** 2)
-    problem = jxt.Fractional(fit, prox.L1(rho), minimize.Affine(normal, 1.0))
+    problem = jxt.Fractional(fit, prox.L1(rho), denominators.Affine(normal, 1.0))
     solver = minimize.FractionalCoordinateDescent(tol=1e-8)
     start = lambda x: jxt.solve(problem, solver, x)
     starts = 0.3 * np.random.default_rng(0).normal(size=(5, data.shape[1]))
@@ -191,7 +193,7 @@ def test_greedy_moves_fall_most_and_bounds_hold():
     rng = np.random.default_rng(5)
     A, b = rng.normal(size=(9, D)), rng.normal(size=9)
     loss = jxt.objectives.SquaredLoss(A, b)
-    problem = jxt.Fractional(loss, prox.Box(-0.3, 0.4), minimize.Affine(G[0], 5.0))
+    problem = jxt.Fractional(loss, prox.Box(-0.3, 0.4), denominators.Affine(G[0], 5.0))
     solver = minimize.FractionalCoordinateDescent(
         selection=minimize.GreedyDecrease(), tol=1e-9, proximal_weight=1e-9
     )
@@ -218,7 +220,7 @@ def test_greedy_moves_fall_most_and_bounds_hold():
 def test_peers_agree_where_the_denominator_is_affine(solver):
     A, b = np.random.default_rng(5).normal(size=(9, D)), np.ones(9)
     loss = lambda x: jnp.mean((A @ x - b) ** 2) / 2
-    problem = jxt.Fractional(loss, prox.L1(0.05), minimize.Affine(G[0], 5.0))
+    problem = jxt.Fractional(loss, prox.L1(0.05), denominators.Affine(G[0], 5.0))
     found = jxt.solve(problem, solver, jnp.zeros(D))
     ours = jxt.solve(problem, minimize.FractionalCoordinateDescent(tol=1e-9), jnp.ones(D))
     assert found.status == ours.status == jxt.Status.converged
@@ -228,27 +230,31 @@ def test_peers_agree_where_the_denominator_is_affine(solver):
 def test_bad_input_raises_or_shows():
     fit, starting = lambda x: 1 + jnp.sum(x**2), jnp.ones(D)
     solver = minimize.FractionalCoordinateDescent()
-    affine = minimize.Affine(np.ones(D), -6.0)
+    affine = denominators.Affine(np.ones(D), -6.0)
     outside = jxt.solve(jxt.Fractional(fit, None, affine), solver, starting)
     assert outside.status == jxt.Status.nonfinite  # the denominator is negative at the start
     for error, match, make in (
         (TypeError, "known along", lambda: (lambda x: 1.0 + jnp.sum(x), None)),
-        (TypeError, "nonsmooth part must", lambda: (minimize.Affine(np.ones(D)), prox.L2(1.0))),
+        (
+            TypeError,
+            "nonsmooth part must",
+            lambda: (denominators.Affine(np.ones(D)), prox.L2(1.0)),
+        ),
     ):
         denominator, nonsmooth = make()
         with pytest.raises(error, match=match):
             jxt.solve(jxt.Fractional(fit, nonsmooth, denominator), solver, starting)
-    four = jxt.Fractional(fit, None, minimize.FourNorm(G))
+    four = jxt.Fractional(fit, None, denominators.FourNorm(G))
     parametric = minimize.FractionalCoordinateDescent(minimize.Parametric())
     with pytest.raises(TypeError, match=r"take Direct\(\)"):
         jxt.solve(four, parametric, starting)
     with pytest.raises(ValueError, match="at most the 5"):
-        jxt.solve(jxt.Fractional(fit, None, minimize.SumOfLargest(6)), solver, starting)
+        jxt.solve(jxt.Fractional(fit, None, denominators.SumOfLargest(6)), solver, starting)
     with pytest.raises(ValueError, match="proximal_weight"):
         minimize.FractionalCoordinateDescent(proximal_weight=0.0)
     with pytest.raises(TypeError, match="selection"):
         minimize.FractionalCoordinateDescent(selection="random")  # pyright: ignore
     with pytest.raises(ValueError, match=r"\(m, d\)"):
-        minimize.SumOfMagnitudes(np.ones(3))
+        denominators.SumOfMagnitudes(np.ones(3))
     with pytest.raises(TypeError, match="inner"):
         minimize.Dinkelbach(inner=3)  # pyright: ignore

@@ -18,9 +18,8 @@ from jaxopt_ext.minimize import (
     ProximalGradient,
     ProximalSubgradientRatio,
     QuadraticTransform,
-    SquaredSumOfMagnitudes,
-    SumOfLargest,
 )
+from jaxopt_ext.minimize.denominators import SquaredSumOfMagnitudes, SumOfLargest
 
 CLAIM = (
     "On L1 principal components, min |x|^2 / |Gx|_1^2 with G 12 x 6, both coordinate methods end "
