@@ -29,10 +29,17 @@ CALLS = {"pjit", "jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "re
 TURN = "what changes from turn to turn"
 
 
+def _parts(eqn):
+    """The programs inside; of a linear solve that of the solver."""
+    if eqn.primitive.name == "custom_linear_solve":
+        return [eqn.params["jaxprs"].solve.jaxpr]
+    return list(jaxprs_in_params(eqn.params))
+
+
 def _factorizes(eqn):
     if eqn.primitive.name in NAMES:
         return math.prod(eqn.invars[0].aval.shape[:-2]) > 1
-    return any(_factorizes(inner) for part in jaxprs_in_params(eqn.params) for inner in part.eqns)
+    return any(_factorizes(inner) for part in _parts(eqn) for inner in part.eqns)
 
 
 def side_by_side(jaxpr: jax.extend.core.ClosedJaxpr) -> list[tuple[str, str]]:
@@ -48,7 +55,7 @@ def side_by_side(jaxpr: jax.extend.core.ClosedJaxpr) -> list[tuple[str, str]]:
         of = lambda v: known.get(v, frozenset()) if isinstance(v, Var) else frozenset()
         for eqn in jaxpr.eqns:
             waits = frozenset().union(*map(of, eqn.invars))
-            name, parts = eqn.primitive.name, list(jaxprs_in_params(eqn.params))
+            name, parts = eqn.primitive.name, _parts(eqn)
             if name in CALLS and len(parts) == 1:
                 inner = dict(zip(parts[0].invars, map(of, eqn.invars), strict=True))
                 known.update(zip(eqn.outvars, visit(parts[0], inner, seen, loop), strict=True))

@@ -36,12 +36,7 @@ def confirmed(
     passes = estimate <= tol
     ask = passes & ~(last <= tol)
 
-    def measure(carry):
-        norm = tree.norm(problem.residual(x)).astype(estimate.dtype)
-        return norm, jnp.zeros_like(carry[1])
-
-    # A loop of at most one turn: under vmap it is entered only if some problem needs it.
-    start = (jnp.full_like(estimate, jnp.inf), ask)
-    norm, _ = loops.while_loop(lambda carry: carry[1], measure, start)
+    measure = lambda x: tree.norm(problem.residual(x)).astype(estimate.dtype)
+    norm = loops.if_due(ask, measure, x, jnp.full_like(estimate, jnp.inf))
     # A maximum that keeps NaN, which `solve` reports.
     return jnp.where(passes, jnp.maximum(estimate, jnp.where(ask, norm, jnp.inf)), estimate)

@@ -14,7 +14,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, PyTree
+from jaxtyping import Array, Bool, PyTree
 
 Axes = frozenset[Any]
 
@@ -117,6 +117,28 @@ def cond(pred, true_fun, false_fun, *operands):
         return branch
 
     return jax.lax.cond(pred, promoted(true_fun), promoted(false_fun), *operands)
+
+
+def if_due(
+    due: Bool[Array, ""],
+    make: Callable[[PyTree[Array]], PyTree[Array]],
+    operand: PyTree[Array],
+    otherwise: PyTree[Array],
+) -> PyTree[Array]:
+    """`make(operand)` if due, else `otherwise`.
+
+    It is a loop of at most one turn: under `vmap` that is entered only if a member needs it, where
+    a conditional would always take both branches. What does not depend on the carry would be moved
+    out of the loop and paid for all the same, beside other work; so the operand does, and is zero
+    where nothing is due.
+    """
+
+    def turn(carry):
+        due, _ = carry
+        masked = jax.tree.map(lambda a: jnp.where(due, a, jnp.zeros_like(a)), operand)
+        return jnp.zeros_like(due), make(masked)
+
+    return while_loop(lambda carry: carry[0], turn, (due, otherwise))[1]
 
 
 def checkpointed_loop(cond_fun, body_fun, init_val, *, max_steps: int, checkpoints: int | None):

@@ -92,14 +92,9 @@ class _AbstractAsynchronous(AbstractSolver[FixedPoint, _State]):
         x = jax.tree.map(relaxed, x, read, tree.cast_like(moved, x))
         length = jax.tree.leaves(state.history)[0].shape[0]
         history = ring.store(state.history, x, (k + 1) % length, after=x)
-        # A loop of at most one turn, as a look at all of the map costs as much as m events.
-        due = (k + 1) % m == 0
-        measure = lambda carry: (
-            tree.norm(problem.residual(x)).astype(carry[0].dtype),
-            jnp.zeros_like(carry[1]),
-        )
-        start = (state.error, due)
-        error, _ = loops.while_loop(lambda carry: carry[1], measure, start)
+        # Seldom, as a look at all of the map costs as much as m events.
+        measure = lambda x: tree.norm(problem.residual(x)).astype(state.error.dtype)
+        error = loops.if_due((k + 1) % m == 0, measure, x, state.error)
         return x, _State(history, state.key, k + 1, error)
 
     def error(self, problem, x, state):

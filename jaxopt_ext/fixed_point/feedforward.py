@@ -287,13 +287,8 @@ class GaussSeidelJacobi(AbstractSolver[Feedforward, _WindowState]):
             start = jnp.where(done, end, state.start)
             inner = jnp.where(done, 0, inner)
         over = start >= length
-        measure = lambda carry: (
-            tree.norm(problem.residual(x)).astype(state.error.dtype),
-            jnp.zeros_like(carry[1]),
-        )
-        # A loop of at most one turn: under vmap it is entered only if some problem needs it.
-        entry = (_unknown(state.error.dtype), over)
-        error, _ = loops.while_loop(lambda carry: carry[1], measure, entry)
+        measure = lambda x: tree.norm(problem.residual(x)).astype(state.error.dtype)
+        error = loops.if_due(over, measure, x, _unknown(state.error.dtype))
         return x, _WindowState(jnp.where(over, 0, start), inner, error)
 
     def _unchanged(self, old, new) -> Bool[Array, " k"]:

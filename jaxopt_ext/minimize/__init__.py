@@ -76,8 +76,8 @@ Strictly convex functions over more half-spaces than one can write down:
 Ratios of functions:
 
 - `FractionalCoordinateDescent`: `Direct` or `Parametric`, for the denominators of `denominators`,
-  which are known along coordinates; its limits are better than critical points. `Dinkelbach`, `QuadraticTransform`: by another solver.
-  `ProximalSubgradientRatio`: one proximal step each.
+  which are known along coordinates; its limits are better than critical points. `Dinkelbach`,
+  `QuadraticTransform`: by another solver. `ProximalSubgradientRatio`: one proximal step each.
 
 Systems of equations with bounds on the unknowns:
 

@@ -47,21 +47,6 @@ def hessian(fun: Objective, x: Vector) -> Float[Array, "d d"]:
     return 0.5 * (matrix + matrix.T)
 
 
-def if_due(due: Bool[Array, ""], make: Callable[[Any], Any], operand: Any, otherwise: Any) -> Any:
-    """`make(operand)` if due.
-
-    It is a loop of at most one turn: under `vmap` a conditional would always pay for it. What does
-    not depend on the carry would be moved out of the loop and paid for all the same, beside other
-    work; so the operand does, and is zero where nothing is due.
-    """
-
-    def turn(carry):
-        due, _ = carry
-        return jnp.zeros_like(due), make(jax.tree.map(lambda a: jnp.where(due, a, 0), operand))
-
-    return loops.while_loop(lambda carry: carry[0], turn, (due, otherwise))[1]
-
-
 class Eigen(NamedTuple):
     """A symmetric matrix by its eigenvalues, ascending, and eigenvectors, in columns."""
 

@@ -145,7 +145,7 @@ def _measured(solver, flat, x, gradient, state):
         return jnp.linalg.norm(gradient)
     due = (state.steps + 1) % solver.check_every == 0
     look = lambda x: jnp.linalg.norm(tree.gradient(flat.fun, x))
-    return _cubic.if_due(due, look, x, state.error)
+    return loops.if_due(due, look, x, state.error)
 
 
 def _advanced(state, y, slope, scales, key, error):

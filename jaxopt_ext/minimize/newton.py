@@ -41,7 +41,7 @@ class DenseHessian(AbstractHessian):
         # The factor passes through, so that what is solved with it waits for the eigenvalues:
         # batches of factorizations side by side can wait for each other's threads for ever.
         make = lambda matrix: (_cubic.eigen(matrix), identity)
-        at, factor = _cubic.if_due(~regular, make, matrix, (nothing, factor))
+        at, factor = loops.if_due(~regular, make, matrix, (nothing, factor))
         return lambda v: _solution(here, v, (regular, factor, at))
 
 
@@ -627,7 +627,7 @@ def _snapshot(flat, state):
     """The Hessian's eigenvalues, of this point if they are due."""
     due = state.age == 0
     make = lambda x: _cubic.eigen(_cubic.hessian(flat.fun, x))
-    return _cubic.if_due(due, make, flat.x, state.eigen), state.hessians + due
+    return loops.if_due(due, make, flat.x, state.eigen), state.hessians + due
 
 
 class RegularizedNewton(AbstractSolver):

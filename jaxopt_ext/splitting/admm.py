@@ -78,7 +78,9 @@ def _prepare_again(what, penalty, prepared, wanted):
 def _refreshed(static, moving, penalty, prepared, fixed, wanted):
     def turn(carry):
         what = eqx.combine(moving, fixed, static)
-        return _prepare(what, penalty), jnp.zeros_like(carry[1])
+        # What did not depend on the carry would be moved out of the loop and done at each step.
+        anew = jnp.where(carry[1], penalty, jnp.ones_like(penalty))
+        return _prepare(what, anew), jnp.zeros_like(carry[1])
 
     return loops.while_loop(lambda carry: carry[1], turn, (prepared, wanted))[0]
 
@@ -246,16 +248,17 @@ class ADMM(AbstractSplittingSolver):
         power = jnp.log2(1 + 1e5 / jnp.maximum(state.since, 1).astype(penalty.dtype) ** 2)
         most = jnp.ldexp(jnp.ones_like(penalty), jnp.floor(power).astype(jnp.int32))
 
-        def ask(carry):
+        def ask(seen):
+            at, dual_of_x, primal, dual, memory = seen
             mapped = as_map(frozen.A)(at.x), as_map(frozen.B)(at.z)
             now = Iteration(*mapped, at.dual, dual_of_x, primal, dual)
-            factor, fresh = rule.update(now, carry[1], penalty)
+            factor, fresh = rule.update(now, memory, penalty)
             factor = jnp.where(due, jnp.clip(factor, 1 / most, most), 1).astype(penalty.dtype)
-            return factor, fresh, jnp.zeros_like(carry[2])
+            return factor, fresh
 
-        # Loops of at most one turn: under vmap they are entered only if some problem needs it.
-        start = (jnp.ones_like(penalty), memory, due | (state.since == 1))
-        factor, memory, _ = loops.while_loop(lambda carry: carry[2], ask, start)
+        operand = (at, dual_of_x, primal, dual, memory)
+        otherwise = (jnp.ones_like(penalty), memory)
+        factor, memory = loops.if_due(due | (state.since == 1), ask, operand, otherwise)
         penalty = factor * state.penalty
         what = (problem, *self._updates(problem), point)
         prepared = _prepare_again(what, penalty, state.prepared, factor != 1)

@@ -31,6 +31,10 @@ class _AbstractSystem(eqx.Module):
     def solve(self, problem, rhs):
         """The solution."""
 
+    def ready(self):
+        """Whether it can be solved with."""
+        return jnp.asarray(True)
+
 
 class _Inverse(_AbstractSystem):
     # One product with the inverse is many times faster than two triangular solves, above all in
@@ -39,6 +43,9 @@ class _Inverse(_AbstractSystem):
 
     def solve(self, problem, rhs):
         return self.inverse @ rhs
+
+    def ready(self):
+        return jnp.all(jnp.isfinite(jnp.diagonal(self.inverse)))
 
 
 class _ConjugateGradient(_AbstractSystem):
@@ -270,12 +277,8 @@ class OSQP(AbstractSplittingSolver):
             wanted = jnp.clip(penalty * jnp.sqrt(ratio), 1e-6, 1e6)
             change = (wanted > 5 * penalty) | (wanted < penalty / 5)
             penalty = jnp.where(change & jnp.isfinite(wanted), wanted, penalty)
-            # A loop of at most one turn: under vmap it is entered only if some problem needs it.
-            system, _ = loops.while_loop(
-                lambda carry: carry[1],
-                lambda carry: (self._system(scaled, penalty), jnp.zeros_like(carry[1])),
-                (system, change),
-            )
+            again = lambda penalty: self._system(scaled, penalty)
+            system = loops.if_due(change, again, penalty, system)
             v = jnp.where(change, z + y / self._rows(scaled, penalty), v)
 
         sides, tried, x_bar = _sides(scaled, u[1]), state.tried, u[0]
@@ -285,6 +288,9 @@ class OSQP(AbstractSplittingSolver):
             due = (error > tol) & (verdict == Status.running)
             # Seldom and at the same steps in a batch, where one that polishes makes all wait.
             due = due & ((steps & (steps - 1) == 0) | (steps % 16 == 0)) & jnp.any(sides != tried)
+            # It waits for the system: on CPUs batches of factorizations side by side can wait for
+            # each other's threads for ever.
+            due = due & system.ready()
             tried = jnp.where(due, sides, tried)
             best = point, error
             better, least = self._polished(problem, state.scaling, scaled, sides, best, due, 1)

@@ -3,6 +3,7 @@
 import cvxpy as cp
 import jax
 import jax.numpy as jnp
+import lapack
 import lineax as lx
 import numpy as np
 import pytest
@@ -441,3 +442,10 @@ def test_no_factorization_inside_the_iterations():
     assert len(iterations) == 1
     assert "cholesky" not in str(iterations[0])
     assert "cholesky" in str(jaxpr)
+
+
+def test_factorizations_of_a_batch_of_programs_wait_for_each_other():
+    """Else they can wait for each other's threads for ever; and none is done at each step."""
+    P, q, A, l, u = random_program(0)
+    run = lambda q: jxt.solve(jxt.QuadraticProgram(P, q, A, l, u), splitting.OSQP(), None).value
+    assert not lapack.side_by_side(jax.make_jaxpr(jax.vmap(run))(jnp.stack([q, q])))
