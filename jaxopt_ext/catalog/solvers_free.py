@@ -52,8 +52,8 @@ SOLVERS_FREE: tuple[SolverRow, ...] = (
         claim="minimize/zeroth_order",
         opt_outs={
             **{check: _NOISE for check in ("oracle", "float32", "gradient")},
-            "problems": "Expectation, MinMax: asked in tests/minimize/test_zeroth_order.py, the "
-            "latter by a method for it",
+            "problems": "Expectation: samples are asked of `FiniteSum`; MinMax: asked by a method "
+            "for it in tests/minimize/test_zeroth_order.py",
         },
     ),
 )
