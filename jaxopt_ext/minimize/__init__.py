@@ -62,6 +62,10 @@ Of sets:
 
 - `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
 
+Methods with a theorem, few unknowns, random walks, and relaxations over signs:
+
+- `textbook`, where `guarantee` is the theorem as a number.
+
 Strictly convex functions over more half-spaces than one can write down:
 
 - `ProjectAndForget`, by `solve` for quadratic programs of which few rows matter;
@@ -78,7 +82,7 @@ Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `Abstrac
 `AbstractRegularity`.
 """
 
-from . import submodular
+from . import submodular, textbook
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,
@@ -404,6 +408,7 @@ __all__ = [
     "sparse_path",
     "split_lipschitz_bound",
     "submodular",
+    "textbook",
     "uniform_simplex",
     "verify",
     "wolfe_line_search",
