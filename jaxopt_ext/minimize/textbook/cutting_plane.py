@@ -194,7 +194,7 @@ class _AbstractCuttingPlane(AbstractSolver):
         """What the cuts prove: the best value less the least that any point of the body can have,
         relative to the value; very large where they prove nothing."""
         best = state.best
-        return (best.value - best.lower) / jnp.maximum(jnp.abs(best.value), 1)
+        return jnp.maximum(best.value - best.lower, 0) / jnp.maximum(jnp.abs(best.value), 1)
 
 
 class _EllipsoidState(eqx.Module):
@@ -379,6 +379,7 @@ class _Barrier(NamedTuple):
     projector: Float[Array, "m m"]
     scores: Float[Array, " m"]
     gradient: Vector
+    sides: Float[Array, "n k"]
 
 
 class Vaidya(_AbstractCuttingPlane):
@@ -452,18 +453,19 @@ class Vaidya(_AbstractCuttingPlane):
     def step(self, problem, x, state):
         look = _look(self.oracle, problem, x, state.center)
         dtype, n = state.center.dtype, state.center.size
-        here = _barrier(state.rows, state.room, state.used)
+        sides = jnp.stack([look.gradient, look.normal], axis=1)
+        here = _barrier(state.rows, state.room, state.used, sides)
         # What the cuts prove.
         least = jnp.min(jnp.where(state.used, here.scores, jnp.inf))
-        sides = _forward(here.factor, jnp.stack([look.gradient, here.gradient, look.normal], 1))
-        slope, off, across = jnp.linalg.norm(sides, axis=0)
+        off = jnp.linalg.norm(_forward(here.factor, here.gradient))
+        slope, across = jnp.linalg.norm(here.sides, axis=0)
         centered = off < 0.5 * least
         reach = jnp.sqrt(jnp.sum(state.used)) + n / least
         reach = reach / jnp.where(centered, 1 - off / least, 1)
         bound = jnp.where(centered, -reach * slope, -jnp.inf)
         # A row less or a row more.
         drops = (least < jnp.asarray(self.drop, dtype)) | jnp.all(state.used)
-        cuts = jnp.any(look.normal != 0) & jnp.all(jnp.isfinite(across))
+        cuts = jnp.any(look.normal != 0) & jnp.isfinite(across) & jnp.isfinite(off)
         place = jnp.where(
             drops,
             jnp.argmin(jnp.where(state.used, here.scores, jnp.inf)),
@@ -489,7 +491,7 @@ class Vaidya(_AbstractCuttingPlane):
     def _recenter(self, rows, room, used):
         def newton(_, carry):
             move, room = carry
-            at = _barrier(rows, room, used)
+            at = _barrier(rows, room, used, rows.T[:, :0])
             Q = at.scaled.T @ (at.scores[:, None] * at.scaled)
             factor = jnp.linalg.cholesky(Q)
             d = -_back(factor, _forward(factor, at.gradient))
@@ -520,12 +522,15 @@ def _back(factor, side):
     return jsp.linalg.solve_triangular(factor, side, lower=True, trans=1)
 
 
-def _barrier(rows, room, used) -> _Barrier:
+def _barrier(rows, room, used, sides) -> _Barrier:
+    """`sides` are divided by the factor of $A_x^\\top A_x$ together with the rows: factorizations
+    and solves of a batch should run one behind the other."""
     scaled = jnp.where(used[:, None], rows / jnp.where(used, room, 1)[:, None], 0)
     # In units of the largest entry: rooms may be as small as squares cannot be.
     unit = jnp.max(jnp.abs(scaled))
     unit = jnp.where(unit > 0, unit, 1)
     factor = jnp.linalg.cholesky((scaled / unit).T @ (scaled / unit)) * unit
-    half = _forward(factor, scaled.T)
+    both = _forward(factor, jnp.concatenate([scaled.T, sides], axis=1))
+    half, sides = both[:, : rows.shape[0]], both[:, rows.shape[0] :]
     scores = jnp.sum(half**2, axis=0)
-    return _Barrier(scaled, factor, half.T @ half, scores, -scaled.T @ scores)
+    return _Barrier(scaled, factor, half.T @ half, scores, -scaled.T @ scores, sides)

@@ -122,14 +122,14 @@ class ConvexBody(AbstractBody):
         return low, high
 
 
-def _directions(points: Points, key: PRNGKeyArray) -> Points:
-    """Normal, with the covariance of the points, and a little of each other direction."""
+def _root(points: Points) -> Float[Array, "n n"]:
+    """A root of the covariance of the points, and of a little of each other direction."""
     apart = points - jnp.mean(points, axis=0)
-    count = points.shape[0]
-    some, other = jax.random.split(key)
-    mixed = jax.random.normal(some, (count, count), points.dtype) @ apart / math.sqrt(count)
     size = jnp.sqrt(jnp.mean(apart**2))
-    return mixed + 1e-3 * size * jax.random.normal(other, points.shape, points.dtype)
+    apart = apart / jnp.where(size > 0, size, 1)
+    eye = jnp.eye(points.shape[1], dtype=points.dtype)
+    factor = jnp.linalg.cholesky(apart.T @ apart / points.shape[0] + 1e-6 * eye)
+    return size * jnp.where(jnp.all(jnp.isfinite(factor)), factor, eye)
 
 
 def hit_and_run(
@@ -174,7 +174,7 @@ def hit_and_run(
     points = jnp.asarray(points)
     if points.ndim != 2:
         raise ValueError(f"points must have shape (k, n), got {points.shape}")
-    start = points
+    root = _root(points)
 
     def uniform(key, low, high):
         share = jax.random.uniform(key, low.shape, low.dtype)
@@ -201,7 +201,7 @@ def hit_and_run(
     def visit(_, carry):
         points, key = carry
         some, other, key = jax.random.split(key, 3)
-        directions = _directions(start, some)
+        directions = jax.random.normal(some, points.shape, points.dtype) @ root.T
         low, high = jax.vmap(body.chord)(points, directions)
         if energy is None:
             t = uniform(other, low, high)
@@ -326,7 +326,7 @@ class SimulatedAnnealing(AbstractSolver):
     - `temperature`: $T > 0$ at the start, of the size of the range of $f$.
     - `cooling`: the factor in (0, 1) in the place of $1 - 1 / \\sqrt n$.
     - `num_chains`: samples; by default $4 (n + 1)$.
-    - `num_steps`: steps of the walk at a temperature; by default $n + 4$.
+    - `num_steps`: steps of the walk at a temperature; by default $4 n + 8$.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Raises:** `ValueError` for numbers out of these ranges.
@@ -373,7 +373,8 @@ class SimulatedAnnealing(AbstractSolver):
             return flat, flat.fun
 
         def energy(v):
-            there = problem.feasible.contains(flat.unravel(v))
+            away = v - _vector(problem.feasible.project(flat.unravel(v)))
+            there = jnp.linalg.norm(away) <= 8 * jnp.finfo(v.dtype).eps * jnp.linalg.norm(v)
             return jnp.where(there, flat.fun(v), jnp.inf)
 
         return flat, energy
@@ -405,7 +406,7 @@ class SimulatedAnnealing(AbstractSolver):
         ball = Ball(state.center, 2 * jnp.asarray(self.radius, dtype))
         if isinstance(problem, Smooth):
             ball = Ball(state.center, jnp.asarray(self.radius, dtype))
-        steps, temperature = self.num_steps or n + 4, state.temperature
+        steps, temperature = self.num_steps or 4 * n + 8, state.temperature
         points = hit_and_run(
             ball, state.points, walk, steps, lambda v: energy(v) / temperature.astype(v.dtype)
         )

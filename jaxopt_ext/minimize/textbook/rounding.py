@@ -19,6 +19,9 @@ EXACT = 60
 class RoundedSigns(eqx.Module):
     """What `max_cut` and `max_quadratic_form` return.
 
+    Derivatives of `value` and `mean` are those with the signs as they are, that of `relaxed` is
+    exact, $X$, and `bound` has none.
+
     **Attributes:**
 
     - `signs`: the best rounding, $\\pm 1$, shape `(n,)`.
@@ -226,9 +229,10 @@ def _rounded(form, key, num_roundings, relaxation) -> RoundedSigns:
         relaxation = ExactRelaxation() if n <= EXACT else BurerMonteiro()
     checks.instance("relaxation", relaxation, AbstractRelaxation, "BurerMonteiro()")
     start, planes = jax.random.split(key)
-    V, z, solved = relaxation(form, start)
+    fixed = jax.lax.stop_gradient(form)
+    V, z, solved = relaxation(fixed, start)
     # Shifted until it is feasible: any such point bounds all signs.
-    over = jnp.linalg.eigvalsh(form - jnp.diag(z))[-1]
+    over = jnp.linalg.eigvalsh(fixed - jnp.diag(z))[-1]
     bound = jnp.sum(z) + n * jnp.maximum(over, 0)
     normals = jax.random.normal(planes, (num_roundings, V.shape[1]), form.dtype)
     signs = jnp.where(normals @ V.T >= 0, 1, -1).astype(form.dtype)
