@@ -39,8 +39,8 @@ def _grid(energy):
 def test_walks_have_the_law_that_is_asked():
     body, key, points = Polytope(CORNER, SIDES), jax.random.key(1), _start(600)
     energy = lambda x: 8 * x[0] + 3 * x[1]
-    walk = jax.jit(lambda p, key: hit_and_run(body, p, key, 15))
-    tilted = jax.jit(lambda p, key: hit_and_run(body, p, key, 15, energy))
+    walk = jax.jit(lambda p, key: hit_and_run(body, p, key, 40))
+    tilted = jax.jit(lambda p, key: hit_and_run(body, p, key, 40, energy))
     for run, wanted in ((walk, lambda x: 0 * x[0]), (tilted, energy)):
         found = np.asarray(run(points, key))
         assert (found @ CORNER.T <= SIDES + 1e-12).all()
@@ -81,8 +81,8 @@ def test_sampled_centroids_by_a_simplex():
     assert (body.points @ body.matrix.T <= body.rhs + 1e-12).all()
 
 
-def _annealed(size, n):
-    solver = SimulatedAnnealing(1.0, 4.0, num_chains=10 * n, max_steps=40)
+def _annealed(size, n, chains, within):
+    solver = SimulatedAnnealing(1.0, 4.0, num_chains=chains, max_steps=20)
     targets = np.random.default_rng(3).normal(size=(size, n)) / (3 * n**0.5)
 
     def one(target):
@@ -92,23 +92,23 @@ def _annealed(size, n):
         return (*solution.trace, solution.status._value)
 
     means, best, status = map(np.asarray, jax.jit(jax.vmap(one))(jnp.asarray(targets)))
-    at = np.linspace(0, 39, 10).astype(int)
+    at = np.linspace(0, 19, 10).astype(int)
     bound = np.asarray(textbook.guarantee(solver, at, Constants(dimension=n)))
     assert (best[:, at] <= bound).all()
     # A cone's samples are nT above its tip in the mean, where the box is far away.
     ratio = means.mean(axis=0)[at] / bound
-    assert (ratio <= 1.15).all(), ratio
-    assert (ratio[-5:] >= 0.85).all(), ratio
+    assert (ratio <= 1 + within).all(), ratio
+    assert (ratio[-5:] >= 1 - within).all(), ratio
     assert not (status == jxt.Status.converged._value).any()
 
 
 def test_annealed_samples_are_as_good_as_promised():
-    _annealed(4, 4)
+    _annealed(4, 4, 20, 0.25)
 
 
 @pytest.mark.slow
 def test_annealed_samples_of_many_are_as_good_as_promised():
-    _annealed(20, 6)
+    _annealed(20, 5, 60, 0.1)
 
 
 def test_annealing_within_rounding_and_without_solutions():

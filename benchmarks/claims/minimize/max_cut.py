@@ -12,8 +12,8 @@ from jaxopt_ext.minimize import textbook
 
 CLAIM = (
     "On each of seven graphs (Petersen, the karate club, and random ones of 12, 12, 40, 80 and 150 "
-    "nodes) the mean of 4000 random hyperplanes is at least 0.878 of the relaxation, where a random "
-    "cut has half of all weights; and the best of them is the largest cut where that can be "
+    "nodes) the mean of 4000 random hyperplanes is at least 0.878 of the relaxation, of which a "
+    "random cut has less; and the best of them is the largest cut where that can be "
     "counted."
 )
 SETTINGS = "Nothing is chosen. Seeds 10 to 14 for the graphs and 20 to 26 for the planes."

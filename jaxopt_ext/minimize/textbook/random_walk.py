@@ -18,6 +18,7 @@ from .. import _cubic
 from .centroid import AbstractCentroid
 
 Points = Float[Array, "k n"]
+_WINDOW = 40.0  # in standard deviations of the points, along a direction
 
 
 class AbstractBody(eqx.Module):
@@ -145,8 +146,9 @@ def hit_and_run(
     In each step each chain draws a direction, normal with the covariance that all points have at
     the start, which makes the walk the same in all units, and moves to a point of the chord through
     it: uniform, or with density $e^{-E}$ along the chord. The latter is by slices: a level above
-    $E(x)$ is drawn, and points of the chord, each time of what is left of it between the last
-    one and $x$, until one is below the level; so only values are asked, and nothing is tuned.
+    $E(x)$ is drawn, and points of the chord, at most 40 standard deviations of it, each time of
+    what is left between the last one and $x$, until one is below the level; so only values are
+    asked, and nothing is tuned.
     The law of density $e^{-E}$ on the body is left as it is.
 
     **Arguments:**
@@ -181,9 +183,14 @@ def hit_and_run(
         return low + share * (high - low)
 
     def slice_of(x, direction, low, high, energy, key):
-        now, key = jax.random.split(key)
+        now, place, key = jax.random.split(key, 3)
         level = energy(x)
         level = level + jax.random.exponential(now, level.shape, level.dtype)
+        # A window that holds the point anywhere leaves the law as it is, and the long chords of
+        # cold samples need not be tried from end to end.
+        share = jax.random.uniform(place, low.shape, low.dtype)
+        low = jnp.maximum(low, -_WINDOW * share)
+        high = jnp.minimum(high, _WINDOW * (1 - share))
 
         def visit(carry):
             low, high, _, tries, key, _ = carry
@@ -326,7 +333,7 @@ class SimulatedAnnealing(AbstractSolver):
     - `temperature`: $T > 0$ at the start, of the size of the range of $f$.
     - `cooling`: the factor in (0, 1) in the place of $1 - 1 / \\sqrt n$.
     - `num_chains`: samples; by default $4 (n + 1)$.
-    - `num_steps`: steps of the walk at a temperature; by default $4 n + 8$.
+    - `num_steps`: steps of the walk at a temperature; by default $8 n + 16$.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Raises:** `ValueError` for numbers out of these ranges.
@@ -406,7 +413,7 @@ class SimulatedAnnealing(AbstractSolver):
         ball = Ball(state.center, 2 * jnp.asarray(self.radius, dtype))
         if isinstance(problem, Smooth):
             ball = Ball(state.center, jnp.asarray(self.radius, dtype))
-        steps, temperature = self.num_steps or 4 * n + 8, state.temperature
+        steps, temperature = self.num_steps or 8 * n + 16, state.temperature
         points = hit_and_run(
             ball, state.points, walk, steps, lambda v: energy(v) / temperature.astype(v.dtype)
         )
