@@ -56,10 +56,6 @@ By function values alone, many minima or kinks:
 
 Of sets:
 
-- `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
-
-Strictly convex functions over more half-spaces than one can write down:
-
 - `ProjectAndForget`, by `solve` for quadratic programs of which few rows matter;
   `project_with_oracle` for half-spaces that only an oracle knows, on the host: `ShortestPathOracle`
   (by `FloydWarshall` or `Dijkstra`), `RandomTriangleOracle`, `ListOracle`, with the functions
@@ -78,6 +74,14 @@ Ratios of functions:
 - `FractionalCoordinateDescent`: `Direct` or `Parametric`, for the denominators of `denominators`,
   which are known along coordinates; its limits are better than critical points. `Dinkelbach`,
   `QuadraticTransform`: by another solver. `ProximalSubgradientRatio`: one proximal step each.
+- `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
+
+Methods with a theorem, few unknowns, random walks, and relaxations over signs:
+
+- `textbook`, where `guarantee` is the theorem as a number.
+
+Strictly convex functions over more half-spaces than one can write down:
+
 
 Systems of equations with bounds on the unknowns:
 
@@ -88,7 +92,7 @@ Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `Abstrac
 `AbstractRegularity`.
 """
 
-from . import denominators, submodular
+from . import denominators, submodular, textbook
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,
@@ -505,6 +509,7 @@ __all__ = [
     "sparse_path",
     "split_lipschitz_bound",
     "submodular",
+    "textbook",
     "uniform_simplex",
     "verify",
     "wolfe_line_search",
