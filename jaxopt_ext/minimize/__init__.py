@@ -62,6 +62,11 @@ Of sets:
 
 - `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
 
+With a theorem, and the rate it proves as a number:
+
+- `textbook`: subgradients, mirror descent, dual averaging, mirror prox, geometric descent, saddle
+  points, stochastic methods, and `textbook.guarantee` of these and others.
+
 Strictly convex functions over more half-spaces than one can write down:
 
 - `ProjectAndForget`, by `solve` for quadratic programs of which few rows matter;
@@ -78,7 +83,7 @@ Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `Abstrac
 `AbstractRegularity`.
 """
 
-from . import submodular
+from . import submodular, textbook
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,
@@ -404,6 +409,7 @@ __all__ = [
     "sparse_path",
     "split_lipschitz_bound",
     "submodular",
+    "textbook",
     "uniform_simplex",
     "verify",
     "wolfe_line_search",
