@@ -25,12 +25,20 @@ Curves = tuple[jax.Array, jax.Array]
 
 def _curves(problem, method, start, gap, constants, key=None, checkpoints=CHECKPOINTS) -> Curves:
     """The gap of what would be returned, and its bound, at the checkpoints."""
+    measured = _walk(problem, method, start, lambda x, s: gap(getattr(s, "average", x)), key)
+    return measured[checkpoints - 1], tb.guarantee(method, checkpoints, constants)
 
-    def trace(problem, x, state):
-        return gap(getattr(state, "average", x))
 
-    solution = jxt.solve(problem, method, start, key=key, trace=trace)
-    return solution.trace[checkpoints - 1], tb.guarantee(method, checkpoints, constants)
+def _walk(problem, method, start, look, key=None):
+    """What is seen behind each step: those of `solve`, which would stop at a solution."""
+    key = jax.random.key(0) if key is None else key
+
+    def body(carry, _):
+        x, state = method.step(problem, *carry)
+        return (x, state), look(x, state)
+
+    state = method.init(problem, start, key)
+    return jax.lax.scan(body, (start, state), length=method.max_steps)[1]
 
 
 def _normal(key, *shape):
@@ -286,13 +294,12 @@ def short_steps(key) -> Curves:
     method = minimize.InteriorPoint(minimize.ShortStep(), tol=0.0, max_steps=STEPS)
     start = jxt.PrimalDual(jnp.zeros(3), jnp.zeros(7))
 
-    def complementarity(problem, x, state):
+    def complementarity(x, state):
         p = state.point
         return (jxt.tree.vdot(p.s, p.z) + p.tau * p.kappa) / state.form.degree
 
-    solution = jxt.solve(problem, method, start, trace=complementarity)
     proved = tb.guarantee(method, CHECKPOINTS, tb.Constants(barrier=14.0))
-    return solution.trace[CHECKPOINTS - 1], proved
+    return _walk(problem, method, start, complementarity)[CHECKPOINTS - 1], proved
 
 
 def _options(**more):
@@ -357,6 +364,19 @@ RANDOM_RATES: dict[str, Callable[[jax.Array], Curves]] = {
     ),
 }
 """Of these it holds for the mean."""
+
+
+LANDED = (
+    "projected subgradient, best",
+    "gradient descent",
+    "accelerated, smooth",
+    "projected gradient",
+    "conditional gradient",
+    "mirror descent, smooth",
+    "short-step interior point",
+    "random coordinate descent",
+)
+"""Methods of other files, and variants."""
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -307,7 +307,7 @@ class GeometricDescent(AbstractSolver[Smooth, GeometricState]):
     **Arguments:**
 
     - `strong_convexity`: $\\alpha$. If it is too large the ball may lose the minimizer, and
-      then its radius vanishes; the value never gets worse.
+      then its radius vanishes; the value never gets worse but by rounding.
     - `search_steps`: of each line search, at most.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
@@ -335,10 +335,10 @@ class GeometricDescent(AbstractSolver[Smooth, GeometricState]):
         size = tree.norm(slope)
         low = self._least(problem.fun, x, tree.scale(slope, -1))
         fallen = problem.fun(low)
-        worse = fallen > value  # by rounding
+        worse = fallen > value + _rounding(value)
         low, fallen = tree.where(worse, x, low), jnp.where(worse, value, fallen)
         center = tree.axpy(x, -1 / alpha, slope)
-        square = (size / alpha) ** 2 - 2 / alpha * (value - fallen)
+        square = (size / alpha) ** 2 - 2 / alpha * (value - fallen - _rounding(value))
         return low, fallen, center, square, size
 
     def _least(self, fun, x, along):
@@ -387,7 +387,7 @@ class GeometricDescent(AbstractSolver[Smooth, GeometricState]):
         x = tree.where(fresh, x, self._between(problem, x, state))
         low, value, center, square, size = self._look(problem, x)
         square, value = square.astype(dtype), value.astype(dtype)
-        old = state.square - 2 / alpha * (state.value - value)
+        old = state.square - 2 / alpha * (state.value - value - _rounding(value))
         center, square = _smallest(state.center, jnp.where(fresh, 0, old), center, square, fresh)
         error = confirmed(problem, low, size.astype(dtype), state.error, self.tol)
         return low, GeometricState(tree.cast_like(center, x), square, value, error)
@@ -395,8 +395,8 @@ class GeometricDescent(AbstractSolver[Smooth, GeometricState]):
     def _between(self, problem, x, state):
         along = jax.tree.map(jnp.subtract, state.center, x)
         new = self._least(problem.fun, x, along)
-        better = problem.fun(new) <= state.value.astype(tree.real_dtype(x))
-        return tree.where(better, new, x)
+        known = state.value.astype(tree.real_dtype(x))
+        return tree.where(problem.fun(new) <= known + _rounding(known), new, x)
 
     def error(self, problem, x, state):
         return state.error
@@ -412,6 +412,11 @@ class GeometricDescent(AbstractSolver[Smooth, GeometricState]):
         kappa = beta / alpha
         first = alpha / 2 * (kappa**2 - kappa) * radius**2
         return first * (1 - kappa**-0.5) ** (steps - 1)
+
+
+def _rounding(value):
+    """What a difference of values near this one may be off by."""
+    return 8 * jnp.finfo(value.dtype).eps * jnp.abs(value)
 
 
 def _smallest(center, square, other, other_square, replace):
