@@ -379,10 +379,13 @@ LANDED = (
 """Methods of other files, and variants."""
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _run(names, keys):
+@functools.cache
+def _compiled(names, instances, double):
+    """All in one program, in a hurry: compiling is most of the time."""
     every = {**RATES, **RANDOM_RATES}
-    return {name: jax.vmap(every[name])(keys) for name in names}
+    keys = jax.random.split(jax.random.key(0), instances)
+    run = jax.jit(lambda keys: {name: jax.vmap(every[name])(keys) for name in names})
+    return run.lower(keys).compile({"xla_backend_optimization_level": 0})
 
 
 def measure(seed: int, instances: int, names=None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -394,8 +397,8 @@ def measure(seed: int, instances: int, names=None) -> dict[str, tuple[np.ndarray
     - `names`: of some methods only.
     """
     names = tuple({**RATES, **RANDOM_RATES} if names is None else names)
-    found = _run(names, jax.random.split(jax.random.key(seed), instances))
-    return jax.tree.map(np.asarray, found)
+    run = _compiled(names, instances, jax.config.jax_enable_x64)
+    return jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(seed), instances)))
 
 
 def worst_ratio(name: str, curves: tuple[np.ndarray, np.ndarray]) -> float:

@@ -81,18 +81,17 @@ TEXTBOOK_RATES: tuple[SolverRow, ...] = (
         "SaddleMirrorProx",
         lambda: jxt.minimize.textbook.SaddleMirrorProx(),
     ),
+    # Steps short enough for problems in all units.
     _row(
         "Stochastic mirror descent",
         "StochasticMirrorDescent",
-        lambda: jxt.minimize.textbook.StochasticMirrorDescent(radius=5.0, batch=8),
+        lambda: jxt.minimize.textbook.StochasticMirrorDescent(radius=1e-4),
         opt_outs=_without(_AVERAGED),
     ),
     _row(
         "Stochastic mirror descent, smooth",
         "SmoothStochasticMirrorDescent",
-        lambda: jxt.minimize.textbook.SmoothStochasticMirrorDescent(
-            radius=5.0, smoothness=2.0, batch=8
-        ),
+        lambda: jxt.minimize.textbook.SmoothStochasticMirrorDescent(radius=1e-4, smoothness=2.0),
         opt_outs=_without(_AVERAGED),
     ),
     _row(
