@@ -32,6 +32,7 @@ from .solvers_free import SOLVERS_FREE
 from .solvers_host import SOLVERS_HOST
 from .solvers_newton import SOLVERS_NEWTON
 from .textbook_cuts import TEXTBOOK_CUTS
+from .textbook_rates import TEXTBOOK_RATES
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
@@ -42,6 +43,7 @@ ROWS: tuple[Row, ...] = (
     *SOLVERS_COORDINATE,
     *SOLVERS_CONIC,
     *SOLVERS_HOST,
+    *TEXTBOOK_RATES,
     *TEXTBOOK_CUTS,
     *INCLUSIONS,
     *OPTIMIZERS,

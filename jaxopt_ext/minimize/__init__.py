@@ -79,6 +79,15 @@ Ratios of functions:
 Methods with a theorem, few unknowns, random walks, and relaxations over signs:
 
 - `textbook`, where `guarantee` is the theorem as a number.
+- `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
+
+With a theorem, and the rate it proves as a number:
+
+- `textbook`: subgradients, mirror descent, dual averaging, mirror prox, geometric descent, saddle
+  points, stochastic methods, and `textbook.guarantee` of these and others.
+
+Strictly convex functions over more half-spaces than one can write down:
+
 
 Strictly convex functions over more half-spaces than one can write down:
 

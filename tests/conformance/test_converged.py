@@ -128,6 +128,14 @@ def _inclusion(d):
     return jxt.VariationalInequality(forward, prox.Box(-size, 2 * size))
 
 
+def _min_max(d):
+    """A bilinear saddle, with a square on one side half of the time."""
+    A, b = d["A"] * d["bad"], d["b"]
+    objective = lambda x, y: 0.5 * jnp.sum((A @ x - b) ** 2) + y @ d["map"] @ x - y @ d["shift"]
+    size = jnp.sum(d["start"])
+    return jxt.MinMax(objective, prox.Box(-size, 2 * size), prox.Box(-size, size))
+
+
 def _manifold(d):
     """A sphere, with a plane that misses it in some cases; multipliers grow with the units."""
     A, b, c = d["A"], d["b"], d["map"][0]
@@ -156,6 +164,7 @@ BUILD = {
     jxt.FiniteSum: _finite_sum,
     jxt.EqualityConstrained: _manifold,
     jxt.AbstractInclusion: _inclusion,
+    jxt.MinMax: _min_max,
     jxt.Smooth: _smooth,
     jxt.Composite: lambda d: jxt.Composite(
         jxt.objectives.SquaredLoss(d["A"], d["b"]), prox.L1(d["theta"])
@@ -184,6 +193,7 @@ BUILD = {
 def _start(kind, d):
     return {
         jxt.Splitting: lambda: jnp.zeros_like(d["b"]),
+        jxt.MinMax: lambda: jxt.PrimalDual(d["start"], jnp.zeros_like(d["start"])),
         jxt.Smooth: lambda: d["bad"] * d["shift"],
     }.get(kind, lambda: d["start"])()
 

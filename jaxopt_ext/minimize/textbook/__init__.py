@@ -17,11 +17,34 @@ Over signs, by semidefinite relaxations and random hyperplanes:
 
 - `max_cut`, `max_quadratic_form`; relaxations are `ExactRelaxation` and `BurerMonteiro`, results
   `RoundedSigns`.
+- `ProjectedSubgradient`, `StronglyConvexSubgradient`: functions with kinks; both return an
+  average, `UniformAverage`, `LinearAverage` or `BestPoint`.
+- `StronglyConvexNesterov`: smooth and strongly convex, both constants known. `GeometricDescent`:
+  with line searches, and a ball around the minimizer that certifies it.
+- `HardestNonsmooth`, `HardestQuadratic`: functions on which no such method is faster.
+
+Other geometries, those of `minimize` and `MatrixEntropy` on the `Spectrahedron`:
+
+- `FixedMirrorDescent`, `DualAveraging`: kinks; with an L1 penalty that is not linearized.
+- `MirrorProx`: smooth.
+
+Saddle points:
+
+- `SaddleMirrorDescent`: kinks. `SaddleMirrorProx`: smooth, a faster rate. `matrix_game`, a
+  `MatrixGame`; `maximum_of` smooth functions; `linear_classification`.
+
+By samples:
+
+- `StochasticMirrorDescent`, `SmoothStochasticMirrorDescent`: any stream. `SVRG`: finite sums, a
+  linear rate.
+- `StochasticSaddleMirrorDescent`, `StochasticSaddleMirrorProx`: matrix games by drawn rows and
+  columns.
 
 Their contracts for others are `AbstractSeparationOracle`, `AbstractCentroid`, `AbstractBody`,
 `AbstractRelaxation`.
 """
 
+from .averaging import AbstractAverage, BestPoint, LinearAverage, UniformAverage
 from .centroid import AbstractCentroid, PolygonCentroid
 from .cutting_plane import (
     AbstractSeparationOracle,
@@ -31,7 +54,15 @@ from .cutting_plane import (
     ProjectionOracle,
     Vaidya,
 )
+from .gradient import (
+    GeometricDescent,
+    ProjectedSubgradient,
+    StronglyConvexNesterov,
+    StronglyConvexSubgradient,
+)
 from .guarantee import Constants, guarantee
+from .lower_bound import HardestNonsmooth, HardestQuadratic
+from .mirror import DualAveraging, FixedMirrorDescent, MirrorProx
 from .random_walk import (
     AbstractBody,
     Ball,
@@ -49,29 +80,73 @@ from .rounding import (
     max_cut,
     max_quadratic_form,
 )
+from .saddle_point import (
+    AbstractSampledObjective,
+    MatrixGame,
+    SaddleMirrorDescent,
+    SaddleMirrorProx,
+    linear_classification,
+    matrix_game,
+    maximum_of,
+)
+from .spectrahedron import MatrixEntropy, Spectrahedron
+from .stochastic import (
+    SVRG,
+    SmoothStochasticMirrorDescent,
+    StochasticMirrorDescent,
+    StochasticSaddleMirrorDescent,
+    StochasticSaddleMirrorProx,
+)
 
 __all__ = [
+    "SVRG",
+    "AbstractAverage",
     "AbstractBody",
     "AbstractCentroid",
     "AbstractRelaxation",
+    "AbstractSampledObjective",
     "AbstractSeparationOracle",
     "Ball",
+    "BestPoint",
     "BurerMonteiro",
     "CenterOfGravity",
     "Constants",
     "ConvexBody",
+    "DualAveraging",
     "Ellipsoid",
     "ExactRelaxation",
+    "FixedMirrorDescent",
     "FunctionOracle",
+    "GeometricDescent",
+    "HardestNonsmooth",
+    "HardestQuadratic",
+    "LinearAverage",
+    "MatrixEntropy",
+    "MatrixGame",
+    "MirrorProx",
     "PolygonCentroid",
     "Polytope",
+    "ProjectedSubgradient",
     "ProjectionOracle",
     "RoundedSigns",
+    "SaddleMirrorDescent",
+    "SaddleMirrorProx",
     "SampledCentroid",
     "SimulatedAnnealing",
+    "SmoothStochasticMirrorDescent",
+    "Spectrahedron",
+    "StochasticMirrorDescent",
+    "StochasticSaddleMirrorDescent",
+    "StochasticSaddleMirrorProx",
+    "StronglyConvexNesterov",
+    "StronglyConvexSubgradient",
+    "UniformAverage",
     "Vaidya",
     "guarantee",
     "hit_and_run",
+    "linear_classification",
+    "matrix_game",
     "max_cut",
     "max_quadratic_form",
+    "maximum_of",
 ]

@@ -7,7 +7,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...core import AbstractSolver
+from ..block_coordinate import BlockCoordinateDescent, Random
 from ..frank_wolfe import FrankWolfe
+from ..gradient_descent import GradientDescent
+from ..interior_point import InteriorPoint, ShortStep
+from ..mirror_descent import MirrorDescent
 from ..proximal_gradient import FISTA, ProximalGradient
 
 
@@ -28,6 +32,11 @@ class Constants(eqx.Module):
     - `second_moment`: $B_g$, the square root of a bound on $\\mathbb E \\|g\\|_*^2$.
     - `noise`: $\\sigma$, the square root of a bound on the variance of a stochastic gradient.
     - `dimension`: $n$.
+    - `coordinate_smoothness`: $\\beta_i$ of each partial derivative in its own coordinate, shape
+      `(n,)`.
+    - `coupling`: $\\beta_{12}$ of a saddle, how each side's gradient changes with the other side.
+    - `barrier`: $\\nu$, the parameter of a barrier.
+    - `dual`: the constants of the other side of a saddle.
     """
 
     radius: float | Float[Array, ""] | None = None
@@ -41,6 +50,10 @@ class Constants(eqx.Module):
     second_moment: float | Float[Array, ""] | None = None
     noise: float | Float[Array, ""] | None = None
     dimension: int | None = None
+    coordinate_smoothness: Float[Array, " n"] | None = None
+    coupling: float | Float[Array, ""] | None = None
+    barrier: float | Float[Array, ""] | None = None
+    dual: "Constants | None" = None
 
     def need(self, *names: str) -> tuple:
         """The constants of these names.
@@ -53,19 +66,57 @@ class Constants(eqx.Module):
         return tuple(getattr(self, name) for name in names)
 
 
-def _projected_gradient(steps, constants):
+def _projected_gradient(method, steps, constants):
+    """Of steps of $1 / \\beta$."""
     beta, radius, spread = constants.need("smoothness", "radius", "spread")
     return (3 * beta * radius**2 + spread) / steps
 
 
-def _conditional_gradient(steps, constants):
+def _conditional_gradient(method, steps, constants):
     beta, diameter = constants.need("smoothness", "diameter")
     return 2 * beta * diameter**2 / (steps + 1)
 
 
-def _accelerated(steps, constants):
+def _accelerated(method, steps, constants):
     beta, radius = constants.need("smoothness", "radius")
     return 2 * beta * radius**2 / (steps + 1) ** 2
+
+
+def _gradient_descent(method, steps, constants):
+    """Of steps of $2 / (\\alpha + \\beta)$."""
+    beta, alpha, radius = constants.need("smoothness", "strong_convexity", "radius")
+    return beta / 2 * radius**2 * jnp.exp(-4 * steps / (beta / alpha + 1))
+
+
+def _mirror_descent(method, steps, constants):
+    """Of steps that halve from the first until they pass, which $\\rho / \\beta$ does."""
+    beta, radius, rho = constants.need("smoothness", "radius", "mirror_convexity")
+    least = jnp.minimum(method.step_size, rho / (2 * beta))
+    return radius**2 / (least * steps)
+
+
+def _coordinate_descent(method, steps, constants):
+    """Of the mean, after sweeps of $n$ draws: $(1 - \\alpha / \\sum_i \\beta_i^\\gamma)^{n s}$
+    of the spread, with $\\alpha$ in the norm $\\sum_i \\beta_i^{1 - \\gamma} x_i^2$; without
+    it $2 R^2 \\sum_i \\beta_i^\\gamma / (n s)$, with $R$ in that norm."""
+    if not isinstance(method.selection, Random):
+        raise TypeError("no theorem is known of BlockCoordinateDescent but with Random()")
+    (beta,) = constants.need("coordinate_smoothness")
+    total, draws = jnp.sum(beta**method.selection.power), beta.shape[0] * steps
+    if constants.strong_convexity is None:
+        (radius,) = constants.need("radius")
+        return 2 * radius**2 * total / draws
+    alpha, spread = constants.need("strong_convexity", "spread")
+    return spread * (1 - alpha / total) ** draws
+
+
+def _short_steps(method, steps, constants):
+    """Of the complementarity $\\mu$, which is 1 in the beginning; the embedding that is followed
+    adds one to the barrier's parameter."""
+    if not isinstance(method.path, ShortStep):
+        raise TypeError("no theorem is known of InteriorPoint but with the path ShortStep()")
+    (barrier,) = constants.need("barrier")
+    return (1 + method.path.rate / jnp.sqrt(barrier + 1)) ** -steps
 
 
 # Methods of other files, whose classes know nothing of this one.
@@ -73,6 +124,10 @@ _ELSEWHERE: dict[type[AbstractSolver], Callable] = {
     ProximalGradient: _projected_gradient,
     FrankWolfe: _conditional_gradient,
     FISTA: _accelerated,
+    GradientDescent: _gradient_descent,
+    MirrorDescent: _mirror_descent,
+    BlockCoordinateDescent: _coordinate_descent,
+    InteriorPoint: _short_steps,
 }
 
 
@@ -80,6 +135,12 @@ def guarantee(
     method: AbstractSolver, steps: int | Float[Array, "..."], constants: Constants
 ) -> Float[Array, "..."]:
     """The bound that the method's theorem puts on $f(x) - f^*$ after so many steps.
+
+    Of saddle points it is on the gap, of methods that draw on the mean, of `InteriorPoint` with
+    short steps on the complementarity, relative to that of the start. `GradientDescent` is meant
+    with steps of $2 / (\\alpha + \\beta)$, `ProximalGradient` and `FISTA` with $1 / \\beta$ or
+    less and without a search that goes beyond it, `BlockCoordinateDescent` with a `Random` order
+    and in sweeps.
 
     **Arguments:**
 
@@ -100,4 +161,4 @@ def guarantee(
         return own(steps, constants)
     if type(method) not in _ELSEWHERE:
         raise TypeError(f"no theorem is known of {type(method).__name__}")
-    return _ELSEWHERE[type(method)](steps, constants)
+    return _ELSEWHERE[type(method)](method, steps, constants)
