@@ -43,4 +43,19 @@ STOCHASTIC: tuple[SolverRow, ...] = (
         claim="stochastic/spider",
         opt_outs=_NO_PROX,
     ),
+    SolverRow(
+        "Stochastic model-based minimization",
+        "stochastic.StochasticModelBased",
+        "Davis, Drusvyatskiy, Stochastic Model-Based Minimization of Weakly Convex Functions, "
+        "2019, arXiv:1803.06523",
+        lambda: jxt.stochastic.StochasticModelBased(
+            jxt.stochastic.Subgradient(), 30.0, tol=1e-6, max_steps=5000
+        ),
+        system=("S075",),
+        claim="stochastic/model_based",
+        opt_outs={
+            "problems": "FiniteSum, Expectation: with a constant penalty the noise stays; asked in "
+            "tests/stochastic/test_model_based.py"
+        },
+    ),
 )

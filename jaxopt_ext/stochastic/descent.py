@@ -124,9 +124,7 @@ class AbstractEstimatedDescent(AbstractSolver[AbstractProblem, DescentState]):
         if isinstance(self.output, Last):
             return x, state
         size = jnp.where(state.estimate.exact, state.error, jnp.inf)
-        chosen, error = self.output.read(state.record, x, size)
-        done = state.error <= self.tol
-        chosen, error = tree.where(done, (x, state.error), (chosen, error))
+        chosen, error = self.output.choose(state.record, x, state.error, size, self.tol)
         return chosen, eqx.tree_at(lambda s: s.error, state, error)
 
 

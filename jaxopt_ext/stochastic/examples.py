@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, ArrayLike, Float
 
 from ..core import FiniteSum, Scalar, checks
+from ..prox import L1
+from .model_based import ComposedLoss
 
 
 def _table(**arrays) -> tuple[Array, ...]:
@@ -68,3 +70,62 @@ def chi2_dro(X: Float[ArrayLike, "m d"], y: Float[ArrayLike, " m"], lam: float =
     """
     checks.positive("lam", lam)
     return FiniteSum(loss=_RobustRegression(checks.scalar(lam)), data=_table(X=X, y=y))
+
+
+def _phase(x, row):
+    a, b = row
+    return jnp.vdot(a, x) ** 2 - b
+
+
+def robust_phase_retrieval(A: Float[ArrayLike, "m d"], b: Float[ArrayLike, " m"]) -> FiniteSum:
+    """$\\min_x \\frac1m \\sum_i |\\langle a_i, x\\rangle^2 - b_i|$, a `ComposedLoss`.
+
+    **Arguments:**
+
+    - `A`: the measurement vectors, shape `(m, d)`. `b`: shape `(m,)`.
+
+    **Raises:** `ValueError` unless `A` and `b` have as many rows.
+    """
+    return FiniteSum(loss=ComposedLoss(L1(1.0), _phase), data=_table(A=A, b=b))
+
+
+def _product(point, row):
+    x, y = point
+    u, v, b = row
+    return jnp.vdot(u, x) * jnp.vdot(v, y) - b
+
+
+def blind_deconvolution(
+    U: Float[ArrayLike, "m d"], V: Float[ArrayLike, "m e"], b: Float[ArrayLike, " m"]
+) -> FiniteSum:
+    """$\\min_{x, y} \\frac1m \\sum_i |\\langle u_i, x\\rangle \\langle v_i, y\\rangle - b_i|$ for
+    the pair `(x, y)`, a `ComposedLoss`.
+
+    **Arguments:**
+
+    - `U`: shape `(m, d)`. `V`: shape `(m, e)`. `b`: shape `(m,)`.
+
+    **Raises:** `ValueError` unless they have as many rows.
+    """
+    return FiniteSum(loss=ComposedLoss(L1(1.0), _product), data=_table(U=U, V=V, b=b))
+
+
+def _sketch(x, row):
+    first, second, b = row
+    return jnp.sum((x.T @ first) ** 2) - jnp.sum((x.T @ second) ** 2) - b
+
+
+def covariance_sketch(
+    A: Float[ArrayLike, "m d"], B: Float[ArrayLike, "m d"], c: Float[ArrayLike, " m"]
+) -> FiniteSum:
+    """$\\min_X \\frac1m \\sum_i \\bigl| |X^\\top a_i|^2 - |X^\\top b_i|^2 - c_i\\bigr|$ for $X$ of
+    shape `(d, r)`: a covariance of rank $r$ from differences of quadratic sketches. A
+    `ComposedLoss`.
+
+    **Arguments:**
+
+    - `A`, `B`: shape `(m, d)`. `c`: shape `(m,)`.
+
+    **Raises:** `ValueError` unless they have as many rows.
+    """
+    return FiniteSum(loss=ComposedLoss(L1(1.0), _sketch), data=_table(A=A, B=B, c=c))

@@ -36,6 +36,18 @@ class AbstractOutput(eqx.Module):
         """What is returned behind the last iterate, $x_K$, and the norm of its residual, infinite
         if unknown."""
 
+    def choose(
+        self,
+        record: Any,
+        x: PyTree[Array],
+        error: Float[Array, ""],
+        size: Float[Array, ""],
+        tol: Float[Array, ""],
+    ) -> tuple[PyTree[Array], Float[Array, ""]]:
+        """What a solve returns, and its error: the last iterate if its error passed."""
+        chosen, known = self.read(record, x, size)
+        return tree.where(error <= tol, (x, error), (chosen, known))
+
 
 class Last(AbstractOutput):
     """The last iterate."""
@@ -75,7 +87,7 @@ class Average(AbstractOutput):
 
     def observe(self, record, x, size, weight, key):
         count = record.count + 1
-        weight = (weight * count ** self.power.astype(count.dtype)).astype(count.dtype)
+        weight = count ** self.power.astype(count.dtype)
         total = record.total + weight
         gap = jax.tree.map(jnp.subtract, x, record.mean)
         return _Mean(tree.axpy(record.mean, weight / total, gap), total, count)
