@@ -8,6 +8,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `linalg`: matrix functions, updates, solvers for sequences of systems.
 - `minimize`: gradient, proximal, coordinate, projection-free, second-order and conic methods.
 - `games`: saddle points, equilibria, variational inequalities.
+- `stochastic`: variance reduction and models from minibatches.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
 - `optimizers`: gradient transformations for `optax`.
 - `distributed`: graphs, networks and decentralized algorithms.
@@ -37,6 +38,7 @@ _FAMILIES = (
     "plots",
     "prox",
     "splitting",
+    "stochastic",
     "training",
 )
 
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
         plots as plots,
         prox as prox,
         splitting as splitting,
+        stochastic as stochastic,
         training as training,
     )
 

@@ -31,6 +31,7 @@ from .solvers_coordinate import SOLVERS_COORDINATE
 from .solvers_free import SOLVERS_FREE
 from .solvers_host import SOLVERS_HOST
 from .solvers_newton import SOLVERS_NEWTON
+from .stochastic import STOCHASTIC
 from .textbook_cuts import TEXTBOOK_CUTS
 from .textbook_rates import TEXTBOOK_RATES
 
@@ -43,6 +44,7 @@ ROWS: tuple[Row, ...] = (
     *SOLVERS_COORDINATE,
     *SOLVERS_CONIC,
     *SOLVERS_HOST,
+    *STOCHASTIC,
     *TEXTBOOK_RATES,
     *TEXTBOOK_CUTS,
     *INCLUSIONS,

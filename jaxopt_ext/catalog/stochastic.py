@@ -1,0 +1,61 @@
+"""Rows of the stochastic solvers."""
+
+import functools
+
+import jaxopt_ext as jxt
+
+from .rows import SolverRow
+
+_SPIDER = (
+    "Chen, Zhou, Liang, Lu, Generalized-Smooth Nonconvex Optimization is As Efficient As Smooth "
+    "Nonconvex Optimization, 2023, arXiv:2303.02854"
+)
+_NO_PROX = {
+    "problems": "FiniteSum, Expectation: the suite's have a nonsmooth part; asked in "
+    "tests/stochastic/test_spider.py"
+}
+
+
+@functools.cache
+def _shrinking():
+    """Steps of given length meet a tolerance as fast as their lengths fall."""
+    import optax
+
+    return optax.exponential_decay(30.0, 1, 0.9)
+
+
+STOCHASTIC: tuple[SolverRow, ...] = (
+    SolverRow(
+        "SPIDER",
+        "stochastic.SPIDER",
+        _SPIDER,
+        lambda: jxt.stochastic.SPIDER(_shrinking(), tol=1e-6),
+        system=("S158",),
+        claim="stochastic/spider",
+        opt_outs=_NO_PROX,
+    ),
+    SolverRow(
+        "Normalized gradient descent",
+        "stochastic.NormalizedGradientDescent",
+        _SPIDER,
+        lambda: jxt.stochastic.NormalizedGradientDescent(_shrinking()),
+        system=("S158",),
+        claim="stochastic/spider",
+        opt_outs=_NO_PROX,
+    ),
+    SolverRow(
+        "Stochastic model-based minimization",
+        "stochastic.StochasticModelBased",
+        "Davis, Drusvyatskiy, Stochastic Model-Based Minimization of Weakly Convex Functions, "
+        "2019, arXiv:1803.06523",
+        lambda: jxt.stochastic.StochasticModelBased(
+            jxt.stochastic.Subgradient(), 30.0, tol=1e-6, max_steps=5000
+        ),
+        system=("S075",),
+        claim="stochastic/model_based",
+        opt_outs={
+            "problems": "FiniteSum, Expectation: with a constant penalty the noise stays; asked in "
+            "tests/stochastic/test_model_based.py"
+        },
+    ),
+)

@@ -1,0 +1,78 @@
+"""Methods that look at minibatches, and at one block or one model at a time.
+
+They take `FiniteSum`, `Expectation` and problems with one smooth part; a step is a minibatch, and
+their states count `samples`. `solve` ends at the step limit unless a method has full gradients.
+
+- `StochasticGradient`: proximal steps with any of `estimators`; begin here.
+- `NormalizedGradientDescent`, `SPIDER`: steps of normalized length, for quartics and exponentials;
+  `NormalizedSGD`, `ClippedSGD` without variance reduction; `generalized_smooth_step`.
+- `StochasticModelBased`: a model of one sample's loss in each step, for kinks and weakly convex
+  losses, with `Subgradient`, `ProxLinear` (of a `ComposedLoss`), `ProximalPoint`, `Truncated`;
+  `HorizonPenalty`, `GrowingPenalty`; `phase_retrieval_prox`; `moreau_gradient` measures it.
+- Which iterate is returned: `Last`, `Average`, `RandomIterate`, `LeastGradient`.
+- `estimators`: `SVRG`, `SPIDER`, `PAGE`, `STORM` and plain ones.
+- `phase_retrieval`, `chi2_dro`, `robust_phase_retrieval`, `blind_deconvolution`,
+  `covariance_sketch`: problems that they are measured on.
+"""
+
+from . import estimators
+from .descent import StochasticGradient
+from .examples import (
+    blind_deconvolution,
+    chi2_dro,
+    covariance_sketch,
+    phase_retrieval,
+    robust_phase_retrieval,
+)
+from .model_based import (
+    AbstractModel,
+    ComposedLoss,
+    GrowingPenalty,
+    HorizonPenalty,
+    ProximalPoint,
+    ProxLinear,
+    StochasticModelBased,
+    Subgradient,
+    Truncated,
+    moreau_gradient,
+    phase_retrieval_prox,
+)
+from .outputs import AbstractOutput, Average, Last, LeastGradient, RandomIterate
+from .spider import (
+    SPIDER,
+    ClippedSGD,
+    NormalizedGradientDescent,
+    NormalizedSGD,
+    generalized_smooth_step,
+)
+
+__all__ = [
+    "SPIDER",
+    "AbstractModel",
+    "AbstractOutput",
+    "Average",
+    "ClippedSGD",
+    "ComposedLoss",
+    "GrowingPenalty",
+    "HorizonPenalty",
+    "Last",
+    "LeastGradient",
+    "NormalizedGradientDescent",
+    "NormalizedSGD",
+    "ProxLinear",
+    "ProximalPoint",
+    "RandomIterate",
+    "StochasticGradient",
+    "StochasticModelBased",
+    "Subgradient",
+    "Truncated",
+    "blind_deconvolution",
+    "chi2_dro",
+    "covariance_sketch",
+    "estimators",
+    "generalized_smooth_step",
+    "moreau_gradient",
+    "phase_retrieval",
+    "phase_retrieval_prox",
+    "robust_phase_retrieval",
+]
