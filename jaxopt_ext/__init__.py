@@ -7,6 +7,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `fixed_point`: Picard, Krasnosel'skii-Mann, Anderson, Halpern.
 - `linalg`: matrix functions, updates, solvers for sequences of systems.
 - `minimize`: gradient, proximal, coordinate, projection-free, second-order and conic methods.
+- `bilevel`: hyperparameters and meta-learning; single-loop methods and hypergradients.
 - `games`: saddle points, equilibria, variational inequalities.
 - `stochastic`: variance reduction and models from minibatches.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
@@ -25,6 +26,7 @@ from .core import __all__ as _core_all
 
 _FAMILIES = (
     "adapters",
+    "bilevel",
     "catalog",
     "core",
     "diffusion",
@@ -45,6 +47,7 @@ _FAMILIES = (
 if TYPE_CHECKING:
     from . import (
         adapters as adapters,
+        bilevel as bilevel,
         catalog as catalog,
         core as core,
         diffusion as diffusion,

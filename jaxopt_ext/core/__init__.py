@@ -7,6 +7,7 @@
 - Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
   `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
 - States that are each computed from those before: `Feedforward`.
+- A problem inside: `Bilevel`, `StochasticBilevel`; their `BilevelPoint`.
 - Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
 - Equilibria: `Inclusion`, `VariationalInequality`, `MinMax`, `Game`, `FiniteSumInclusion`, each an
   `AbstractInclusion`; `as_inclusion` makes one of others.
@@ -20,6 +21,7 @@
 
 from . import checkpoint, checks, loops, objectives, operators, progress, ring, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
+from .bilevel import Bilevel, BilevelPoint, StochasticBilevel
 from .bounded_root import BoundedRootFinding
 from .bounds import Bounds
 from .closure import hoist
@@ -72,6 +74,8 @@ __all__ = [
     "AbstractSampling",
     "AbstractSolver",
     "AbstractSplittingSolver",
+    "Bilevel",
+    "BilevelPoint",
     "BoundedRootFinding",
     "Bounds",
     "Composite",
@@ -105,6 +109,7 @@ __all__ = [
     "SplitPoint",
     "Splitting",
     "Status",
+    "StochasticBilevel",
     "UnrolledAdjoint",
     "VariationalInequality",
     "WithReplacement",

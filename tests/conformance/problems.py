@@ -320,6 +320,33 @@ _MONOTONE_CASE = Case(
 )
 
 
+LOWER = np.array([[1.5, 0.2, 0.0], [0.2, 1.2, -0.3], [0.0, -0.3, 1.8]])
+COUPLING = np.array([[0.5, -0.2, 0.1], [0.3, 0.4, -0.6], [0.0, 0.2, 0.3], [-0.4, 0.1, 0.2]])
+COUPLING = np.concatenate([COUPLING, [[0.2, -0.3, 0.5]]])
+WEIGHT = np.linspace(0.6, 1.2, COLUMNS)
+NESTED = COUPLING @ np.linalg.inv(LOWER) @ COUPLING.T + np.diag(WEIGHT)
+
+
+def _bilevel(theta):
+    """Quadratic levels: the lower answer is linear in the upper variable."""
+    A, B, D = _cast(LOWER, COUPLING, WEIGHT, like=theta)
+    upper = lambda x, y: 0.5 * (y @ A @ y + jnp.sum(D * (x - theta) ** 2))
+    return jxt.Bilevel(upper, lambda x, y: 0.5 * y @ A @ y - x @ B @ y)
+
+
+def _stochastic_bilevel(theta):
+    """The same, as means over factors that are one on average."""
+    exact = _bilevel(theta)
+    factors = _cast(np.array([0.4, 1.3, 1.3]), np.array([0.5, 1.5]), like=theta)
+    upper = lambda x, y, sample: sample * exact.upper(x, y)
+    lower = lambda x, y, sample: sample * exact.lower(x, y)
+    return jxt.StochasticBilevel(upper, lower, *factors, chunk=2)
+
+
+def _nested_start(dtype):
+    return jnp.zeros(COLUMNS, dtype), jnp.zeros(3, dtype)
+
+
 def _quadratic_prox(theta, rows=None):
     b = jnp.asarray(B, theta.dtype)
     return prox.Shifted(prox.L2Squared(1.0), b)
@@ -478,6 +505,20 @@ CASES: dict[type, Case] = {
         primal=lambda value: jnp.concatenate(value),
     ),
     jxt.FiniteSumInclusion: Case(_mean_of_maps, _zeros, _solve_monotone, PULL),
+    jxt.Bilevel: Case(
+        _bilevel,
+        _nested_start,
+        lambda theta: np.linalg.solve(NESTED, WEIGHT * theta),
+        np.linspace(-0.8, 1.0, COLUMNS),
+        primal=lambda value: value.upper,
+    ),
+    jxt.StochasticBilevel: Case(
+        _stochastic_bilevel,
+        _nested_start,
+        lambda theta: np.linalg.solve(NESTED, WEIGHT * theta),
+        np.linspace(-0.8, 1.0, COLUMNS),
+        primal=lambda value: value.upper,
+    ),
 }
 
 ALIKE = {
@@ -493,6 +534,7 @@ ALIKE = {
     jxt.MinMax,
     jxt.Game,
     jxt.FiniteSumInclusion,
+    jxt.StochasticBilevel,
 }
 """Types whose residuals are made like those of others here: what is asked of a type, and not of a
 solver, waits for the slow tests."""

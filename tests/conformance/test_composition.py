@@ -53,6 +53,8 @@ SOLVERS = {
     jxt.MinMax: EXTRAGRADIENT,
     jxt.Game: EXTRAGRADIENT,
     jxt.FiniteSumInclusion: EXTRAGRADIENT,
+    jxt.Bilevel: Newton(),
+    jxt.StochasticBilevel: Newton(),
 }
 KINDS = [pytest.param(k, marks=pytest.mark.slow if k in ALIKE else ()) for k in SOLVERS]
 NOT_IN_SHARD_MAP = {

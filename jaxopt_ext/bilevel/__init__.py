@@ -1,0 +1,34 @@
+"""Problems with a problem inside, for hyperparameters, data weights and initializations.
+
+- Hypergradients of a `Bilevel` of `core` at any point: `hypergradient` by a linear solve, `neumann`
+  and `truncated_neumann` by a series, `unrolled` through gradient steps; made of `cross` and
+  `hessian` products. Each returns a `Hypergradient`, which tells how far off the lower level is.
+  `averaged` mixes the upper level into the lower. `descend` takes the steps.
+
+Where the lower level has a solver, `jax.grad` of $F(x, \\mathrm{solve}(\\dots))$ is the
+hypergradient too, and nothing here is needed.
+"""
+
+from .hypergradient import (
+    Hypergradient,
+    averaged,
+    cross,
+    hessian,
+    hypergradient,
+    neumann,
+    truncated_neumann,
+    unrolled,
+)
+from .inner import descend
+
+__all__ = [
+    "Hypergradient",
+    "averaged",
+    "cross",
+    "descend",
+    "hessian",
+    "hypergradient",
+    "neumann",
+    "truncated_neumann",
+    "unrolled",
+]
