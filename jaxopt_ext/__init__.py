@@ -8,6 +8,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `linalg`: matrix functions, updates, solvers for sequences of systems.
 - `minimize`: gradient, proximal, coordinate, projection-free, second-order and conic methods.
 - `games`: saddle points, equilibria, variational inequalities.
+- `multiobjective`: several objectives at once, conflicting gradients made one.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
 - `optimizers`: gradient transformations for `optax`.
 - `distributed`: graphs, networks and decentralized algorithms.
@@ -33,6 +34,7 @@ _FAMILIES = (
     "games",
     "linalg",
     "minimize",
+    "multiobjective",
     "optimizers",
     "plots",
     "prox",
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
         games as games,
         linalg as linalg,
         minimize as minimize,
+        multiobjective as multiobjective,
         optimizers as optimizers,
         plots as plots,
         prox as prox,

@@ -6,6 +6,7 @@
   `minibatches` asks other problems in the same way.
 - Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
   `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
+- Several objectives: `MultiObjective`.
 - States that are each computed from those before: `Feedforward`.
 - Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
 - Equilibria: `Inclusion`, `VariationalInequality`, `MinMax`, `Game`, `FiniteSumInclusion`, each an
@@ -45,6 +46,7 @@ from .inclusion import (
     as_inclusion,
 )
 from .linear import LeastSquaresFallback
+from .multi_objective import MultiObjective
 from .nonlinear_program import EqualityConstrained, Multipliers, NonlinearProgram
 from .problem import (
     AbstractProblem,
@@ -91,6 +93,7 @@ __all__ = [
     "LinearMatrixInequality",
     "LinearProgram",
     "MinMax",
+    "MultiObjective",
     "Multipliers",
     "NonlinearProgram",
     "OneStepAdjoint",
