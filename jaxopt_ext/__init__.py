@@ -10,6 +10,7 @@ Families are loaded on first use, so importing the package stays cheap.
 - `bilevel`: hyperparameters and meta-learning; single-loop methods and hypergradients.
 - `games`: saddle points, equilibria, variational inequalities.
 - `stochastic`: variance reduction and models from minibatches.
+- `multiobjective`: several objectives at once, conflicting gradients made one.
 - `splitting`: ADMM, Douglas-Rachford, primal-dual, quadratic programs.
 - `optimizers`: gradient transformations for `optax`.
 - `distributed`: graphs, networks and decentralized algorithms.
@@ -36,6 +37,7 @@ _FAMILIES = (
     "games",
     "linalg",
     "minimize",
+    "multiobjective",
     "optimizers",
     "plots",
     "prox",
@@ -57,6 +59,7 @@ if TYPE_CHECKING:
         games as games,
         linalg as linalg,
         minimize as minimize,
+        multiobjective as multiobjective,
         optimizers as optimizers,
         plots as plots,
         prox as prox,

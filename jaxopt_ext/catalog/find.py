@@ -13,6 +13,7 @@ from .kernels import KERNELS
 from .kernels_products import KERNELS_PRODUCTS
 from .linalg import LINALG
 from .linalg_sequences import LINALG_SEQUENCES
+from .multiobjective import MULTIOBJECTIVE
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
 from .network_events import NETWORK_EVENTS
@@ -44,6 +45,7 @@ ROWS: tuple[Row, ...] = (
     *SOLVERS_COORDINATE,
     *SOLVERS_CONIC,
     *SOLVERS_HOST,
+    *MULTIOBJECTIVE,
     *STOCHASTIC,
     *TEXTBOOK_RATES,
     *TEXTBOOK_CUTS,

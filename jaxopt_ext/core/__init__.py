@@ -6,6 +6,7 @@
   `minibatches` asks other problems in the same way.
 - Constraints: `EqualityConstrained`, `NonlinearProgram` with its `Multipliers`,
   `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
+- Several objectives: `MultiObjective`.
 - States that are each computed from those before: `Feedforward`.
 - A problem inside: `Bilevel`, `StochasticBilevel`; their `BilevelPoint`.
 - Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
@@ -47,6 +48,7 @@ from .inclusion import (
     as_inclusion,
 )
 from .linear import LeastSquaresFallback
+from .multi_objective import MultiObjective
 from .nonlinear_program import EqualityConstrained, Multipliers, NonlinearProgram
 from .problem import (
     AbstractProblem,
@@ -95,6 +97,7 @@ __all__ = [
     "LinearMatrixInequality",
     "LinearProgram",
     "MinMax",
+    "MultiObjective",
     "Multipliers",
     "NonlinearProgram",
     "OneStepAdjoint",

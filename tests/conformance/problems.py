@@ -182,6 +182,14 @@ def _solve_ratio(theta):
     return w
 
 
+def _multi_objective(theta):
+    """The ridge regression, and its own gradient squared: with the same minimizer, although the
+    gradients elsewhere differ."""
+    a, b = _cast(A, B, like=theta)
+    slope = lambda w: a.T @ (a @ w - b) + theta * w
+    return lambda w: jnp.stack([_ridge(theta)(w), 0.5 * jnp.sum(slope(w) ** 2)])
+
+
 def _bounded_root(theta):
     return jxt.BoundedRootFinding(_root(theta), -3.0, 3.0)
 
@@ -391,6 +399,13 @@ CASES: dict[type, Case] = {
             prox.Simplex(1.0),
         ),
     ),
+    jxt.MultiObjective: Case(
+        lambda theta: jxt.MultiObjective(_multi_objective(theta)),
+        _zeros,
+        _solve_ridge,
+        np.linspace(0.5, 1.0, COLUMNS),
+        pytree=lambda theta: jxt.MultiObjective(lambda t: _multi_objective(theta)(_join(t))),
+    ),
     jxt.FixedPoint: Case(
         lambda theta: jxt.FixedPoint(lambda x: jnp.asarray(CONTRACTION, x.dtype) @ x + theta),
         _zeros,
@@ -527,6 +542,7 @@ ALIKE = {
     jxt.EqualityConstrained,
     jxt.BoundedRootFinding,
     jxt.Fractional,
+    jxt.MultiObjective,
     jxt.LinearProgram,
     jxt.SecondOrderConeProgram,
     jxt.AbstractInclusion,

@@ -45,6 +45,7 @@ SOLVERS = {
     jxt.NonlinearProgram: Newton(),
     jxt.BoundedRootFinding: Newton(),
     jxt.Fractional: Newton(),
+    jxt.MultiObjective: Newton(),
     jxt.LinearProgram: INTERIOR_POINT,
     jxt.SecondOrderConeProgram: INTERIOR_POINT,
     jxt.LinearMatrixInequality: INTERIOR_POINT,

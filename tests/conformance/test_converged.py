@@ -144,6 +144,20 @@ def _manifold(d):
     return jxt.EqualityConstrained(fun, lambda x: jnp.stack([x @ x - radius, c @ x - d["bad"]]))
 
 
+def _multi_objective(d):
+    """Objectives that share a minimizer, that conflict, that are equal, that have no minimizer,
+    that do not look at the point, in units of their own."""
+    A, b, c, units = d["A"], d["b"], d["shift"], d["theta"]
+
+    def objectives(x):
+        fit = 0.5 * jnp.sum((A @ x - b) ** 2)
+        far = 0.5 * jnp.sum((A @ x + d["bad"] * b) ** 2)
+        line = d["bad"] * jnp.vdot(c, x)
+        return jnp.stack([fit, far, fit, units[0] * line, units[1] * jnp.sum(x[:2] ** 2), 1.0])
+
+    return jxt.MultiObjective(objectives)
+
+
 def _finite_sum(d):
     fit = lambda x, row: 0.5 * M * (row[0] @ x - row[1]) ** 2
     return jxt.FiniteSum(fit, (d["A"], d["b"]), prox.L1(d["theta"]))
@@ -161,6 +175,7 @@ def _ratio(d):
 
 BUILD = {
     jxt.Fractional: _ratio,
+    jxt.MultiObjective: _multi_objective,
     jxt.FiniteSum: _finite_sum,
     jxt.EqualityConstrained: _manifold,
     jxt.AbstractInclusion: _inclusion,
