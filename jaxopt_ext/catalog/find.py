@@ -31,6 +31,7 @@ from .solvers_coordinate import SOLVERS_COORDINATE
 from .solvers_free import SOLVERS_FREE
 from .solvers_host import SOLVERS_HOST
 from .solvers_newton import SOLVERS_NEWTON
+from .training import TRAINING
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
@@ -58,6 +59,7 @@ ROWS: tuple[Row, ...] = (
     *LINALG_SEQUENCES,
     *KERNELS,
     *KERNELS_PRODUCTS,
+    *TRAINING,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

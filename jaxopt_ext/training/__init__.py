@@ -9,11 +9,32 @@
 - To the global optimum: `ConvexReLU` fits a `TwoLayerReLU` by ADMM over activation patterns, from
   `sample_patterns` or `all_patterns`, of which `scenario_size` are enough, robustly with a radius,
   or by `SampledNeurons`; its updates `PatternUpdate` and `BlockUpdate`.
+- Steps on batches, with any `optax` transformation: `fit` drives them, over `Shuffled` batches say,
+  and gives a `Fit`; `GradientStep` is the plain one, whose loss sees a `Context`.
+- Consistency under augmentation: `AdaWAC` weighs it against supervision sample by sample, on a
+  `PairBatch` from `pair_augment`, with `MeanSquare` consistency and a `DiceLoss` beside it; its
+  relatives `FixedWeights`, `Reweight`, `DroReweight` and `Trim`; `entropic_update` and
+  `saddle_value`.
 - Losses of outputs, with their prox: `SquaredError`, `Hinge`, `Logistic`. Activations: `ReLU`,
   `LeakyReLU`, `Sigmoid`, `Tanh`, `Identity`.
 """
 
 from .activations import AbstractActivation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from .adawac import (
+    AbstractPairTraining,
+    AdaWAC,
+    DiceLoss,
+    DroReweight,
+    FixedWeights,
+    MeanSquare,
+    PairBatch,
+    PairState,
+    Reweight,
+    Trim,
+    entropic_update,
+    pair_augment,
+    saddle_value,
+)
 from .block_coordinate import (
     AbstractNetworkSplitting,
     BlockCoordinateTraining,
@@ -34,6 +55,7 @@ from .convex_relu import (
     sample_patterns,
     scenario_size,
 )
+from .fit import Fit, Shuffled, fit
 from .losses import AbstractOutputLoss, Hinge, Logistic, SquaredError
 from .pams import (
     EDSR,
@@ -43,38 +65,59 @@ from .pams import (
     pams_quantize,
     quantize_weights,
 )
+from .step import AbstractTrainingStep, Context, GradientState, GradientStep
 
 __all__ = [
     "EDSR",
     "AbstractActivation",
     "AbstractNetworkSplitting",
     "AbstractOutputLoss",
+    "AbstractPairTraining",
+    "AbstractTrainingStep",
+    "AdaWAC",
     "AlphaEMA",
     "BlockCoordinateTraining",
     "BlockFit",
     "BlockState",
     "BlockUpdate",
+    "Context",
     "ConvexReLU",
+    "DiceLoss",
+    "DroReweight",
     "FeedforwardNetwork",
+    "Fit",
+    "FixedWeights",
+    "GradientState",
+    "GradientStep",
     "Hinge",
     "Identity",
     "LeakyReLU",
     "Logistic",
+    "MeanSquare",
+    "PairBatch",
+    "PairState",
     "PatternUpdate",
     "Patterns",
     "QuantConv2d",
     "ReLU",
+    "Reweight",
     "SampledNeurons",
+    "Shuffled",
     "Sigmoid",
     "SquaredError",
     "Tanh",
     "Three",
+    "Trim",
     "Two",
     "TwoLayerReLU",
     "all_patterns",
     "attention_transfer",
+    "entropic_update",
+    "fit",
+    "pair_augment",
     "pams_quantize",
     "quantize_weights",
+    "saddle_value",
     "sample_patterns",
     "scenario_size",
 ]
