@@ -67,6 +67,29 @@ def _supervised_alone():
     return ours, training.GradientStep(half, optax.adam(0.1))
 
 
+def _bags(num_steps, dtype):
+    index = jnp.arange(num_steps * BATCH, dtype=jnp.int32).reshape(num_steps, BATCH) % SAMPLES
+    labels = jnp.tile(jnp.asarray([0, 1, 1, 0], jnp.int32), (num_steps, 1))
+    mask = jnp.ones((num_steps, BATCH, 2), bool).at[:, 0, 1].set(False)
+    return training.BagBatch(_data(num_steps, dtype, BATCH, 2), mask, labels, index)
+
+
+def _bag_score(params, x):
+    return jnp.tanh(_score(params, x))
+
+
+def _branch_loss(params, x, y, branch):
+    del branch
+    return jnp.mean((_score(params, x) - y) ** 2)
+
+
+def _clean_alone():
+    ours = training.ConcurrentAdversarial(
+        _branch_loss, training.FGSM(0.1, bounds=None), optax.adam(0.1), weights=(1.0, 0.0)
+    )
+    return ours, training.GradientStep(_squares, optax.adam(0.1))
+
+
 TRAINING: tuple[Row, ...] = (
     TrainingRow(
         "Training by gradients",
@@ -87,5 +110,31 @@ TRAINING: tuple[Row, ...] = (
         start=_start,
         batches=_pairs,
         plain=_supervised_alone,
+    ),
+    TrainingRow(
+        "MIDAM",
+        "training.MIDAM",
+        "Zhu, Wang, Chen, Wang, Sonka, Wu, Yang, Provable Multi-instance Deep AUC Maximization "
+        "with Stochastic Pooling, 2023, arXiv:2305.08040",
+        lambda: training.MIDAM(_bag_score, optax.adam(0.1), SAMPLES, gamma=0.5),
+        system=("S145",),
+        claim="training/midam",
+        start=_start,
+        batches=_bags,
+    ),
+    TrainingRow(
+        "Concurrent adversarial training",
+        "training.ConcurrentAdversarial",
+        "Liu, Chen, Cheng, Hsieh, You, Concurrent Adversarial Learning for Large-Batch Training, "
+        "2022, arXiv:2106.00221",
+        lambda: training.ConcurrentAdversarial(
+            _branch_loss, training.FGSM(0.1, bounds=None), optax.adam(0.1)
+        ),
+        system=("S077",),
+        claim="training/concurrent_adversarial",
+        start=_start,
+        batches=_regression,
+        plain=_clean_alone,
+        delay=1,
     ),
 )

@@ -15,6 +15,12 @@
   `PairBatch` from `pair_augment`, with `MeanSquare` consistency and a `DiceLoss` beside it; its
   relatives `FixedWeights`, `Reweight`, `DroReweight` and `Trim`; `entropic_update` and
   `saddle_value`.
+- Bags of instances: `MIDAM` maximizes the area under the ROC curve from a few instances of each,
+  pooled by `SmoothedMax`, `AttentionPooling`, `MeanPooling` or `MaxPooling`; a `BagBatch` comes
+  from a `BagSampler`; `auc_margin_loss` is what it makes a saddle of.
+- Robust to attacks on inputs: `ConcurrentAdversarial`, whose attacks do not wait for the gradient,
+  and `SequentialAdversarial`; attacks `FGSM`, `RandomTargetFGSM`, `PGD`, `NoAttack`; a
+  `SplitBatchNorm` with statistics for each `Branch`.
 - Losses of outputs, with their prox: `SquaredError`, `Hinge`, `Logistic`. Activations: `ReLU`,
   `LeakyReLU`, `Sigmoid`, `Tanh`, `Identity`.
 """
@@ -35,6 +41,7 @@ from .adawac import (
     pair_augment,
     saddle_value,
 )
+from .attacks import FGSM, PGD, AbstractAttack, NoAttack, RandomTargetFGSM
 from .block_coordinate import (
     AbstractNetworkSplitting,
     BlockCoordinateTraining,
@@ -43,6 +50,13 @@ from .block_coordinate import (
     FeedforwardNetwork,
     Three,
     Two,
+)
+from .concurrent_adversarial import (
+    AdversarialState,
+    Branch,
+    ConcurrentAdversarial,
+    SequentialAdversarial,
+    SplitBatchNorm,
 )
 from .convex_relu import (
     BlockUpdate,
@@ -57,6 +71,18 @@ from .convex_relu import (
 )
 from .fit import Fit, Shuffled, fit
 from .losses import AbstractOutputLoss, Hinge, Logistic, SquaredError
+from .midam import (
+    MIDAM,
+    AbstractPooling,
+    AttentionPooling,
+    BagBatch,
+    BagSampler,
+    BagState,
+    MaxPooling,
+    MeanPooling,
+    SmoothedMax,
+    auc_margin_loss,
+)
 from .pams import (
     EDSR,
     AlphaEMA,
@@ -69,17 +95,29 @@ from .step import AbstractTrainingStep, Context, GradientState, GradientStep
 
 __all__ = [
     "EDSR",
+    "FGSM",
+    "MIDAM",
+    "PGD",
     "AbstractActivation",
+    "AbstractAttack",
     "AbstractNetworkSplitting",
     "AbstractOutputLoss",
     "AbstractPairTraining",
+    "AbstractPooling",
     "AbstractTrainingStep",
     "AdaWAC",
+    "AdversarialState",
     "AlphaEMA",
+    "AttentionPooling",
+    "BagBatch",
+    "BagSampler",
+    "BagState",
     "BlockCoordinateTraining",
     "BlockFit",
     "BlockState",
     "BlockUpdate",
+    "Branch",
+    "ConcurrentAdversarial",
     "Context",
     "ConvexReLU",
     "DiceLoss",
@@ -93,17 +131,24 @@ __all__ = [
     "Identity",
     "LeakyReLU",
     "Logistic",
+    "MaxPooling",
+    "MeanPooling",
     "MeanSquare",
+    "NoAttack",
     "PairBatch",
     "PairState",
     "PatternUpdate",
     "Patterns",
     "QuantConv2d",
+    "RandomTargetFGSM",
     "ReLU",
     "Reweight",
     "SampledNeurons",
+    "SequentialAdversarial",
     "Shuffled",
     "Sigmoid",
+    "SmoothedMax",
+    "SplitBatchNorm",
     "SquaredError",
     "Tanh",
     "Three",
@@ -112,6 +157,7 @@ __all__ = [
     "TwoLayerReLU",
     "all_patterns",
     "attention_transfer",
+    "auc_margin_loss",
     "entropic_update",
     "fit",
     "pair_augment",
