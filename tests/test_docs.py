@@ -178,6 +178,11 @@ def check_aggregator(names):
     np.testing.assert_allclose(names["result"], [1, 2], atol=0.1)
 
 
+def check_training(names):
+    np.testing.assert_allclose(names["fit"].params, [1, -2], atol=0.01)
+    assert names["fit"].metrics["loss"].shape == (200,)
+
+
 CHECKS = {
     "aggregator": check_aggregator,
     "estimator": check_estimator,
@@ -187,6 +192,7 @@ CHECKS = {
     "optimizer": check_optimizer,
     "sampler": check_sampler,
     "solver": check_solver,
+    "training": check_training,
 }
 
 

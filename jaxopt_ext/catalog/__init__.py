@@ -24,6 +24,7 @@ from .rows import (
     Row,
     SamplerRow,
     SolverRow,
+    TrainingRow,
 )
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
@@ -56,6 +57,7 @@ __all__ = [
     "Row",
     "SamplerRow",
     "SolverRow",
+    "TrainingRow",
     "find",
     "rows",
 ]

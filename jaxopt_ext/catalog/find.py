@@ -35,6 +35,7 @@ from .solvers_newton import SOLVERS_NEWTON
 from .stochastic import STOCHASTIC
 from .textbook_cuts import TEXTBOOK_CUTS
 from .textbook_rates import TEXTBOOK_RATES
+from .training import TRAINING
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
@@ -66,6 +67,7 @@ ROWS: tuple[Row, ...] = (
     *LINALG_SEQUENCES,
     *KERNELS,
     *KERNELS_PRODUCTS,
+    *TRAINING,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -9,11 +9,39 @@
 - To the global optimum: `ConvexReLU` fits a `TwoLayerReLU` by ADMM over activation patterns, from
   `sample_patterns` or `all_patterns`, of which `scenario_size` are enough, robustly with a radius,
   or by `SampledNeurons`; its updates `PatternUpdate` and `BlockUpdate`.
+- Steps on batches, with any `optax` transformation: `fit` drives them, over `Shuffled` batches say,
+  and gives a `Fit`; `GradientStep` is the plain one, whose loss sees a `Context`.
+- Consistency under augmentation: `AdaWAC` weighs it against supervision sample by sample, on a
+  `PairBatch` from `pair_augment`, with `MeanSquare` consistency and a `DiceLoss` beside it; its
+  relatives `FixedWeights`, `Reweight`, `DroReweight` and `Trim`; `entropic_update` and
+  `saddle_value`.
+- Bags of instances: `MIDAM` maximizes the area under the ROC curve from a few instances of each,
+  pooled by `SmoothedMax`, `AttentionPooling`, `MeanPooling` or `MaxPooling`; a `BagBatch` comes
+  from a `BagSampler`; `auc_margin_loss` is what it makes a saddle of.
+- Robust to attacks on inputs: `ConcurrentAdversarial`, whose attacks do not wait for the gradient,
+  and `SequentialAdversarial`; attacks `FGSM`, `RandomTargetFGSM`, `PGD`, `NoAttack`; a
+  `SplitBatchNorm` with statistics for each `Branch`.
 - Losses of outputs, with their prox: `SquaredError`, `Hinge`, `Logistic`. Activations: `ReLU`,
   `LeakyReLU`, `Sigmoid`, `Tanh`, `Identity`.
 """
 
 from .activations import AbstractActivation, Identity, LeakyReLU, ReLU, Sigmoid, Tanh
+from .adawac import (
+    AbstractPairTraining,
+    AdaWAC,
+    DiceLoss,
+    DroReweight,
+    FixedWeights,
+    MeanSquare,
+    PairBatch,
+    PairState,
+    Reweight,
+    Trim,
+    entropic_update,
+    pair_augment,
+    saddle_value,
+)
+from .attacks import FGSM, PGD, AbstractAttack, NoAttack, RandomTargetFGSM
 from .block_coordinate import (
     AbstractNetworkSplitting,
     BlockCoordinateTraining,
@@ -22,6 +50,13 @@ from .block_coordinate import (
     FeedforwardNetwork,
     Three,
     Two,
+)
+from .concurrent_adversarial import (
+    AdversarialState,
+    Branch,
+    ConcurrentAdversarial,
+    SequentialAdversarial,
+    SplitBatchNorm,
 )
 from .convex_relu import (
     BlockUpdate,
@@ -34,7 +69,20 @@ from .convex_relu import (
     sample_patterns,
     scenario_size,
 )
+from .fit import Fit, Shuffled, fit
 from .losses import AbstractOutputLoss, Hinge, Logistic, SquaredError
+from .midam import (
+    MIDAM,
+    AbstractPooling,
+    AttentionPooling,
+    BagBatch,
+    BagSampler,
+    BagState,
+    MaxPooling,
+    MeanPooling,
+    SmoothedMax,
+    auc_margin_loss,
+)
 from .pams import (
     EDSR,
     AlphaEMA,
@@ -43,38 +91,79 @@ from .pams import (
     pams_quantize,
     quantize_weights,
 )
+from .step import AbstractTrainingStep, Context, GradientState, GradientStep
 
 __all__ = [
     "EDSR",
+    "FGSM",
+    "MIDAM",
+    "PGD",
     "AbstractActivation",
+    "AbstractAttack",
     "AbstractNetworkSplitting",
     "AbstractOutputLoss",
+    "AbstractPairTraining",
+    "AbstractPooling",
+    "AbstractTrainingStep",
+    "AdaWAC",
+    "AdversarialState",
     "AlphaEMA",
+    "AttentionPooling",
+    "BagBatch",
+    "BagSampler",
+    "BagState",
     "BlockCoordinateTraining",
     "BlockFit",
     "BlockState",
     "BlockUpdate",
+    "Branch",
+    "ConcurrentAdversarial",
+    "Context",
     "ConvexReLU",
+    "DiceLoss",
+    "DroReweight",
     "FeedforwardNetwork",
+    "Fit",
+    "FixedWeights",
+    "GradientState",
+    "GradientStep",
     "Hinge",
     "Identity",
     "LeakyReLU",
     "Logistic",
+    "MaxPooling",
+    "MeanPooling",
+    "MeanSquare",
+    "NoAttack",
+    "PairBatch",
+    "PairState",
     "PatternUpdate",
     "Patterns",
     "QuantConv2d",
+    "RandomTargetFGSM",
     "ReLU",
+    "Reweight",
     "SampledNeurons",
+    "SequentialAdversarial",
+    "Shuffled",
     "Sigmoid",
+    "SmoothedMax",
+    "SplitBatchNorm",
     "SquaredError",
     "Tanh",
     "Three",
+    "Trim",
     "Two",
     "TwoLayerReLU",
     "all_patterns",
     "attention_transfer",
+    "auc_margin_loss",
+    "entropic_update",
+    "fit",
+    "pair_augment",
     "pams_quantize",
     "quantize_weights",
+    "saddle_value",
     "sample_patterns",
     "scenario_size",
 ]

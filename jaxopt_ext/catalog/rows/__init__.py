@@ -12,6 +12,7 @@ from .optimizer import OptimizerRow
 from .row import Row
 from .sampler import SamplerRow
 from .solver import SolverRow
+from .training import TrainingRow
 
 __all__ = [
     "AbstractFunctionCase",
@@ -24,4 +25,5 @@ __all__ = [
     "Row",
     "SamplerRow",
     "SolverRow",
+    "TrainingRow",
 ]

@@ -1,0 +1,177 @@
+"""Every training step in the catalogue keeps the contract of training steps."""
+
+import functools
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxopt_ext import catalog, training
+
+ROWS = catalog.rows(catalog.TrainingRow)
+EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+CHECKS = ("scan", "resume", "keys", "dtypes", "nonfinite", "plain", "vmap", "shard_map")
+STEPS = 6
+
+
+def _skip(row, check):
+    if row.reason(check):
+        pytest.skip(row.reason(check))
+
+
+def _numbers(tree):
+    is_key = lambda leaf: jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    arrays = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array)]
+    return [np.asarray(jax.random.key_data(a) if is_key(a) else a) for a in arrays]
+
+
+def _same(found, wanted, **tolerance):
+    found, wanted = _numbers(found), _numbers(wanted)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+# Compilation is what this suite costs: the programs below are shared by the checks.
+
+
+@functools.cache
+def _parts(row):
+    return row.example(), row.start(jnp.float32), row.batches(STEPS, jnp.float32)
+
+
+def _fit(row, **options):
+    method, params, batches = _parts(row)
+    options = {"key": jax.random.key(3), "piece": 3, "progress": False, **options}
+    return training.fit(method, params, options.pop("batches", batches), **options)
+
+
+_whole = functools.cache(_fit)
+
+
+@functools.cache
+def _stepper(row):
+    method, params, batches = _parts(row)
+    first = jax.tree.map(lambda leaf: leaf[0], batches)
+    state = eqx.filter_jit(method.init)(params, first, jax.random.key(3))
+    return state, eqx.filter_jit(method.step)
+
+
+def _loop(row, batches, steps=STEPS):
+    state, step = _stepper(row)
+    metrics = []
+    for t in range(steps):
+        state, found = step(state, jax.tree.map(lambda leaf, t=t: leaf[t], batches))
+        metrics.append(found)
+    return state, metrics
+
+
+def test_there_are_rows_and_known_opt_outs():
+    assert ROWS
+    for row in ROWS:
+        assert set(row.opt_outs) <= set(CHECKS), row.name
+
+
+@EACH
+def test_a_fit_is_a_loop_of_steps(row):
+    _skip(row, "scan")
+    state, metrics = _loop(row, _parts(row)[2])
+    fit = _whole(row)
+    _same(fit.state, state, rtol=1e-5, atol=1e-6)
+    _same(fit.params, state.params, rtol=1e-5, atol=1e-6)
+    assert fit.steps == STEPS
+    assert np.all(fit.metrics["finite"])
+    stacked = jax.tree.map(lambda *values: jnp.stack(values), *metrics)
+    _same(fit.metrics, stacked, rtol=1e-5, atol=1e-6)
+    moved = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)), fit.params, _parts(row)[1])
+    assert all(float(size) > 1e-3 for size in jax.tree.leaves(moved))
+
+
+@EACH
+def test_a_resumed_fit_is_the_same_bit_for_bit(row, tmp_path):
+    _skip(row, "resume")
+    file = tmp_path / "checkpoint"
+    half = _fit(row, num_steps=3, checkpoint=file)
+    assert half.steps == 3
+    _same(_fit(row, checkpoint=file), _whole(row))
+    _same(_fit(row, checkpoint=file), _whole(row))  # nothing is left to do
+
+
+@EACH
+def test_same_key_same_result(row):
+    _skip(row, "keys")
+    _same(_fit(row), _whole(row))
+
+
+@EACH
+def test_types_are_kept(row):
+    _skip(row, "dtypes")
+    for dtype in (jnp.float32, jnp.float64):
+        method, params = row.example(), row.start(dtype)
+        batches = row.batches(STEPS, dtype)
+
+        def go(params, batches, method=method):
+            return training.fit(method, params, batches, key=jax.random.key(0))
+
+        fit = jax.eval_shape(go, params, batches)
+        kinds = {a.dtype for a in jax.tree.leaves(fit) if jnp.issubdtype(a.dtype, jnp.inexact)}
+        assert kinds == {jnp.dtype(dtype)}, kinds
+
+
+@EACH
+def test_a_nan_batch_is_reported_and_leaves_no_trace(row):
+    _skip(row, "nonfinite")
+    bad = lambda leaf: jnp.issubdtype(leaf.dtype, jnp.inexact) and leaf.ndim > 2
+    spoil = lambda leaf: leaf.at[2, 0].set(jnp.nan) if bad(leaf) else leaf
+    batches = jax.tree.map(spoil, _parts(row)[2])
+    state, metrics = _loop(row, batches)
+    lost = 2 + row.delay
+    assert [bool(found["finite"]) for found in metrics] == [t != lost for t in range(STEPS)]
+    before = _loop(row, batches, lost)[0]
+    after = _loop(row, batches, lost + 1)[0]
+    _same(after.params, before.params)
+    _same(after.opt_state, before.opt_state)
+    assert all(np.all(np.isfinite(leaf)) for leaf in _numbers(state))
+    assert any(np.any(a != b) for a, b in zip(*map(_numbers, (state, after)), strict=True))
+
+
+@EACH
+def test_weight_zero_of_what_is_new_is_plain_training(row):
+    if row.plain is None:
+        pytest.skip("it adds nothing")
+    _skip(row, "plain")
+    _, params, batches = _parts(row)
+    ours, plain = row.plain()
+    go = lambda method: training.fit(method, params, batches, progress=False, piece=STEPS).params
+    used = jax.tree.map(lambda leaf: leaf[: STEPS - row.delay], batches)
+    wanted = training.fit(plain, params, used, progress=False, piece=STEPS).params
+    _same(go(ours), wanted, rtol=1e-5, atol=1e-6)
+
+
+@EACH
+def test_many_at_once_and_on_devices_one_by_one(row):
+    """`vmap` equals a loop, and so does `shard_map`, whose check is on."""
+    method, params, batches = _parts(row)
+    keys = jax.random.split(jax.random.key(5), 2)
+    starts = jax.tree.map(lambda leaf: jnp.stack([leaf, 0.5 * leaf]), params)
+
+    def go(params, key):
+        fit = training.fit(method, params, batches, 4, key=key)
+        return fit.params, fit.metrics["loss"]
+
+    alone = jax.jit(go)
+    wanted = [alone(jax.tree.map(lambda leaf, i=i: leaf[i], starts), keys[i]) for i in range(2)]
+    wanted = jax.tree.map(lambda *leaves: jnp.stack(leaves), *wanted)
+    many = jax.vmap(go)
+    if not row.reason("vmap"):
+        _same(jax.jit(many)(starts, keys), wanted, rtol=1e-5, atol=1e-6)
+    if not row.reason("shard_map"):
+        mesh = jax.make_mesh((2,), ("d",), axis_types=(jax.sharding.AxisType.Auto,))
+        cut = jax.sharding.PartitionSpec("d")
+        one = lambda params, key: jax.tree.map(
+            lambda leaf: leaf[None],
+            go(*jax.tree.map(lambda leaf: leaf[0], (params, key))),
+        )
+        spread = jax.shard_map(one, mesh=mesh, in_specs=cut, out_specs=cut)
+        _same(jax.jit(spread)(starts, keys), wanted, rtol=1e-5, atol=1e-6)
