@@ -57,7 +57,8 @@ def nonnegative_program(
     scale = jax.lax.rsqrt(jnp.maximum(jnp.diagonal(G) / size, eps**2))
     G, c = scale[:, None] * (G / size) * scale, scale * (c / size)
     noise = 4 * m * eps
-    shift = eps**0.5 if shift is None else shift
+    if shift is None:
+        shift = float(eps) ** 0.5
     shifted, absolute = G + shift * jnp.eye(m, dtype=dtype), jnp.abs(G)
     limit = 40 + 10 * m
 
