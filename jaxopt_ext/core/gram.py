@@ -35,13 +35,16 @@ def nonnegative_program(
     The conditions $v \\ge 0$, $Gv \\ge c$, $v^\\top (Gv - c) = 0$ are met by block principal
     pivoting: each turn solves for the entries that are free and exchanges all that are infeasible,
     or, where that does not reduce their number, one of them, which ends. Rows and columns are
-    scaled to a unit diagonal; the linear systems are shifted by a few roundings, and refined.
+    scaled to a unit diagonal. Since $G$ may be singular, this is done for $G + \\delta I$ and
+    $c + \\delta v'$ again and again, with the last solution $v'$: a proximal point method.
 
     **Arguments:**
 
     - `G`: positive semidefinite.
     - `c`: where it leaves the range of $G$ the program has no minimizer, and what comes back is a
       long vector along a direction of descent.
+    - `shift`: $\\delta$, on the unit diagonal; the root of the rounding unit if `None`.
+    - `rounds`: the most proximal steps; fewer once nothing moves.
 
     **Returns:** the minimizer; NaN if anything is not finite.
 
@@ -57,8 +60,8 @@ def nonnegative_program(
     scale = jax.lax.rsqrt(jnp.maximum(jnp.diagonal(G) / size, eps**2))
     G, c = scale[:, None] * (G / size) * scale, scale * (c / size)
     noise = 4 * m * eps
-    shift = eps**0.5 if shift is None else shift
-    shifted, absolute = G + shift * jnp.eye(m, dtype=dtype), jnp.abs(G)
+    added = float(eps) ** 0.5 if shift is None else shift
+    shifted, absolute = G + added * jnp.eye(m, dtype=dtype), jnp.abs(G)
     limit = 40 + 10 * m
 
     def minimizer(free, slope):
@@ -73,7 +76,7 @@ def nonnegative_program(
 
     def turn(carry):
         free, center, least, tries, done, number = carry
-        slope = c + shift * center
+        slope = c + added * center
         v = minimizer(free, slope)
         below = v < -noise * jnp.max(jnp.abs(v))
         rounding = noise * (absolute @ jnp.abs(v) + jnp.abs(slope))

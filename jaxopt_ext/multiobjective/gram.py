@@ -13,7 +13,8 @@ def dual_cone_weights(G: Float[Array, "m m"], U: Float[Array, "k m"]) -> Float[A
 
     For each row $u$ of $U$ the projection of $J^\\top u$ is $J^\\top w$ with
     $w = \\arg\\min_{v \\ge u} v^\\top G v$. The programs are solved in one batch, exactly up to
-    rounding; where $G$ is singular $w$ is one of many, $J^\\top w$ the only one.
+    rounding; where $G$ is singular $w$ is one of many, $J^\\top w$ the only one. Each turn costs
+    $k$ factorizations of size $m$: meant for tens of objectives, slow for hundreds.
 
     **Arguments:**
 
