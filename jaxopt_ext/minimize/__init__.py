@@ -82,7 +82,7 @@ Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `Abstrac
 `AbstractRegularity`.
 """
 
-from . import submodular, textbook
+from . import submodular, textbook as textbook
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,
@@ -408,7 +408,6 @@ __all__ = [
     "sparse_path",
     "split_lipschitz_bound",
     "submodular",
-    "textbook",
     "uniform_simplex",
     "verify",
     "wolfe_line_search",
