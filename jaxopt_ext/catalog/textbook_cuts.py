@@ -44,7 +44,6 @@ TEXTBOOK_CUTS: tuple[Row, ...] = (
             5.0, jxt.minimize.textbook.SampledCentroid(24, 5, 24), max_steps=60
         ),
         system=("S172",),
-        claim="minimize/cutting_plane",
         opt_outs={"problems": _INTERIOR},
     ),
     SolverRow(
@@ -55,7 +54,6 @@ TEXTBOOK_CUTS: tuple[Row, ...] = (
             5.0, 10.0, num_chains=12, num_steps=4, max_steps=40
         ),
         system=("S172",),
-        claim="minimize/cutting_plane",
         opt_outs={
             **{check: _ROUGH for check in ("oracle", "float32", "pytree", "gradient")},
             "problems": _INTERIOR.replace("cutting_plane", "random_walk"),

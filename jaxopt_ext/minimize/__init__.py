@@ -101,7 +101,7 @@ Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `Abstrac
 `AbstractRegularity`.
 """
 
-from . import denominators, submodular, textbook
+from . import denominators, submodular, textbook as textbook
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,

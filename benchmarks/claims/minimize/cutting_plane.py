@@ -79,7 +79,7 @@ def run() -> Outcome:
         ellipsoid, _ = _cutting(textbook.Ellipsoid(N**0.5, max_steps=STEPS), *data)
         vaidya, rows = _cutting(textbook.Vaidya(1.0, max_steps=STEPS), *data)
         theory = textbook.Vaidya(
-            1.0, drop=0.006, depth=0.006**0.5 / 5, max_rows=400, max_steps=STEPS
+            1.0, drop=0.006, depth=0.006**0.5 / 5, max_rows=160, max_steps=STEPS
         )
         slow, _ = _cutting(theory, *data)
         first = np.asarray(_subgradients(factor, *data))

@@ -1,7 +1,7 @@
 """Centroids of convex bodies that are cut again and again."""
 
 import abc
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Generic, TypeVar
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -18,7 +18,10 @@ class AbstractCentroid(eqx.Module, Generic[Body]):
     `ratio` is the share of the volume that a cut through the point returned leaves at most.
     """
 
-    ratio: eqx.AbstractClassVar[float]
+    if TYPE_CHECKING:  # type checkers take equinox's abstract variables for fields
+        ratio: ClassVar[float]
+    else:
+        ratio: eqx.AbstractClassVar[float]
 
     @abc.abstractmethod
     def start(self, dimension: int, radius: Float[Array, ""], key: PRNGKeyArray) -> Body:

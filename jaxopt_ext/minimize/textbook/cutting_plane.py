@@ -8,7 +8,7 @@ not, a $w$ that separates it from the set.
 import abc
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -175,8 +175,12 @@ def _taken(x, look: _Look, best: _Best, least, stuck, problem) -> tuple[PyTree[A
 class _AbstractCuttingPlane(AbstractSolver):
     """What is the same of all: the value is the best point asked, the error its residual."""
 
-    radius: eqx.AbstractVar[Scalar]
-    oracle: eqx.AbstractVar[AbstractSeparationOracle]
+    if TYPE_CHECKING:  # type checkers take equinox's abstract variables for fields
+        radius: ClassVar[Scalar]
+        oracle: ClassVar[AbstractSeparationOracle]
+    else:
+        radius: eqx.AbstractVar[Scalar]
+        oracle: eqx.AbstractVar[AbstractSeparationOracle]
     problems = (Smooth, Constrained)
 
     def __check_init__(self):
@@ -376,7 +380,7 @@ class _Barrier(NamedTuple):
 
     scaled: Float[Array, "m n"]
     factor: Float[Array, "n n"]
-    projector: Float[Array, "m m"]
+    half: Float[Array, "n m"]
     scores: Float[Array, " m"]
     gradient: Vector
     sides: Float[Array, "n k"]
@@ -497,7 +501,8 @@ class Vaidya(_AbstractCuttingPlane):
             d = -_back(factor, _forward(factor, at.gradient))
             speed = at.scaled @ d
             # The length that the exact curvature along the direction asks for.
-            curved = 3 * jnp.sum(at.scores * speed**2) - 2 * speed @ (at.projector**2 @ speed)
+            mixed = (at.half * speed) @ at.half.T
+            curved = 3 * jnp.sum(at.scores * speed**2) - 2 * jnp.sum(mixed**2)
             t = -jnp.vdot(at.gradient, d) / jnp.where(curved > 0, curved, 1)
             fastest = jnp.max(jnp.abs(speed))
             t = jnp.minimum(t, 0.5 / jnp.where(fastest > 0, fastest, 1))
@@ -533,4 +538,4 @@ def _barrier(rows, room, used, sides) -> _Barrier:
     both = _forward(factor, jnp.concatenate([scaled.T, sides], axis=1))
     half, sides = both[:, : rows.shape[0]], both[:, rows.shape[0] :]
     scores = jnp.sum(half**2, axis=0)
-    return _Barrier(scaled, factor, half.T @ half, scores, -scaled.T @ scores, sides)
+    return _Barrier(scaled, factor, half, scores, -scaled.T @ scores, sides)
