@@ -1,5 +1,8 @@
 """Problems with a problem inside, for hyperparameters, data weights and initializations.
 
+- In a single loop, lower levels that are only convex too: `BAMM`, with its weight `PowerDecay`,
+  `HarmonicDecay` or `ConstantAveraging` (each an `AbstractAveraging`), its multiplier by an
+  `ExactMultiplierStep` or fixed ones, in an `AbstractOrder`, `Simultaneous` or `Sequential`.
 - Hypergradients of a `Bilevel` of `core` at any point: `hypergradient` by a linear solve, `neumann`
   and `truncated_neumann` by a series, `unrolled` through gradient steps; made of `cross` and
   `hessian` products. Each returns a `Hypergradient`, which tells how far off the lower level is.
@@ -9,6 +12,17 @@ Where the lower level has a solver, `jax.grad` of $F(x, \\mathrm{solve}(\\dots))
 hypergradient too, and nothing here is needed.
 """
 
+from .bamm import (
+    BAMM,
+    AbstractAveraging,
+    AbstractOrder,
+    ConstantAveraging,
+    ExactMultiplierStep,
+    HarmonicDecay,
+    PowerDecay,
+    Sequential,
+    Simultaneous,
+)
 from .hypergradient import (
     Hypergradient,
     averaged,
@@ -22,7 +36,16 @@ from .hypergradient import (
 from .inner import descend
 
 __all__ = [
+    "BAMM",
+    "AbstractAveraging",
+    "AbstractOrder",
+    "ConstantAveraging",
+    "ExactMultiplierStep",
+    "HarmonicDecay",
     "Hypergradient",
+    "PowerDecay",
+    "Sequential",
+    "Simultaneous",
     "averaged",
     "cross",
     "descend",
