@@ -2,7 +2,8 @@
 
 import jaxopt_ext as jxt
 
-from .rows import Row, SolverRow
+from .cases.meta import MetaGradientCase
+from .rows import FunctionRow, Row, SolverRow
 
 BILEVEL: tuple[Row, ...] = (
     SolverRow(
@@ -13,5 +14,33 @@ BILEVEL: tuple[Row, ...] = (
         lambda: jxt.bilevel.BAMM(0.5, jxt.bilevel.PowerDecay(0.5, 0.25), x_step=0.25),
         claim="bilevel/bamm",
         system=("S050",),
+    ),
+    FunctionRow(
+        "Model-agnostic meta-learning",
+        "bilevel.MAML",
+        "Finn, Abbeel, Levine, Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, "
+        "2017, arXiv:1703.03400; Collins, Mokhtari, Shakkottai, How Does the Task Landscape Affect "
+        "MAML Performance?, CoLLAs 2022, arXiv:2010.14672",
+        lambda: MetaGradientCase(jxt.bilevel.MAML),
+        claim="bilevel/maml",
+        system=("S110",),
+    ),
+    FunctionRow(
+        "First-order MAML",
+        "bilevel.FirstOrderMAML",
+        "Finn, Abbeel, Levine, Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks, "
+        "2017, arXiv:1703.03400",
+        lambda: MetaGradientCase(jxt.bilevel.FirstOrderMAML, 1),
+        claim="bilevel/maml",
+        system=("S110",),
+    ),
+    FunctionRow(
+        "Training without adaptation",
+        "bilevel.NonAdaptive",
+        "Collins, Mokhtari, Shakkottai, How Does the Task Landscape Affect MAML Performance?, "
+        "CoLLAs 2022, arXiv:2010.14672",
+        lambda: MetaGradientCase(jxt.bilevel.NonAdaptive, 0),
+        claim="bilevel/maml",
+        system=("S110",),
     ),
 )
