@@ -87,15 +87,16 @@ def _limit(mu):
 def _long_run():
     """Fixed weights, and a decay."""
     start = jnp.zeros(N), jnp.zeros(N)
-    method = bilevel.BAMM(0.3, bilevel.PowerDecay(0.1, 4.0), x_step=0.03, tol=0.0, max_steps=5000)
-    fixed = lambda mu: dataclasses.replace(method, averaging=bilevel.ConstantAveraging(mu))
 
-    @jax.jit
-    def run(weights):
-        one = lambda mu: jxt.solve(_coupled(0.0), fixed(mu), start)
-        return jax.vmap(one)(weights), jxt.solve(_coupled(0.0), method, start)
+    def one(weight, power):
+        averaging = bilevel.PowerDecay(weight, power)
+        method = bilevel.BAMM(0.3, averaging, x_step=0.03, tol=0.0, max_steps=5000)
+        return jxt.solve(_coupled(0.0), method, start)
 
-    return run(jnp.asarray([0.0, 0.1, 0.4]))
+    # A power without end is a fixed weight.
+    weights, powers = jnp.asarray([0.0, 0.1, 0.4, 0.1]), jnp.asarray([1e12, 1e12, 1e12, 4.0])
+    found = jax.jit(jax.vmap(one))(weights, powers)
+    return jax.tree.map(lambda a: a[:3], found), jax.tree.map(lambda a: a[3], found)
 
 
 def test_limits_with_a_fixed_weight_and_with_a_decay():

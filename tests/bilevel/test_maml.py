@@ -138,7 +138,7 @@ def test_the_metric_after_a_step_on_few_samples():
 
 
 def _gain(m, R=2.0, rho=(1.0, 0.1), r=(1.0, 0.1), alpha=0.9):
-    tasks = bilevel.hardness_mixture(10, *rho, R, *r)
+    tasks = bilevel.hardness_mixture(10, rho[0], rho[1], R, r[0], r[1])
     points = (
         bilevel.nal_population_solution(tasks),
         bilevel.maml_population_solution(tasks, alpha, m),
@@ -167,11 +167,12 @@ def test_the_risk_after_adaptation_by_sampling():
     w, m, alpha = jnp.full(4, 0.4), 6, 0.3
     square = lambda w, s: 0.5 * jnp.mean((s[0] @ w - s[1]) ** 2)
     method = bilevel.MAML(square, alpha)
-    drawn = jax.jit(lambda key: method.objective(w, tasks.draw(key, 100_000, m, 1)))
+    drawn = jax.jit(lambda key: method.objective(w, tasks.draw(key, 30_000, m, 2)))
     found = drawn(jax.random.key(0)) - 0.5 * 0.7**2
-    np.testing.assert_allclose(found, bilevel.excess_risk(w, tasks, alpha, m), rtol=0.03)
+    np.testing.assert_allclose(found, bilevel.excess_risk(w, tasks, alpha, m), rtol=0.05)
 
 
+@pytest.mark.slow
 def test_training_ends_where_the_theory_says():
     """Of a shorter run than the claim's."""
     tasks = bilevel.hardness_mixture(10, 1.0, 0.1, 2.0, 1.0, 0.1)

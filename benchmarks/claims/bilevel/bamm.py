@@ -1,5 +1,7 @@
 """sl-BAMM where the lower level is merely convex, and on data with wrong labels."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,7 +90,7 @@ def _convex_table(seeds):
 
 def _digits(seed):
     rng = np.random.default_rng(seed)
-    bunch = load_digits()
+    bunch: Any = load_digits()
     X = np.concatenate([bunch.data / 16, np.ones((len(bunch.data), 1))], axis=1)
     order = rng.permutation(len(X))
     X, y = X[order].astype(np.float32), bunch.target[order].astype(np.int32)
