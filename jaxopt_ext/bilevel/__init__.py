@@ -1,5 +1,12 @@
 """Problems with a problem inside, for hyperparameters, data weights and initializations.
 
+- In a single loop, lower levels that are only convex too: `BAMM`, with its weight `PowerDecay`,
+  `HarmonicDecay` or `ConstantAveraging` (each an `AbstractAveraging`), its multiplier by an
+  `ExactMultiplierStep` or fixed ones, in an `AbstractOrder`, `Simultaneous` or `Sequential`.
+- Meta-learning: `MAML`, `FirstOrderMAML`, `HessianFreeMAML` and `NonAdaptive`, each an
+  `AbstractMetaMethod` over a `Task`, trained by `meta_train`, which returns `MetaTrained`. Whether
+  it pays, in closed form: `LinearTask`, `hardness_mixture`, `adapted_covariance`,
+  `maml_population_solution`, `nal_population_solution`, `excess_risk`.
 - Hypergradients of a `Bilevel` of `core` at any point: `hypergradient` by a linear solve, `neumann`
   and `truncated_neumann` by a series, `unrolled` through gradient steps; made of `cross` and
   `hessian` products. Each returns a `Hypergradient`, which tells how far off the lower level is.
@@ -9,6 +16,17 @@ Where the lower level has a solver, `jax.grad` of $F(x, \\mathrm{solve}(\\dots))
 hypergradient too, and nothing here is needed.
 """
 
+from .bamm import (
+    BAMM,
+    AbstractAveraging,
+    AbstractOrder,
+    ConstantAveraging,
+    ExactMultiplierStep,
+    HarmonicDecay,
+    PowerDecay,
+    Sequential,
+    Simultaneous,
+)
 from .hypergradient import (
     Hypergradient,
     averaged,
@@ -20,14 +38,53 @@ from .hypergradient import (
     unrolled,
 )
 from .inner import descend
+from .maml import (
+    MAML,
+    AbstractMetaMethod,
+    FirstOrderMAML,
+    HessianFreeMAML,
+    LinearTask,
+    MetaTrained,
+    NonAdaptive,
+    Task,
+    adapted_covariance,
+    excess_risk,
+    hardness_mixture,
+    maml_population_solution,
+    meta_train,
+    nal_population_solution,
+)
 
 __all__ = [
+    "BAMM",
+    "MAML",
+    "AbstractAveraging",
+    "AbstractMetaMethod",
+    "AbstractOrder",
+    "ConstantAveraging",
+    "ExactMultiplierStep",
+    "FirstOrderMAML",
+    "HarmonicDecay",
+    "HessianFreeMAML",
     "Hypergradient",
+    "LinearTask",
+    "MetaTrained",
+    "NonAdaptive",
+    "PowerDecay",
+    "Sequential",
+    "Simultaneous",
+    "Task",
+    "adapted_covariance",
     "averaged",
     "cross",
     "descend",
+    "excess_risk",
+    "hardness_mixture",
     "hessian",
     "hypergradient",
+    "maml_population_solution",
+    "meta_train",
+    "nal_population_solution",
     "neumann",
     "truncated_neumann",
     "unrolled",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
+from .bilevel import BILEVEL
 from .estimators import ESTIMATORS
 from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
@@ -51,6 +52,7 @@ ROWS: tuple[Row, ...] = (
     *TEXTBOOK_RATES,
     *TEXTBOOK_CUTS,
     *INCLUSIONS,
+    *BILEVEL,
     *OPTIMIZERS,
     *NETWORK,
     *NETWORK_LEARNING,

@@ -348,7 +348,7 @@ def _stochastic_bilevel(theta):
     factors = _cast(np.array([0.4, 1.3, 1.3]), np.array([0.5, 1.5]), like=theta)
     upper = lambda x, y, sample: sample * exact.upper(x, y)
     lower = lambda x, y, sample: sample * exact.lower(x, y)
-    return jxt.StochasticBilevel(upper, lower, *factors, chunk=2)
+    return jxt.StochasticBilevel(upper, lower, factors[0], factors[1], chunk=2)
 
 
 def _nested_start(dtype):

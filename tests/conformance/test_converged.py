@@ -173,7 +173,32 @@ def _ratio(d):
     )
 
 
+def _bilevel(d):
+    """Data fitted under weights of its rows; singular and unsolvable lower levels among them, and a
+    box for the weights in which they may end."""
+    A, b = d["A"], d["b"]
+    size = jnp.sum(jnp.abs(b)) ** 2
+
+    def upper(x, y):
+        fit = 0.5 * jnp.sum((A[: M // 2] @ y - b[: M // 2]) ** 2)
+        return fit + 0.5 * size * jnp.sum((x - 0.3 * d["bad"]) ** 2)
+
+    def lower(x, y):
+        rows = 0.5 * jnp.sum(jax.nn.sigmoid(x) * (A @ y - b) ** 2)
+        return rows + d["bad"] * jnp.vdot(d["theta"], y)
+
+    return jxt.Bilevel(upper, lower, prox.Box(-1.0, 1.0))
+
+
 BUILD = {
+    jxt.Bilevel: _bilevel,
+    jxt.StochasticBilevel: lambda d: jxt.StochasticBilevel(
+        lambda x, y, s: s * _bilevel(d).upper(x, y),
+        lambda x, y, s: s * _bilevel(d).lower(x, y),
+        jnp.asarray([0.5, 1.5], d["A"].dtype),
+        jnp.asarray([0.0, 1.0, 2.0], d["A"].dtype),
+        prox.Box(-1.0, 1.0),
+    ),
     jxt.Fractional: _ratio,
     jxt.MultiObjective: _multi_objective,
     jxt.FiniteSum: _finite_sum,
@@ -210,6 +235,8 @@ def _start(kind, d):
         jxt.Splitting: lambda: jnp.zeros_like(d["b"]),
         jxt.MinMax: lambda: jxt.PrimalDual(d["start"], jnp.zeros_like(d["start"])),
         jxt.Smooth: lambda: d["bad"] * d["shift"],
+        jxt.Bilevel: lambda: (0.1 * d["b"], d["start"]),
+        jxt.StochasticBilevel: lambda: (0.1 * d["b"], d["start"]),
     }.get(kind, lambda: d["start"])()
 
 

@@ -1,5 +1,8 @@
 """Bilevel problems: what they take, and minibatches against numpy."""
 
+from collections.abc import Callable
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -85,3 +88,23 @@ def test_points():
         jxt.StochasticBilevel(FIT, PULL, DATA, (jnp.ones((0, 3)), jnp.ones(0)))
     with pytest.raises(ValueError, match="upper_data"):
         jxt.StochasticBilevel(FIT, PULL, (jnp.ones((2, 3)), jnp.ones(3)), DATA)
+
+
+def test_points_with_functions_in_them():
+    class Line(eqx.Module):
+        w: jax.Array
+        act: Callable = jnp.tanh
+
+        def __call__(self, z):
+            return self.act(self.w * z)
+
+    fit = lambda x, line: (line(jnp.asarray(2.0)) - 0.3) ** 2 + jnp.sum(x**2)
+    problem = jxt.Bilevel(fit, lambda x, line: 0.5 * (line.w - x) ** 2)
+    line = Line(jnp.asarray(0.5))
+    with pytest.raises(TypeError, match="starts from BilevelPoint"):
+        problem.restrict((None, eqx.filter(line, eqx.is_array, inverse=True)))
+    start = jxt.BilevelPoint(jnp.asarray(0.1), line, eqx.filter(line, eqx.is_inexact_array))
+    solution = jxt.solve(
+        problem, jxt.adapters.as_solver(jxt.bilevel.BAMM(tol=0.0, max_steps=1)), start
+    )
+    assert solution.value.lower.act is jnp.tanh
