@@ -249,9 +249,10 @@ class ConcurrentAdversarial(AbstractTrainingStep):
         turn, now = jax.tree.map(lambda a: a[place], state.ring), state.step
         attack_key, _ = jax.random.split(jax.random.fold_in(state.key, now))
         _, augment_key = jax.random.split(jax.random.fold_in(state.key, now - self.staleness))
-        gradient = lambda: _gradient(self, state.params, *turn, augment_key)
+        old, labels, adversarial = turn
+        gradient = lambda: _gradient(self, state.params, old, labels, adversarial, augment_key)
         attack = lambda: _attacked(self, state.params, x, y, attack_key)
-        return gradient, attack, (turn[0], turn[2], augment_key), place
+        return gradient, attack, (old, adversarial, augment_key), place
 
     def _finish(self, state, batch, found, made, seen, place):
         params, opt_state, finite = _descend(self, state, found, *seen)

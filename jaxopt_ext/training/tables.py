@@ -37,11 +37,11 @@ def check(index: Int[Array, "*steps b"], size: int) -> None:
     """
     if isinstance(index, Tracer):
         return
-    index = np.asarray(index)
-    if not np.issubdtype(index.dtype, np.integer):
-        raise ValueError(f"index must hold integers, got {index.dtype}")
-    if np.any(outside := (index < 0) | (index >= size)):
-        raise ValueError(f"index must be in [0, {size}), got {index[outside][0]}")
-    order = np.sort(index, axis=-1)
+    rows = np.asarray(index)
+    if not np.issubdtype(rows.dtype, np.integer):
+        raise ValueError(f"index must hold integers, got {rows.dtype}")
+    if np.any(outside := (rows < 0) | (rows >= size)):
+        raise ValueError(f"index must be in [0, {size}), got {rows[outside][0]}")
+    order = np.sort(rows, axis=-1)
     if np.any(twice := order[..., 1:] == order[..., :-1]):
         raise ValueError(f"no sample may be twice in a batch, got {order[..., 1:][twice][0]}")

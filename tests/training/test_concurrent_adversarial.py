@@ -100,7 +100,7 @@ def test_random_targets():
     assert np.all(np.abs(several - x) <= 0.1 + 1e-12)
     assert several.min() >= 0
     assert several.max() <= 1
-    assert len(np.unique(several[:, 0, 0])) > 100  # noise
+    assert len(np.unique(several[:, 0, 0])) > 50  # noise, where it leaves the cube open
 
 
 def slope(w, x, y):
