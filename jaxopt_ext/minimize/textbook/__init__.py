@@ -38,7 +38,6 @@ from .gradient import (
     StronglyConvexNesterov,
     StronglyConvexSubgradient,
 )
-from .guarantee import Constants, guarantee
 from .lower_bound import HardestNonsmooth, HardestQuadratic
 from .mirror import DualAveraging, FixedMirrorDescent, MirrorProx
 from .saddle_point import (
@@ -58,6 +57,7 @@ from .stochastic import (
     StochasticSaddleMirrorDescent,
     StochasticSaddleMirrorProx,
 )
+from .theorem import Constants, guarantee
 
 __all__ = [
     "SVRG",
