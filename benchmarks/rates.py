@@ -398,7 +398,8 @@ def measure(seed: int, instances: int, names=None) -> dict[str, tuple[np.ndarray
     """
     names = tuple({**RATES, **RANDOM_RATES} if names is None else names)
     run = _compiled(names, instances, jax.config.jax_enable_x64)
-    return jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(seed), instances)))
+    found = run(jax.random.split(jax.random.key(seed), instances))
+    return {name: jax.tree.map(np.asarray, found[name]) for name in names}
 
 
 def worst_ratio(name: str, curves: tuple[np.ndarray, np.ndarray]) -> float:
@@ -416,7 +417,7 @@ def plot(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Any:
 
     columns = 5
     rows = -(-len(found) // columns)
-    size = (15, 2.7 * rows)
+    size = (12, 2.3 * rows)
     figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, layout="constrained")
     for axis, (name, (gaps, bounds)) in zip(axes.flat, found.items(), strict=False):
         floor = np.maximum(gaps, 1e-16)
@@ -427,7 +428,7 @@ def plot(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Any:
         axis.semilogy(at, proved.mean(axis=0), "k--", linewidth=1.5, label="proved, mean")
         axis.set_title(name, fontsize=9)
         axis.spines[["top", "right"]].set_visible(False)
-    axes.flat[0].legend(frameon=False, fontsize=8)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
     for axis in axes.flat[len(found) :]:
         axis.set_visible(False)
     figure.supxlabel("share of the steps")
