@@ -398,7 +398,8 @@ def measure(seed: int, instances: int, names=None) -> dict[str, tuple[np.ndarray
     """
     names = tuple({**RATES, **RANDOM_RATES} if names is None else names)
     run = _compiled(names, instances, jax.config.jax_enable_x64)
-    return jax.tree.map(np.asarray, run(jax.random.split(jax.random.key(seed), instances)))
+    found = run(jax.random.split(jax.random.key(seed), instances))
+    return {name: jax.tree.map(np.asarray, found[name]) for name in names}
 
 
 def worst_ratio(name: str, curves: tuple[np.ndarray, np.ndarray]) -> float:
@@ -408,3 +409,28 @@ def worst_ratio(name: str, curves: tuple[np.ndarray, np.ndarray]) -> float:
     if name in RANDOM_RATES:
         gaps, bounds = gaps.mean(axis=0), bounds.mean(axis=0)
     return float(np.max(gaps / bounds))
+
+
+def plot(found: dict[str, tuple[np.ndarray, np.ndarray]]) -> Any:
+    """A panel for each method: gaps of the instances in grey, their mean, and the bound dashed."""
+    import matplotlib.pyplot as plt
+
+    columns = 5
+    rows = -(-len(found) // columns)
+    size = (12, 2.3 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, sharex=True, layout="constrained")
+    for axis, (name, (gaps, bounds)) in zip(axes.flat, found.items(), strict=False):
+        floor = np.maximum(gaps, 1e-16)
+        at = np.arange(1, 11) / 10
+        axis.semilogy(at, floor.T, color="0.8", linewidth=0.8)
+        axis.semilogy(at, floor.mean(axis=0), color="C0", linewidth=1.8, label="measured, mean")
+        proved = np.broadcast_to(bounds, gaps.shape)
+        axis.semilogy(at, proved.mean(axis=0), "k--", linewidth=1.5, label="proved, mean")
+        axis.set_title(name, fontsize=9)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.legend(*axes.flat[0].get_legend_handles_labels(), loc="outside upper right", ncols=2)
+    for axis in axes.flat[len(found) :]:
+        axis.set_visible(False)
+    figure.supxlabel("share of the steps")
+    figure.supylabel("gap")
+    return figure

@@ -85,13 +85,15 @@ TEXTBOOK_RATES: tuple[SolverRow, ...] = (
     _row(
         "Stochastic mirror descent",
         "StochasticMirrorDescent",
-        lambda: jxt.minimize.textbook.StochasticMirrorDescent(radius=1e-4),
+        lambda: jxt.minimize.textbook.StochasticMirrorDescent(radius=1e-4, batch=8),
         opt_outs=_without(_AVERAGED),
     ),
     _row(
         "Stochastic mirror descent, smooth",
         "SmoothStochasticMirrorDescent",
-        lambda: jxt.minimize.textbook.SmoothStochasticMirrorDescent(radius=1e-4, smoothness=2.0),
+        lambda: jxt.minimize.textbook.SmoothStochasticMirrorDescent(
+            radius=1e-4, smoothness=2.0, batch=8
+        ),
         opt_outs=_without(_AVERAGED),
     ),
     _row(

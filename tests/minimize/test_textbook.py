@@ -127,6 +127,8 @@ def check_ball(fun, solution, alpha, steps):
 def test_the_ball_of_geometric_descent_holds_the_minimizer():
     # Logarithms of sums add at most 4 to the curvature: the Hessian's least value is a bound.
     assert check_ball(_bowl, jnp.asarray(POINT), LOW, 25)[-1] < 1e-9
+    values, solution = np.logspace(-3, 0, 20), jnp.asarray(np.cos(np.arange(20)))
+    check_ball(lambda x: 0.5 * jnp.sum(values * (x - solution) ** 2), solution, 1e-3, 150)
 
 
 @pytest.mark.slow

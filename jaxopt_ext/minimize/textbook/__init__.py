@@ -60,7 +60,6 @@ from .gradient import (
     StronglyConvexNesterov,
     StronglyConvexSubgradient,
 )
-from .guarantee import Constants, guarantee
 from .lower_bound import HardestNonsmooth, HardestQuadratic
 from .mirror import DualAveraging, FixedMirrorDescent, MirrorProx
 from .random_walk import (
@@ -97,6 +96,7 @@ from .stochastic import (
     StochasticSaddleMirrorDescent,
     StochasticSaddleMirrorProx,
 )
+from .theorem import Constants, guarantee
 
 __all__ = [
     "SVRG",
