@@ -61,7 +61,7 @@ class CyclicProximal(AbstractSolver):
     $$\\|\\nabla_j f(x) - \\nabla_j f(y)\\|^2 \\le (x - y)^\\top Q_j (x - y),$$
 
     the objective falls in each cycle for the step size of `cyclic_step`, which may be far above
-    what the number of blocks suggests. A step of the solver is a cycle, and costs a gradient of each
+    what the number of blocks suggests. A step is a cycle, and costs a gradient of each
     block. For linear losses `minimize.BlockCoordinateDescent`, with a step size for each block, is
     cheaper.
 

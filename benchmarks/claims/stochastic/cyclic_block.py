@@ -108,7 +108,7 @@ def _run() -> Outcome:
     reached = all(row["VRO-CCD"] < 1e-12 and row["C-SGD"] > 1e-4 for row in rows)
     holds = inside and max(passes) <= PASSES and reached
     note = (
-        f"objective gaps; passes of VRO-CCD: {min(passes):.0f} to {max(passes):.0f}, as coins fall; "
+        f"objective gaps; passes of VRO-CCD: {min(passes):.0f} to {max(passes):.0f}, by coins; "
         f"the grid's ends are {'not ' if inside else ''}hit. P-CCD and GD take full gradients, the "
         "last two columns after 10 cycles with the step of `cyclic_step`, and with 1 / L. That "
         "cyclic blocks beat PAGE on all blocks is not claimed, and networks are not tried"
