@@ -10,6 +10,10 @@ _SPIDER = (
     "Chen, Zhou, Liang, Lu, Generalized-Smooth Nonconvex Optimization is As Efficient As Smooth "
     "Nonconvex Optimization, 2023, arXiv:2303.02854"
 )
+_CYCLIC = (
+    "Cai, Song, Wright, Diakonikolas, Cyclic Block Coordinate Descent With Variance Reduction for "
+    "Composite Nonconvex Optimization, 2023, arXiv:2212.05088"
+)
 _NO_PROX = {
     "problems": "FiniteSum, Expectation: the suite's have a nonsmooth part; asked in "
     "tests/stochastic/test_spider.py"
@@ -57,5 +61,22 @@ STOCHASTIC: tuple[SolverRow, ...] = (
             "problems": "FiniteSum, Expectation: with a constant penalty the noise stays; asked in "
             "tests/stochastic/test_model_based.py"
         },
+    ),
+    SolverRow(
+        "Cyclic proximal block descent",
+        "stochastic.CyclicProximal",
+        _CYCLIC,
+        lambda: jxt.stochastic.CyclicProximal(0.05),
+        system=("S048",),
+        claim="stochastic/cyclic_block",
+    ),
+    SolverRow(
+        "Cyclic block descent with variance reduction",
+        "stochastic.VarianceReducedCyclic",
+        _CYCLIC,
+        lambda: jxt.stochastic.VarianceReducedCyclic(0.02, small_batch=4, tol=1e-6),
+        system=("S048",),
+        claim="stochastic/cyclic_block",
+        opt_outs={"problems": "Expectation: without all samples the noise stays"},
     ),
 )

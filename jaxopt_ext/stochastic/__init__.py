@@ -9,6 +9,8 @@ their states count `samples`. `solve` ends at the step limit unless a method has
 - `StochasticModelBased`: a model of one sample's loss in each step, for kinks and weakly convex
   losses, with `Subgradient`, `ProxLinear` (of a `ComposedLoss`), `ProximalPoint`, `Truncated`;
   `HorizonPenalty`, `GrowingPenalty`; `phase_retrieval_prox`; `moreau_gradient` measures it.
+- `CyclicProximal`, `VarianceReducedCyclic`: one block after the other, in the `order` of
+  `minimize.Cyclic` or `Backward`; `cyclic_step`, `mahalanobis_constant`, `quadratic_constants`.
 - Which iterate is returned: `Last`, `Average`, `RandomIterate`, `LeastGradient`.
 - `estimators`: `SVRG`, `SPIDER`, `PAGE`, `STORM` and plain ones.
 - `phase_retrieval`, `chi2_dro`, `robust_phase_retrieval`, `blind_deconvolution`,
@@ -16,6 +18,13 @@ their states count `samples`. `solve` ends at the step limit unless a method has
 """
 
 from . import estimators
+from .cyclic_block import (
+    CyclicProximal,
+    VarianceReducedCyclic,
+    cyclic_step,
+    mahalanobis_constant,
+    quadratic_constants,
+)
 from .descent import StochasticGradient
 from .examples import (
     blind_deconvolution,
@@ -38,6 +47,7 @@ from .model_based import (
     phase_retrieval_prox,
 )
 from .outputs import AbstractOutput, Average, Last, LeastGradient, RandomIterate
+from .partition import Backward
 from .spider import (
     SPIDER,
     ClippedSGD,
@@ -51,8 +61,10 @@ __all__ = [
     "AbstractModel",
     "AbstractOutput",
     "Average",
+    "Backward",
     "ClippedSGD",
     "ComposedLoss",
+    "CyclicProximal",
     "GrowingPenalty",
     "HorizonPenalty",
     "Last",
@@ -66,13 +78,17 @@ __all__ = [
     "StochasticModelBased",
     "Subgradient",
     "Truncated",
+    "VarianceReducedCyclic",
     "blind_deconvolution",
     "chi2_dro",
     "covariance_sketch",
+    "cyclic_step",
     "estimators",
     "generalized_smooth_step",
+    "mahalanobis_constant",
     "moreau_gradient",
     "phase_retrieval",
     "phase_retrieval_prox",
+    "quadratic_constants",
     "robust_phase_retrieval",
 ]

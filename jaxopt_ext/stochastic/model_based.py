@@ -27,9 +27,8 @@ from ..core import (
     solve,
     tree,
 )
-from ..core.confirm import confirmed
 from ..prox import AbstractFunction
-from .oracle import Oracle, check_rate, rate_at, rate_field, unknown
+from .oracle import Oracle, asked, check_rate, rate_at, rate_field, unknown
 from .outputs import AbstractOutput, Last, RandomIterate
 
 
@@ -383,14 +382,8 @@ class StochasticModelBased(AbstractSolver):
         size = beta * tree.norm(jax.tree.map(jnp.subtract, new, x))
         samples = state.samples + self.batch
         return new, _State(
-            record, state.count + 1, samples, self._error(problem, new, size, state.error), key
+            record, state.count + 1, samples, asked(problem, new, size, state.error, self.tol), key
         )
-
-    def _error(self, problem, x, size, last):
-        if isinstance(problem, Expectation) and problem.mean is None:
-            return jnp.where(jnp.isfinite(size), unknown(size.dtype), size)
-        size = jnp.where(self.tol > 0, size, jnp.maximum(size, jnp.finfo(size.dtype).tiny))
-        return confirmed(problem, x, size, last, self.tol)
 
     def error(self, problem, x, state):
         return state.error

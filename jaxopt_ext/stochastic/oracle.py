@@ -8,7 +8,16 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ..core import AbstractExpectation, AbstractProblem, FiniteSum, checks, minibatches, tree
+from ..core import (
+    AbstractExpectation,
+    AbstractProblem,
+    Expectation,
+    FiniteSum,
+    checks,
+    minibatches,
+    tree,
+)
+from ..core.confirm import confirmed
 from ..core.finite_sum import Deterministic
 
 Oracle = AbstractExpectation | Deterministic
@@ -91,6 +100,22 @@ def latest(
     elsewhere, which does not pass though the tolerance may be a new one."""
     stale = jnp.where((last > tol) & jnp.isfinite(last), last, unknown(last.dtype))
     return jnp.where(exact, error.astype(last.dtype), stale)
+
+
+def asked(
+    problem: AbstractProblem,
+    x: PyTree[Array],
+    size: Float[Array, ""],
+    last: Float[Array, ""],
+    tol: Float[Array, ""],
+) -> Float[Array, ""]:
+    """The error of a method that has an estimate of the residual's norm and no full gradient: where
+    the estimate passes, the residual is asked. Not at all with a tolerance of zero, or if the
+    problem has none."""
+    if isinstance(problem, Expectation) and problem.mean is None:
+        return jnp.where(jnp.isfinite(size), unknown(size.dtype), size)
+    size = jnp.where(tol > 0, size, jnp.maximum(size, jnp.finfo(size.dtype).tiny))
+    return confirmed(problem, x, size, last, tol)
 
 
 def rate_field(default: Any = None) -> Any:
