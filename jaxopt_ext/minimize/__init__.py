@@ -74,17 +74,16 @@ Ratios of functions:
 - `FractionalCoordinateDescent`: `Direct` or `Parametric`, for the denominators of `denominators`,
   which are known along coordinates; its limits are better than critical points. `Dinkelbach`,
   `QuadraticTransform`: by another solver. `ProximalSubgradientRatio`: one proximal step each.
+
+Of sets:
+
 - `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
 
-Methods with a theorem, few unknowns, random walks, and relaxations over signs:
+With a theorem, and what it proves as a number:
 
-- `textbook`, where `guarantee` is the theorem as a number.
-- `submodular`: differences of submodular functions, by `SubmodularDCA` and others.
-
-With a theorem, and the rate it proves as a number:
-
-- `textbook`: subgradients, mirror descent, dual averaging, mirror prox, geometric descent, saddle
-  points, stochastic methods, and `textbook.guarantee` of these and others.
+- `textbook`: cutting planes and random walks in few unknowns, relaxations over signs, subgradients,
+  mirror descent, dual averaging, mirror prox, geometric descent, saddle points, stochastic methods;
+  `textbook.guarantee` of these and others.
 
 Strictly convex functions over more half-spaces than one can write down:
 
@@ -101,7 +100,7 @@ Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `Abstrac
 `AbstractRegularity`.
 """
 
-from . import denominators, submodular, textbook as textbook
+from . import denominators, submodular, textbook
 from .accelerated_newton import (
     AbstractOracle,
     AcceleratedCubicNewton,

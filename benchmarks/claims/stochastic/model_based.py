@@ -86,8 +86,10 @@ def _run() -> Outcome:
         "noise; a step of each costs one sample. The truncated model, which for this loss and no "
         "nonsmooth part is close to the prox-linear one, is shown besides"
     )
-    why = (
-        "scale: the model-based steps bear 3 and 4 decades on these seeds, subgradients none; at "
-        "1000 100 passes are too few for every model from a random start in dimension 20"
+    return Outcome(
+        table,
+        holds,
+        note,
+        why="scale: the model-based steps bear 3 and 4 decades on these seeds, subgradients none; "
+        "at 1000 100 passes are too few for every model from a random start in dimension 20",
     )
-    return Outcome(table, holds, note, why)
