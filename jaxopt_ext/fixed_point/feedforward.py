@@ -84,7 +84,7 @@ class _AbstractRounds(AbstractSolver[Feedforward, _RoundState]):
         return _RoundState(apply(problem.fun, x), _zero(), _unknown(tree.real_dtype(x)))
 
     def refresh(self, problem, x, state):
-        return self.init(problem, x, None)
+        return self.init(problem, x, jax.random.key(0))  # draws nothing
 
     def step(self, problem, x, state):
         length = problem.length(x)
@@ -265,7 +265,7 @@ class GaussSeidelJacobi(AbstractSolver[Feedforward, _WindowState]):
         return _WindowState(_zero(), _zero(), _unknown(tree.real_dtype(x)))
 
     def refresh(self, problem, x, state):
-        return self.init(problem, x, None)
+        return self.init(problem, x, jax.random.key(0))  # draws nothing
 
     def step(self, problem, x, state):
         length = problem.length(x)
@@ -337,7 +337,7 @@ class ScanNewton(AbstractSolver[Feedforward, _RoundState]):
         return _RoundState(apply(problem.fun, x), _zero(), _unknown(tree.real_dtype(x)))
 
     def refresh(self, problem, x, state):
-        return self.init(problem, x, None)
+        return self.init(problem, x, jax.random.key(0))  # draws nothing
 
     def step(self, problem, x, state):
         rounds = state.rounds + 1

@@ -2,7 +2,7 @@
 
 import abc
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import equinox as eqx
 import jax
@@ -82,7 +82,7 @@ class Isotropic(AbstractNoise):
     Particles only come together where $d \\sigma^2 < 2 \\lambda$ in $d$ unknowns.
     """
 
-    default = 1.0
+    default: ClassVar[float] = 1.0
 
     def __call__(self, difference, normal):
         lengths = jax.vmap(tree.norm)(difference)
@@ -96,7 +96,7 @@ class Isotropic(AbstractNoise):
 class Anisotropic(AbstractNoise):
     """$D(z) = \\mathrm{diag}(z)$, with the signs of $z$: the number of unknowns does not matter."""
 
-    default = 5.0
+    default: ClassVar[float] = 5.0
 
     def __call__(self, difference, normal):
         return jax.tree.map(jnp.multiply, difference, normal)

@@ -183,7 +183,7 @@ def _arrays(state):
     return eqx.filter(state, eqx.is_array)
 
 
-def _scan(method, state, batches, first, length):
+def _scan(method, state, batches, first, length) -> tuple[Any, Metrics]:
     arrays, rest = eqx.partition(state, eqx.is_array)
 
     def body(arrays, step):
@@ -191,6 +191,7 @@ def _scan(method, state, batches, first, length):
         return _arrays(state), metrics
 
     steps = first + jnp.arange(length, dtype=jnp.int32)
+    metrics: Any
     arrays, metrics = loops.scan(body, arrays, steps)
     return eqx.combine(arrays, rest), metrics
 

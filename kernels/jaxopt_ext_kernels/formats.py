@@ -150,7 +150,7 @@ class CSR(eqx.Module):
         """From any `scipy.sparse` matrix; never dense. Stored zeros are kept, duplicates summed."""
         import scipy.sparse as sp
 
-        coo = sp.coo_array(matrix)
+        coo: Any = sp.coo_array(matrix)
         rows, columns = coo.coords
         return cls.from_coo(coo.data, rows, columns, coo.shape, nnz=nnz)
 

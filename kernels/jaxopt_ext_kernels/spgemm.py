@@ -168,8 +168,9 @@ def _record(A, B, rows, lengths, heads, ends, columns, nnz):
     found = CSR.from_coo(np.zeros(count), places // wide, places % wide, (m, n), nnz=nnz)
     assert found.order is not None
     pattern = (A.columns, A.pointers, B.columns, B.pointers)
-    lists = (jnp.asarray(x, jnp.int32) for x in (entries, others, slots))
-    return ProductRecord(*lists, found.columns, found.rows, found.pointers, found.order, pattern)
+    lists = [jnp.asarray(x, jnp.int32) for x in (entries, others, slots)]
+    format_of = found.columns, found.rows, found.pointers, found.order
+    return ProductRecord(lists[0], lists[1], lists[2], *format_of, pattern)
 
 
 def _packed(until, window):
