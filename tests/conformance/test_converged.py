@@ -163,6 +163,14 @@ def _finite_sum(d):
     return jxt.FiniteSum(fit, (d["A"], d["b"]), prox.L1(d["theta"]))
 
 
+def _expectation(d):
+    """The same by draws of rows."""
+    fit = lambda x, i: 0.5 * M * (d["A"][i] @ x - d["b"][i]) ** 2
+    mean = lambda x: 0.5 * jnp.sum((d["A"] @ x - d["b"]) ** 2)
+    draw = lambda key, size: jax.random.randint(key, (size,), 0, M)
+    return jxt.Expectation(fit, draw, prox.L1(d["theta"]), mean)
+
+
 def _ratio(d):
     """Some with a denominator that falls to zero, some that start there or beyond."""
     A, b, normal = d["A"], d["b"], d["shift"]
@@ -202,6 +210,7 @@ BUILD = {
     jxt.Fractional: _ratio,
     jxt.MultiObjective: _multi_objective,
     jxt.FiniteSum: _finite_sum,
+    jxt.Expectation: _expectation,
     jxt.EqualityConstrained: _manifold,
     jxt.AbstractInclusion: _inclusion,
     jxt.MinMax: _min_max,
