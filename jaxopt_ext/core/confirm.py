@@ -1,5 +1,7 @@
 """From an estimate of the residual to the residual itself."""
 
+from typing import Any
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -7,6 +9,12 @@ from jaxtyping import Array, Float, PyTree
 
 from . import loops, tree
 from .problem import AbstractProblem
+
+
+def unknown(dtype: Any) -> Float[Array, ""]:
+    """An error that nothing is known of: above every tolerance, and not infinite, which `solve`
+    takes for divergence."""
+    return jnp.asarray(jnp.finfo(dtype).max, dtype)
 
 
 def confirmed(

@@ -17,6 +17,7 @@ import lineax as lx
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from . import checks, rows, tree
+from .natural import natural
 from .problem import AbstractProblem, Composite, Constrained, Smooth
 from .restricted import Restricted
 
@@ -116,11 +117,7 @@ class AbstractExpectation(AbstractProblem):
         return dataclasses.replace(self, loss=Restricted(self.loss, rest))
 
     def residual(self, x):
-        gradient = self.full_gradient(x)
-        if self.nonsmooth is None:
-            return gradient
-        moved = jax.tree.map(jnp.subtract, x, gradient)
-        return jax.tree.map(jnp.subtract, x, self.prox(moved))
+        return natural(self.nonsmooth, x, self.full_gradient(x))
 
     def tags(self):
         return frozenset({lx.symmetric_tag}) if self.nonsmooth is None else frozenset()

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
 from . import checks, tree
+from .natural import natural
 from .problem import AbstractProblem
 from .restricted import Restricted
 
@@ -62,10 +63,7 @@ class Fractional(AbstractProblem):
     def residual(self, x):
         ratio = self.objective(x)
         slope = tree.axpy(tree.gradient(self.smooth, x), -ratio, self.subgradient(x))
-        if self.nonsmooth is None:
-            return slope
-        moved = self.nonsmooth.prox(jax.tree.map(jnp.subtract, x, slope), 1.0)
-        return jax.tree.map(jnp.subtract, x, moved)
+        return natural(self.nonsmooth, x, slope)
 
     def check(self, x):
         checks.objective("smooth", self.smooth, x)

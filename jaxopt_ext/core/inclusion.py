@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from . import checks, loops, rows, tree
+from .natural import natural
 from .operators import as_map
 from .problem import (
     AbstractProblem,
@@ -66,14 +67,6 @@ class AbstractInclusion(AbstractProblem):
 
 def _prox(function: Any, x: PyTree[Array], t: Any) -> PyTree[Array]:
     return x if function is None else function.prox(x, t)
-
-
-def _natural(function: Any, x: PyTree[Array], slope: PyTree[Array]) -> PyTree[Array]:
-    """$x - \\mathrm{prox}_g(x - v)$; without $g$ that is $v$, also where $x$ is so large that
-    $x - v$ rounds to $x$."""
-    if function is None:
-        return slope
-    return jax.tree.map(jnp.subtract, x, function.prox(jax.tree.map(jnp.subtract, x, slope), 1.0))
 
 
 def _check_prox(name: str, function: Any) -> None:
@@ -132,7 +125,7 @@ class VariationalInequality(AbstractInclusion):
         return _prox(self.nonsmooth, z, t)
 
     def residual_with(self, z, slope):
-        return _natural(self.nonsmooth, z, slope)
+        return natural(self.nonsmooth, z, slope)
 
     def restrict(self, rest):
         return dataclasses.replace(self, operator=Restricted(self.operator, rest, maps=True))
@@ -173,8 +166,8 @@ class MinMax(AbstractInclusion):
         return PrimalDual(_prox(self.primal, z.primal, t), _prox(self.dual, z.dual, t))
 
     def residual_with(self, z, slope):
-        primal = _natural(self.primal, z.primal, slope.primal)
-        return PrimalDual(primal, _natural(self.dual, z.dual, slope.dual))
+        primal = natural(self.primal, z.primal, slope.primal)
+        return PrimalDual(primal, natural(self.dual, z.dual, slope.dual))
 
     def check(self, z):
         checks.point("MinMax", z, PrimalDual, "PrimalDual(primal, dual)")
@@ -246,7 +239,7 @@ class Game(AbstractInclusion):
     def residual_with(self, z, slope):
         if self.feasible is None:
             return slope
-        return tuple(map(_natural, self.feasible, z, slope))
+        return tuple(map(natural, self.feasible, z, slope))
 
     def check(self, z):
         checks.point("Game", z, tuple, "tuple, a pytree a player")
@@ -306,7 +299,7 @@ class FiniteSumInclusion(AbstractInclusion):
         return _prox(self.nonsmooth, z, t)
 
     def residual_with(self, z, slope):
-        return _natural(self.nonsmooth, z, slope)
+        return natural(self.nonsmooth, z, slope)
 
     def check(self, z):
         sample = rows.first(self.data)

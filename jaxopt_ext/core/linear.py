@@ -80,7 +80,8 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             first = _factorized(product, unit, tolerance)
             function = functools.partial(jnp.matmul, product)
         limit = self.max_steps or 10 * tree.size(vector)
-        x, solved = _unless(first, lambda b: _lsqr(function, b, tolerance, limit), unit)
+        second = lambda b: _lsqr(function, b, tolerance, limit)
+        x, solved = loops.if_due(~first.solved, second, unit, first)
         finite = tree.all_finite(x)
         return tree.scale(x, scale), solved & finite if self.strict else finite
 
@@ -168,22 +169,6 @@ for _is, _tags in {
 class _Answer(NamedTuple):
     x: PyTree[Array]
     solved: Bool[Array, ""]
-
-
-def _unless(answer: _Answer, solver, vector) -> _Answer:
-    """The answer, or that of `solver` if it is none.
-
-    It is a loop of at most one step: under `vmap` that is skipped if all are done, where a
-    conditional would always take both branches, and keeps what is done.
-    """
-
-    def body(carry):
-        _, done = carry[1]
-        # Nothing to do for those that wait for others.
-        nothing = jax.tree.map(lambda b: jnp.where(done, 0, b), vector)
-        return jnp.asarray(True), solver(nothing)
-
-    return loops.while_loop(lambda carry: ~carry[0], body, (answer.solved, answer))[1]
 
 
 def _gap(product, x, b):

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from . import bounds, checks, tree
+from .natural import natural
 from .operators import LinearMap, as_map, image_shape, is_sparse, matrix_or_operator, require_size
 from .restricted import Restricted
 
@@ -105,8 +106,7 @@ class Composite(AbstractProblem):
         return dataclasses.replace(self, smooth=Restricted(self.smooth, rest))
 
     def residual(self, x):
-        moved = jax.tree.map(jnp.subtract, x, tree.gradient(self.smooth, x))
-        return jax.tree.map(jnp.subtract, x, self.nonsmooth.prox(moved, 1.0))
+        return natural(self.nonsmooth, x, tree.gradient(self.smooth, x))
 
     def check(self, x):
         checks.objective("smooth", self.smooth, x)

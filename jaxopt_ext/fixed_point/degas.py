@@ -20,6 +20,7 @@ from ..core import (
     scalar_field,
     tree,
 )
+from ..core.confirm import unknown
 from .asynchrony import AbstractSchedule, ConstantDelay, stale
 
 
@@ -69,11 +70,11 @@ class _AbstractAsynchronous(AbstractSolver[FixedPoint, _State]):
         length = self.schedule.longest(self.max_steps) + 1
         # Ages before the start read the start, so the ring is full of it.
         history = jax.tree.map(lambda e, a: e + a, ring.empty(x, length), x)
-        return _State(history, key, jnp.asarray(0, jnp.int32), _unknown(tree.real_dtype(x)))
+        return _State(history, key, jnp.asarray(0, jnp.int32), unknown(tree.real_dtype(x)))
 
     def refresh(self, problem, x, state):
         # What was measured is of another problem, or passed already.
-        return eqx.tree_at(lambda s: s.error, state, _unknown(state.error.dtype))
+        return eqx.tree_at(lambda s: s.error, state, unknown(state.error.dtype))
 
     def step(self, problem, x, state):
         m, size = self._sizes(x)
@@ -99,11 +100,6 @@ class _AbstractAsynchronous(AbstractSolver[FixedPoint, _State]):
 
     def error(self, problem, x, state):
         return state.error
-
-
-def _unknown(dtype: Any) -> Float[Array, ""]:
-    """An error that nothing is known of: not infinite, which would be taken for divergence."""
-    return jnp.asarray(jnp.finfo(dtype).max, dtype)
 
 
 def _update(fun: Any, x: PyTree[Array], block: Int[Array, ""], size: int) -> PyTree[Array]:

@@ -21,6 +21,7 @@ from ..core import (
     scalar_field,
     tree,
 )
+from ..core.confirm import unknown
 from .picard import apply, residual_norm
 
 
@@ -39,7 +40,7 @@ def _error(x: PyTree[Array], mapped: PyTree[Array], keep: Bool[Array, " T"]) -> 
     """$\\|h(x) - x\\|$; the largest number where a row that is not final is not finite."""
     norm = residual_norm(x, mapped)
     final = jnp.all(_finite_rows(mapped) | keep)
-    return jnp.where(jnp.isfinite(norm) | final, norm, _unknown(norm.dtype))
+    return jnp.where(jnp.isfinite(norm) | final, norm, unknown(norm.dtype))
 
 
 def _finite_rows(x: PyTree[Array]) -> Bool[Array, " T"]:
@@ -47,11 +48,6 @@ def _finite_rows(x: PyTree[Array]) -> Bool[Array, " T"]:
         jnp.all(jnp.isfinite(leaf), axis=tuple(range(1, leaf.ndim))) for leaf in jax.tree.leaves(x)
     ]
     return jnp.stack(flags).all(axis=0)
-
-
-def _unknown(dtype: Any) -> Float[Array, ""]:
-    """An error that nothing is known of: not infinite, which would be taken for divergence."""
-    return jnp.asarray(jnp.finfo(dtype).max, dtype)
 
 
 def _put(x: PyTree[Array], indices: Int[Array, " k"], rows: PyTree[Array]) -> PyTree[Array]:
@@ -81,7 +77,7 @@ class _AbstractRounds(AbstractSolver[Feedforward, _RoundState]):
         """The next states, from the last and $h$ of them."""
 
     def init(self, problem, x, key):
-        return _RoundState(apply(problem.fun, x), _zero(), _unknown(tree.real_dtype(x)))
+        return _RoundState(apply(problem.fun, x), _zero(), unknown(tree.real_dtype(x)))
 
     def refresh(self, problem, x, state):
         return self.init(problem, x, jax.random.key(0))  # draws nothing
@@ -262,7 +258,7 @@ class GaussSeidelJacobi(AbstractSolver[Feedforward, _WindowState]):
         checks.nonnegative("atol", self.atol)
 
     def init(self, problem, x, key):
-        return _WindowState(_zero(), _zero(), _unknown(tree.real_dtype(x)))
+        return _WindowState(_zero(), _zero(), unknown(tree.real_dtype(x)))
 
     def refresh(self, problem, x, state):
         return self.init(problem, x, jax.random.key(0))  # draws nothing
@@ -288,7 +284,7 @@ class GaussSeidelJacobi(AbstractSolver[Feedforward, _WindowState]):
             inner = jnp.where(done, 0, inner)
         over = start >= length
         measure = lambda x: tree.norm(problem.residual(x)).astype(state.error.dtype)
-        error = loops.if_due(over, measure, x, _unknown(state.error.dtype))
+        error = loops.if_due(over, measure, x, unknown(state.error.dtype))
         return x, _WindowState(jnp.where(over, 0, start), inner, error)
 
     def _unchanged(self, old, new) -> Bool[Array, " k"]:
@@ -334,7 +330,7 @@ class ScanNewton(AbstractSolver[Feedforward, _RoundState]):
     def init(self, problem, x, key):
         if not isinstance(problem.fun, Recurrence):
             raise TypeError(f"ScanNewton takes recurrence(cell, inputs, initial), got {problem}")
-        return _RoundState(apply(problem.fun, x), _zero(), _unknown(tree.real_dtype(x)))
+        return _RoundState(apply(problem.fun, x), _zero(), unknown(tree.real_dtype(x)))
 
     def refresh(self, problem, x, state):
         return self.init(problem, x, jax.random.key(0))  # draws nothing

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ..core import AbstractSolver, MultiObjective, Scalar, checks, loops, rows, scalar_field, tree
+from ..core.confirm import unknown
 from ..core.gram import combine, gram, min_norm_weights
 from .aggregator import (
     AbstractJacobianAggregator,
@@ -248,8 +249,8 @@ class JacobianDescent(AbstractSolver):
 
     def init(self, problem, x, key):
         dtype = tree.real_dtype(x)
-        unknown = jnp.asarray(jnp.finfo(dtype).max, dtype)  # infinity would count as divergence
-        return self.refresh(problem, x, _State(key, None, jnp.asarray(0, jnp.int32), unknown))
+        zero = jnp.asarray(0, jnp.int32)
+        return self.refresh(problem, x, _State(key, None, zero, unknown(dtype)))
 
     def refresh(self, problem, x, state):
         m = problem.count(x)

@@ -23,7 +23,7 @@ from ..core import (
 from ..minimize.block_coordinate import AbstractSelection, Cyclic
 from .estimators import PAGE
 from .oracle import asked, check_rate, population, rate_at, rate_field, unknown
-from .outputs import AbstractOutput, Last
+from .outputs import AbstractOutput, Last, finished
 from .partition import Backward, partition, require_separable
 
 
@@ -264,11 +264,8 @@ class VarianceReducedCyclic(AbstractSolver):
         return state.error
 
     def finish(self, problem, x, state):
-        if isinstance(self.output, Last):
-            return x, state
         nothing = jnp.full_like(state.error, jnp.inf)
-        chosen, error = self.output.choose(state.record, x, state.error, nothing, self.tol)
-        return chosen, eqx.tree_at(lambda s: s.error, state, error)
+        return finished(self.output, x, state, nothing, self.tol)
 
 
 def quadratic_constants(H: Float[Array, "d d"], blocks: int | None = None) -> Float[Array, "m d d"]:

@@ -32,7 +32,7 @@ from .oracle import (
     stationarity,
     unknown,
 )
-from .outputs import AbstractOutput, Last
+from .outputs import AbstractOutput, Last, finished
 
 
 class DescentState(eqx.Module):
@@ -121,11 +121,8 @@ class AbstractEstimatedDescent(AbstractSolver[AbstractProblem, DescentState]):
         return state.error
 
     def finish(self, problem, x, state):
-        if isinstance(self.output, Last):
-            return x, state
         size = jnp.where(state.estimate.exact, state.error, jnp.inf)
-        chosen, error = self.output.choose(state.record, x, state.error, size, self.tol)
-        return chosen, eqx.tree_at(lambda s: s.error, state, error)
+        return finished(self.output, x, state, size, self.tol)
 
 
 def descend(x: PyTree[Array], gradient: PyTree[Array], length: Float[Array, ""]) -> PyTree[Array]:

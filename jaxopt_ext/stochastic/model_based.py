@@ -29,7 +29,7 @@ from ..core import (
 )
 from ..prox import AbstractFunction
 from .oracle import Oracle, asked, check_rate, rate_at, rate_field, unknown
-from .outputs import AbstractOutput, Last, RandomIterate
+from .outputs import AbstractOutput, RandomIterate, finished
 
 
 class ComposedLoss(eqx.Module):
@@ -389,11 +389,8 @@ class StochasticModelBased(AbstractSolver):
         return state.error
 
     def finish(self, problem, x, state):
-        if isinstance(self.output, Last):
-            return x, state
         nothing = jnp.full_like(state.error, jnp.inf)
-        chosen, error = self.output.choose(state.record, x, state.error, nothing, self.tol)
-        return chosen, eqx.tree_at(lambda s: s.error, state, error)
+        return finished(self.output, x, state, nothing, self.tol)
 
 
 class _Near(eqx.Module):

@@ -4,7 +4,6 @@ import math
 from typing import Any
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
@@ -19,6 +18,7 @@ from ..core import (
 )
 from ..core.confirm import confirmed
 from ..core.finite_sum import Deterministic
+from ..core.natural import natural
 
 Oracle = AbstractExpectation | Deterministic
 """What `minibatches` makes of a problem."""
@@ -82,10 +82,7 @@ def smooth_oracle(problem: AbstractProblem) -> Oracle:
 def stationarity(oracle: Oracle, x: PyTree[Array], gradient: PyTree[Array]) -> Float[Array, ""]:
     """$\\|x - \\mathrm{prox}_g(x - \\nabla f)\\|$, the norm of the residual if `gradient` is
     that of the whole problem."""
-    if oracle.nonsmooth is None:
-        return tree.norm(gradient)
-    moved = oracle.prox(jax.tree.map(jnp.subtract, x, gradient))
-    return tree.norm(jax.tree.map(jnp.subtract, x, moved))
+    return tree.norm(natural(oracle.nonsmooth, x, gradient))
 
 
 def unknown(dtype: Any) -> Float[Array, ""]:

@@ -49,6 +49,25 @@ class AbstractOutput(eqx.Module):
         return tree.where(error <= tol, (x, error), (chosen, known))
 
 
+def finished(
+    output: AbstractOutput,
+    x: PyTree[Array],
+    state: Any,
+    size: Float[Array, ""],
+    tol: Float[Array, ""],
+) -> tuple[PyTree[Array], Any]:
+    """The `finish` of a solver whose state has a `record` of the output and an `error`.
+
+    **Arguments:**
+
+    - `size`: the norm of the residual at `x`, infinite if unknown.
+    """
+    if isinstance(output, Last):
+        return x, state
+    chosen, error = output.choose(state.record, x, state.error, size, tol)
+    return chosen, eqx.tree_at(lambda s: s.error, state, error)
+
+
 class Last(AbstractOutput):
     """The last iterate."""
 

@@ -12,7 +12,19 @@ from .oracle import rate_field, smooth_oracle
 from .outputs import AbstractOutput, Last, LeastGradient, RandomIterate
 
 
-class NormalizedGradientDescent(AbstractEstimatedDescent):
+class _AbstractSmoothDescent(AbstractEstimatedDescent):
+    """For problems without a nonsmooth part; the estimator is checked when the solver is made."""
+
+    problems = (Smooth, FiniteSum, Expectation)
+
+    def __check_init__(self):
+        self.estimated_by()
+
+    def oracle(self, problem):
+        return smooth_oracle(problem)
+
+
+class NormalizedGradientDescent(_AbstractSmoothDescent):
     """Gradient descent with steps that shrink by a power of the gradient's norm,
 
     $$x_{k+1} = x_k - \\gamma \\nabla f(x_k) / \\|\\nabla f(x_k)\\|^\\beta .$$
@@ -48,13 +60,9 @@ class NormalizedGradientDescent(AbstractEstimatedDescent):
     output: AbstractOutput = eqx.field(default_factory=LeastGradient)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
-    problems = (Smooth, FiniteSum, Expectation)
 
     def __check_init__(self):
         checks.interval("power", self.power, 0, 1)
-
-    def oracle(self, problem):
-        return smooth_oracle(problem)
 
     def estimated_by(self):
         return FullGradient()
@@ -63,7 +71,7 @@ class NormalizedGradientDescent(AbstractEstimatedDescent):
         return descend(x, gradient, step * inverse_power(tree.norm(gradient), self.power))
 
 
-class SPIDER(AbstractEstimatedDescent):
+class SPIDER(_AbstractSmoothDescent):
     """Steps of fixed length along the recursive estimate of `estimators.SPIDER`,
 
     $$x_{k+1} = x_k - \\gamma v_k / \\|v_k\\|,\\quad
@@ -101,13 +109,6 @@ class SPIDER(AbstractEstimatedDescent):
     output: AbstractOutput = eqx.field(default_factory=RandomIterate)
     tol: Scalar = scalar_field(0.0)
     max_steps: int = 1000
-    problems = (Smooth, FiniteSum, Expectation)
-
-    def __check_init__(self):
-        self.estimated_by()
-
-    def oracle(self, problem):
-        return smooth_oracle(problem)
 
     def estimated_by(self):
         return Recursive(self.period, self.batch, self.big_batch)
@@ -116,7 +117,7 @@ class SPIDER(AbstractEstimatedDescent):
         return descend(x, gradient, step * inverse_power(tree.norm(gradient), 1))
 
 
-class NormalizedSGD(AbstractEstimatedDescent):
+class NormalizedSGD(_AbstractSmoothDescent):
     """Steps of fixed length along the gradient of a minibatch, or its moving average,
 
     $$x_{k+1} = x_k - \\gamma v_k / \\|v_k\\|,\\quad
@@ -142,13 +143,6 @@ class NormalizedSGD(AbstractEstimatedDescent):
     output: AbstractOutput = eqx.field(default_factory=Last)
     tol: Scalar = scalar_field(0.0)
     max_steps: int = 1000
-    problems = (Smooth, FiniteSum, Expectation)
-
-    def __check_init__(self):
-        self.estimated_by()
-
-    def oracle(self, problem):
-        return smooth_oracle(problem)
 
     def estimated_by(self):
         return Momentum(self.momentum, self.batch)
@@ -157,7 +151,7 @@ class NormalizedSGD(AbstractEstimatedDescent):
         return descend(x, gradient, step * inverse_power(tree.norm(gradient), 1))
 
 
-class ClippedSGD(AbstractEstimatedDescent):
+class ClippedSGD(_AbstractSmoothDescent):
     """Minibatch gradients of which a step is never longer than a threshold,
 
     $$x_{k+1} = x_k - \\min(\\gamma, c / \\|g_k\\|)\\, g_k .$$
@@ -183,14 +177,9 @@ class ClippedSGD(AbstractEstimatedDescent):
     output: AbstractOutput = eqx.field(default_factory=Last)
     tol: Scalar = scalar_field(0.0)
     max_steps: int = 1000
-    problems = (Smooth, FiniteSum, Expectation)
 
     def __check_init__(self):
         checks.positive("threshold", self.threshold)
-        checks.count("batch", self.batch)
-
-    def oracle(self, problem):
-        return smooth_oracle(problem)
 
     def estimated_by(self):
         return Minibatch(self.batch)

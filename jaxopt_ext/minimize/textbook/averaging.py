@@ -4,21 +4,21 @@ import abc
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
 from ...core import (
-    AbstractExpectation,
     AbstractProblem,
     AbstractSolver,
-    Composite,
     Constrained,
     Expectation,
     Smooth,
+    minibatches,
     tree,
 )
+from ...core.confirm import unknown
+from ...core.natural import natural as natural_map
 from ...prox import L1
 from ..mirror_descent import AbstractMirrorMap, Euclidean
 from ..p_norm import PNorm, _half_square
@@ -141,8 +141,7 @@ class AbstractAveraged(AbstractSolver[Problem, AveragedState], Generic[Problem])
         average = tree.axpy(tree.scale(state.average, 1 - share), share, moved.played)
         # The first average is a point at which nothing is known yet.
         average = tree.where(count == 1, moved.played, average)
-        error = jnp.finfo(dtype).max if moved.error is None else moved.error
-        error = jnp.asarray(error, dtype)
+        error = unknown(dtype) if moved.error is None else moved.error.astype(dtype)
         point = tree.cast_like(moved.point, x)
         average = tree.cast_like(average, x)
         best = jnp.minimum(state.best, value)
@@ -162,39 +161,18 @@ class AbstractAveraged(AbstractSolver[Problem, AveragedState], Generic[Problem])
 def measured(problem: AbstractProblem, x: PyTree[Array]) -> Float[Array, ""]:
     """The norm of the problem's residual; the largest number where the problem has none."""
     if isinstance(problem, Expectation) and problem.mean is None:
-        dtype = tree.real_dtype(x)
-        return jnp.asarray(jnp.finfo(dtype).max, dtype)
+        return unknown(tree.real_dtype(x))
     return tree.norm(problem.residual(x))
-
-
-def smooth_part(problem: AbstractProblem) -> Any:
-    """The function that is differentiated."""
-    match problem:
-        case Smooth():
-            return problem.fun
-        case Constrained() | Composite():
-            return problem.smooth
-    raise TypeError(f"no function to differentiate in a {type(problem).__name__}")
 
 
 def other_part(problem: AbstractProblem) -> Any:
     """The set, or the function with a prox; `None` for neither."""
-    match problem:
-        case Smooth():
-            return None
-        case Constrained():
-            return problem.feasible
-        case Composite() | AbstractExpectation():
-            return problem.nonsmooth
-    raise TypeError(f"no first-order steps for a {type(problem).__name__}")
+    return minibatches(problem).nonsmooth
 
 
 def natural(other: Any, x: PyTree[Array], slope: PyTree[Array]) -> Float[Array, ""]:
-    """$\\|x - \\mathrm{prox}_g(x - v)\\|$; without $g$ that is $\\|v\\|$."""
-    if other is None:
-        return tree.norm(slope)
-    moved = other.prox(jax.tree.map(jnp.subtract, x, slope), 1.0)
-    return tree.norm(jax.tree.map(jnp.subtract, x, moved))
+    """The norm of the natural map, $\\|x - \\mathrm{prox}_g(x - v)\\|$."""
+    return tree.norm(natural_map(other, x, slope))
 
 
 def forward(

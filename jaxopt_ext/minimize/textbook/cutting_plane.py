@@ -29,6 +29,7 @@ from ...core import (
     tree,
 )
 from .. import _cubic
+from ..proximal_gradient import smooth_part
 from .centroid import AbstractCentroid, PolygonCentroid
 from .random_walk import SampledCentroid
 
@@ -123,7 +124,7 @@ def _unit(v):
 
 def _look(oracle, problem, x, center) -> _Look:
     """Ask at a center, given as a vector."""
-    fun = problem.fun if isinstance(problem, Smooth) else problem.smooth
+    fun = smooth_part(problem)[0]
     unravel = _cubic.flatten(fun, x).unravel
     here = unravel(center)
     if isinstance(problem, Smooth):
@@ -154,7 +155,7 @@ def _taken(x, look: _Look, best: _Best, least, stuck, problem) -> tuple[PyTree[A
 
     - `least`: of $g^\\top (y - c)$ over the body, or `None`.
     """
-    fun = problem.fun if isinstance(problem, Smooth) else problem.smooth
+    fun = smooth_part(problem)[0]
     flat = _cubic.flatten(fun, x)
     dtype = best.value.dtype
     value = look.value.astype(dtype)

@@ -20,6 +20,7 @@ from ...core import (
 )
 from ...core.confirm import confirmed
 from ..mirror_descent import Euclidean
+from ..proximal_gradient import smooth_part
 from .averaging import (
     AbstractAverage,
     AbstractAveraged,
@@ -30,7 +31,6 @@ from .averaging import (
     forward,
     natural,
     other_part,
-    smooth_part,
 )
 
 
@@ -41,7 +41,7 @@ class _Known(NamedTuple):
 
 def look(problem, x) -> _Known:
     """Value and gradient, or a subgradient at a kink, of the part that is differentiated."""
-    value, slope = tree.value_and_gradient(smooth_part(problem), x)
+    value, slope = tree.value_and_gradient(smooth_part(problem)[0], x)
     return _Known(value, tree.cast_like(slope, x))
 
 
@@ -51,7 +51,24 @@ def inside(problem, x):
     return other.project(x) if isinstance(problem, Constrained) else x
 
 
-class ProjectedSubgradient(AbstractAveraged):
+class AbstractSloped(AbstractAveraged):
+    """A method that keeps the value and the slope at its iterate."""
+
+    def first(self, problem, x, key):
+        return look(problem, x)
+
+    def renew(self, problem, state):
+        return look(problem, state.point)
+
+
+class _AbstractSubgradient(AbstractSloped):
+    """Euclidean steps from a start in the set."""
+
+    def enter(self, problem, x):
+        return inside(problem, x)
+
+
+class ProjectedSubgradient(_AbstractSubgradient):
     """The projected subgradient method with the step of a horizon,
 
     $$x_{s+1} = P_C(x_s - \\eta g_s), \\qquad g_s \\in \\partial f(x_s), \\qquad
@@ -91,22 +108,13 @@ class ProjectedSubgradient(AbstractAveraged):
         if not isinstance(self.average, UniformAverage | BestPoint):
             raise TypeError(f"average must be UniformAverage() or BestPoint(), got {self.average}")
 
+    def averaging(self):
+        return self.average
+
     @property
     def step_size(self) -> Float[Array, ""]:
         """$\\eta$."""
         return self.radius / (self.lipschitz * self.max_steps**0.5)
-
-    def averaging(self):
-        return self.average
-
-    def enter(self, problem, x):
-        return inside(problem, x)
-
-    def first(self, problem, x, key):
-        return look(problem, x)
-
-    def renew(self, problem, state):
-        return look(problem, state.point)
 
     def move(self, problem, state):
         return subgradient_step(problem, state, self.step_size.astype(state.error.dtype))
@@ -128,7 +136,7 @@ def subgradient_step(problem, state, eta) -> Played:
     return Played(point, known, state.point, state.memory.value, error)
 
 
-class StronglyConvexSubgradient(AbstractAveraged):
+class StronglyConvexSubgradient(_AbstractSubgradient):
     """The projected subgradient method for strongly convex functions,
 
     $$x_{s+1} = P_C(x_s - \\eta_s g_s), \\qquad \\eta_s = \\frac{2}{\\alpha (s + 1)}.$$
@@ -164,15 +172,6 @@ class StronglyConvexSubgradient(AbstractAveraged):
 
     def averaging(self):
         return self.average
-
-    def enter(self, problem, x):
-        return inside(problem, x)
-
-    def first(self, problem, x, key):
-        return look(problem, x)
-
-    def renew(self, problem, state):
-        return look(problem, state.point)
 
     def move(self, problem, state):
         dtype = state.error.dtype

@@ -19,7 +19,7 @@ from .averaging import (
     natural,
     other_part,
 )
-from .gradient import inside, look
+from .gradient import AbstractSloped, inside, look
 
 
 def geometry_field():
@@ -41,7 +41,7 @@ def enter(mirror_map, problem, x):
     return inside(problem, x) if isinstance(mirror_map, Euclidean) else x
 
 
-class FixedMirrorDescent(AbstractAveraged):
+class FixedMirrorDescent(AbstractSloped):
     """Mirror descent with the step of a horizon,
 
     $$x_{s+1} = \\arg\\min_{u \\in C} \\eta \\langle g_s, u\\rangle + \\eta\\, h(u) + D(u, x_s),
@@ -109,12 +109,6 @@ class FixedMirrorDescent(AbstractAveraged):
 
     def enter(self, problem, x):
         return enter(self.mirror_map, problem, x)
-
-    def first(self, problem, x, key):
-        return look(problem, x)
-
-    def renew(self, problem, state):
-        return look(problem, state.point)
 
     def move(self, problem, state):
         other, eta = other_part(problem), self.step_size.astype(state.error.dtype)
@@ -225,7 +219,7 @@ class DualAveraging(AbstractAveraged):
         return regret(self.step_size, steps, constants, 4.0)
 
 
-class MirrorProx(AbstractAveraged):
+class MirrorProx(AbstractSloped):
     """Mirror prox: look ahead, then step from where you were with the gradient found there,
 
     $$y_{s+1} = \\arg\\min_{u \\in C} \\eta \\langle \\nabla f(x_s), u\\rangle + D(u, x_s), \\qquad
@@ -272,12 +266,6 @@ class MirrorProx(AbstractAveraged):
 
     def enter(self, problem, x):
         return enter(self.mirror_map, problem, x)
-
-    def first(self, problem, x, key):
-        return look(problem, x)
-
-    def renew(self, problem, state):
-        return look(problem, state.point)
 
     def move(self, problem, state):
         other, x = other_part(problem), state.point

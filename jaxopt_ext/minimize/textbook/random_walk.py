@@ -15,6 +15,7 @@ from ...core import AbstractSolver, Constrained, Scalar, Smooth, Status, checks,
 from ...core.confirm import confirmed
 from ...core.solver import scalar_field
 from .. import _cubic
+from ..proximal_gradient import smooth_part
 from .centroid import AbstractCentroid
 
 Points = Float[Array, "k n"]
@@ -374,7 +375,7 @@ class SimulatedAnnealing(AbstractSolver):
 
     def _energy(self, problem, x):
         """$f$ on the set, as a function of vectors."""
-        fun = problem.fun if isinstance(problem, Smooth) else problem.smooth
+        fun = smooth_part(problem)[0]
         flat = _cubic.flatten(fun, x)
         if isinstance(problem, Smooth):
             return flat, flat.fun
