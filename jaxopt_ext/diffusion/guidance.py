@@ -156,7 +156,8 @@ class ClassifierFree(AbstractDenoiser):
             return Denoiser(inner, self.predicts).noise(x, node)
 
         both = jax.vmap(one)(self.conditions)
-        return self.rule.mix(*(jax.tree.map(lambda a, i=i: a[i], both) for i in (0, 1)), node)
+        part = lambda i: jax.tree.map(lambda a: a[i], both)
+        return self.rule.mix(part(0), part(1), node)
 
     def data(self, x, node):
         return Noise().data(self.noise(x, node), x, node)

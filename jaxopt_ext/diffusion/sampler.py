@@ -122,8 +122,8 @@ def sample(
     sampler gets no key; `TypeError` if `x` does not hold floating-point arrays.
     """
     x, key, times = prepare(model, sampler, schedule, times, x, key)
-    table, last = as_rows(sampler.plan(schedule, times), schedule.nodes(times[-1]), x)
-    begin = as_rows(schedule.nodes(times[0]), (), x)[0]
+    first, last = schedule.nodes(times[0]), schedule.nodes(times[-1])
+    begin, table, last = as_numbers((first, sampler.plan(schedule, times), last), x)
     value, path = _run(hoist(model), sampler, x, begin, table, last, key, denoise, trace)
     return Sampled(value, sampler.evaluations(len(times) - 1) + denoise, path)
 
@@ -163,7 +163,7 @@ def check_times(schedule: AbstractSchedule, times: Times, *, to_zero: bool = Fal
     return times
 
 
-def as_rows(table: PyTree[np.ndarray], last: Node, x: Sample) -> tuple[PyTree[Array], Node]:
+def as_numbers(table: PyTree[np.ndarray], x: Sample) -> PyTree[Array]:
     """Numbers of the host in the real type of `x`; whole numbers and truth values stay."""
     real = jnp.finfo(jnp.result_type(*jax.tree.leaves(x))).dtype
 
@@ -171,7 +171,7 @@ def as_rows(table: PyTree[np.ndarray], last: Node, x: Sample) -> tuple[PyTree[Ar
         a = np.asarray(a)
         return jnp.asarray(a, real) if np.issubdtype(a.dtype, np.floating) else jnp.asarray(a)
 
-    return jax.tree.map(leaf, (table, last))
+    return jax.tree.map(leaf, table)
 
 
 @eqx.filter_jit
