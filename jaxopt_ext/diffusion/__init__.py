@@ -3,18 +3,22 @@
 `sample(model, sampler, schedule, times, x)` moves noise to data: a `Denoiser` wraps a network and
 says what it predicts, a schedule says how much noise there is, a grid where to stop on the way.
 
-- Schedules: `VariancePreserving`, `Cosine`, `VarianceExploding`, `RectifiedFlow`.
-- Grids: `uniform_time`, `uniform_log_snr`, `karras`.
+- Schedules: `VariancePreserving`, `Cosine`, `VarianceExploding`, `RectifiedFlow`; of a chain of
+  steps, `DiscreteSchedule` with `linear_betas` or `cosine_betas`.
+- Grids: `uniform_time`, `uniform_log_snr`, `karras`, `quadratic_time`; of chains `leading`,
+  `trailing`, `linspaced`.
 - Predictions: `Noise`, `Data`, `Velocity`, `Score`, `Preconditioned`.
+- Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 
-A new sampler is a subclass of `AbstractSampler` with `coefficients` and `step`.
+A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
 from .ddim import DDIM
 from .denoiser import (
+    AbstractDenoiser,
     AbstractPrediction,
     Data,
     Denoiser,
@@ -24,28 +28,44 @@ from .denoiser import (
     Velocity,
     combine,
 )
-from .grids import karras, uniform_log_snr, uniform_time
+from .grids import (
+    karras,
+    leading,
+    linspaced,
+    quadratic_time,
+    trailing,
+    uniform_log_snr,
+    uniform_time,
+)
+from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
 from .mixture import GaussianMixture
-from .sampler import AbstractSampler, Sampled, prior, sample
+from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
     Cosine,
+    DiscreteSchedule,
     Node,
     RectifiedFlow,
     VarianceExploding,
     VariancePreserving,
+    cosine_betas,
+    linear_betas,
 )
 
 __all__ = [
     "DDIM",
+    "AbstractDenoiser",
     "AbstractPrediction",
     "AbstractSampler",
     "AbstractSchedule",
+    "ClassifierFree",
     "Cosine",
     "Data",
     "Denoiser",
+    "DiscreteSchedule",
     "GaussianMixture",
+    "Guided",
     "Heun",
     "Node",
     "Noise",
@@ -53,13 +73,22 @@ __all__ = [
     "RectifiedFlow",
     "Sampled",
     "Score",
+    "Thresholded",
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
     "combine",
+    "cosine_betas",
+    "ends",
+    "gaussian",
     "karras",
+    "leading",
+    "linear_betas",
+    "linspaced",
     "prior",
+    "quadratic_time",
     "sample",
+    "trailing",
     "uniform_log_snr",
     "uniform_time",
 ]

@@ -1,12 +1,10 @@
 """DDIM, and the ancestral sampler at the other end of its noise."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ..core import checks
 from .denoiser import combine
-from .sampler import AbstractSampler
+from .sampler import AbstractSampler, ends, gaussian
 
 
 class DDIM(AbstractSampler):
@@ -34,29 +32,28 @@ class DDIM(AbstractSampler):
         checks.interval("eta", self.eta, 0.0, 1.0)
 
     @property
-    def evaluations_per_step(self):
-        return 1
-
-    @property
     def stochastic(self):
         return self.eta > 0
 
-    def coefficients(self, here, there):
-        ratio = there.alpha / here.alpha
-        # 1 - exp(-2h), which is small for short steps
-        gain = np.log(there.alpha / there.sigma) - np.log(here.alpha / here.sigma)
-        fresh = self.eta * there.sigma * np.sqrt(-np.expm1(-2 * gain))
-        kept = np.sqrt(there.sigma**2 - fresh**2)
-        return ratio, kept - here.sigma * ratio, fresh
+    @property
+    def reaches_zero(self):
+        return True
 
-    def step(self, model, x, here, there, coefficients, key):
-        keep, noise, fresh = coefficients
-        terms = [(keep, x), (noise, model.noise(x, here))]
+    def evaluations(self, num_steps):
+        return num_steps
+
+    def plan(self, schedule, times):
+        here, there = ends(schedule, times)
+        ratio = there.alpha / here.alpha
+        # exp(-2h); 1 less it is the share of the noise that is new since the step's end
+        decay = (here.alpha / here.sigma * there.sigma / there.alpha) ** 2
+        fresh = self.eta * there.sigma * np.sqrt(1 - decay)
+        kept = np.sqrt(there.sigma**2 - fresh**2)
+        return here, ratio, kept - here.sigma * ratio, fresh
+
+    def step(self, model, x, memory, row, key):
+        node, keep, noise, fresh = row
+        terms = [(keep, x), (noise, model.noise(x, node))]
         if self.stochastic:
-            leaves, treedef = jax.tree.flatten(x)
-            keys = jax.random.split(key, len(leaves))
-            draw = [
-                jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=True)
-            ]
-            terms.append((fresh, treedef.unflatten([jnp.asarray(d) for d in draw])))
-        return combine(*terms)
+            terms.append((fresh, gaussian(x, key)))
+        return combine(*terms), memory

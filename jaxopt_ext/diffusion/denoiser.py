@@ -128,8 +128,21 @@ class Preconditioned(AbstractPrediction):
         return Data().noise(self.data(output, x, node), x, node)
 
 
-class Denoiser(eqx.Module):
-    """A network with what it predicts: the only thing that samplers evaluate.
+class AbstractDenoiser(eqx.Module):
+    """What samplers evaluate: noise and data of a noisy sample, whose noise and data they are,
+    $x = \\alpha x_0 + \\sigma\\epsilon$."""
+
+    @abc.abstractmethod
+    def noise(self, x: Sample, node: Node) -> Sample:
+        """The predicted noise in `x`."""
+
+    @abc.abstractmethod
+    def data(self, x: Sample, node: Node) -> Sample:
+        """The predicted data behind `x`."""
+
+
+class Denoiser(AbstractDenoiser):
+    """A network with what it predicts.
 
     **Arguments:**
 
@@ -145,10 +158,8 @@ class Denoiser(eqx.Module):
         if not isinstance(self.predicts, AbstractPrediction):
             raise TypeError(f"predicts must be an AbstractPrediction, got {self.predicts!r}")
 
-    def noise(self, x: Sample, node: Node) -> Sample:
-        """The predicted noise in `x`."""
+    def noise(self, x, node):
         return self.predicts.noise(self.network(*self.predicts.inputs(x, node)), x, node)
 
-    def data(self, x: Sample, node: Node) -> Sample:
-        """The predicted data behind `x`."""
+    def data(self, x, node):
         return self.predicts.data(self.network(*self.predicts.inputs(x, node)), x, node)

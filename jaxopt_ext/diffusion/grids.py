@@ -3,13 +3,71 @@
 import numpy as np
 
 from ..core import checks
-from .schedules import AbstractSchedule, Times
+from .schedules import AbstractSchedule, DiscreteSchedule, Times
 
 
 def uniform_time(schedule: AbstractSchedule, num_steps: int) -> Times:
     """`num_steps + 1` equally spaced times."""
     checks.count("num_steps", num_steps)
     return np.linspace(schedule.start, schedule.end, num_steps + 1)
+
+
+def quadratic_time(schedule: AbstractSchedule, num_steps: int) -> Times:
+    """`num_steps + 1` times whose square roots are equally spaced.
+
+    **Reference:** Song, Meng, Ermon, Denoising Diffusion Implicit Models, 2021, arXiv:2010.02502.
+    """
+    checks.count("num_steps", num_steps)
+    times = np.linspace(schedule.start**0.5, schedule.end**0.5, num_steps + 1) ** 2
+    return _with_exact_ends(schedule, times)
+
+
+def leading(schedule: DiscreteSchedule, num_steps: int, offset: int = 0) -> Times:
+    """Every k-th step of a chain from its first, k = N // num_steps, largest first, and the end.
+
+    With N = 1000, 10 steps and no offset the steps are 900, 800, ..., 0, and sampling ends at the
+    schedule's `end`, or at no noise where that is step 0 itself.
+
+    **Reference:** Lin, Liu, Li, Yang, Common Diffusion Noise Schedules and Sample Steps are
+    Flawed, 2024, arXiv:2305.08891, which names the spacings.
+    """
+    total = _chain(schedule, num_steps)
+    return _in_chain(schedule, np.arange(num_steps)[::-1] * (total // num_steps) + offset)
+
+
+def trailing(schedule: DiscreteSchedule, num_steps: int) -> Times:
+    """Every k-th step of a chain down from its last, k = N / num_steps, and the end.
+
+    **Reference:** Lin, Liu, Li, Yang, Common Diffusion Noise Schedules and Sample Steps are
+    Flawed, 2024, arXiv:2305.08891.
+    """
+    total = _chain(schedule, num_steps)
+    return _in_chain(schedule, np.round(np.arange(num_steps, 0, -1) * total / num_steps) - 1)
+
+
+def linspaced(schedule: DiscreteSchedule, num_steps: int) -> Times:
+    """Steps of a chain equally spaced from its last to its first, rounded, and the end.
+
+    **Reference:** Lin, Liu, Li, Yang, Common Diffusion Noise Schedules and Sample Steps are
+    Flawed, 2024, arXiv:2305.08891.
+    """
+    total = _chain(schedule, num_steps)
+    return _in_chain(schedule, np.round(np.linspace(total - 1, 0, num_steps)))
+
+
+def _chain(schedule, num_steps):
+    if not isinstance(schedule, DiscreteSchedule):
+        raise TypeError(f"needs a DiscreteSchedule, got {type(schedule).__name__}")
+    checks.count("num_steps", num_steps)
+    total = len(schedule.log_alphas) - 1
+    if num_steps > total:
+        raise ValueError(f"num_steps must be at most {total}, the chain's, got {num_steps}")
+    return total
+
+
+def _in_chain(schedule, steps):
+    times = schedule.times[np.asarray(steps, int) + 1]
+    return np.append(times, schedule.end if times[-1] > schedule.end else 0.0)
 
 
 def uniform_log_snr(schedule: AbstractSchedule, num_steps: int) -> Times:

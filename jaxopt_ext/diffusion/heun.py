@@ -1,7 +1,7 @@
 """Heun's method on the probability-flow equation."""
 
 from .denoiser import combine
-from .sampler import AbstractSampler
+from .sampler import AbstractSampler, ends
 
 
 class Heun(AbstractSampler):
@@ -18,17 +18,17 @@ class Heun(AbstractSampler):
     Generative Models, 2022, arXiv:2206.00364.
     """
 
-    @property
-    def evaluations_per_step(self):
-        return 2
+    def evaluations(self, num_steps):
+        return 2 * num_steps
 
-    def coefficients(self, here, there):
+    def plan(self, schedule, times):
+        here, there = ends(schedule, times)
         ratio = there.alpha / here.alpha
-        return ratio, there.sigma - here.sigma * ratio
+        return here, there, ratio, there.sigma - here.sigma * ratio
 
-    def step(self, model, x, here, there, coefficients, key):
-        keep, move = coefficients
+    def step(self, model, x, memory, row, key):
+        here, there, keep, move = row
         first = model.noise(x, here)
         guess = combine((keep, x), (move, first))
         second = model.noise(guess, there)
-        return combine((keep, x), (0.5 * move, first), (0.5 * move, second))
+        return combine((keep, x), (0.5 * move, first), (0.5 * move, second)), memory

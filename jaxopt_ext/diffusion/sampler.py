@@ -7,48 +7,70 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PRNGKeyArray, PyTree
+from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ..core import checks, loops
 from ..core.closure import hoist
-from .denoiser import Denoiser, Sample
+from .denoiser import AbstractDenoiser, Sample, combine
 from .schedules import AbstractSchedule, Node, Times
 
 
 class AbstractSampler(eqx.Module):
-    """Coefficients for every step, and a step.
+    """A plan of coefficients, a start and a step.
+
+    All numbers of a run are made on the host before it, as a table with a row for each step, so
+    that steps of different orders are one compiled program. Earlier outputs of the model that a
+    step needs are its memory; where there is no history yet, the table holds zeros.
 
     **Attributes:**
 
-    - `evaluations_per_step`: how often a step evaluates the model.
     - `stochastic`: whether it draws noise.
+    - `reaches_zero`: whether the last time may be one without noise, $\\sigma = 0$, where the model
+      is never evaluated.
     """
-
-    @property
-    @abc.abstractmethod
-    def evaluations_per_step(self) -> int:
-        """Model evaluations of one step."""
 
     @property
     def stochastic(self) -> bool:
         """Whether a step draws noise."""
         return False
 
+    @property
+    def reaches_zero(self) -> bool:
+        """Whether the last time may be one without noise."""
+        return False
+
     @abc.abstractmethod
-    def coefficients(self, here: Node, there: Node) -> PyTree[np.ndarray]:
-        """Arrays with one entry for each step from `here` to `there`, in double precision."""
+    def evaluations(self, num_steps: int) -> int:
+        """Model evaluations of a run of so many steps."""
+
+    @abc.abstractmethod
+    def plan(self, schedule: AbstractSchedule, times: Times) -> PyTree[np.ndarray]:
+        """Arrays with a row for each step between two `times`, in double precision; see `ends`."""
+
+    def start(self, model: AbstractDenoiser, x: Sample, node: Node) -> Any:
+        """The memory before the first step, at whose beginning `node` stands.
+
+        A method of one step has none.
+        """
+        del model, x, node
+        return ()
 
     @abc.abstractmethod
     def step(
         self,
-        model: Denoiser,
+        model: AbstractDenoiser,
         x: Sample,
-        here: Node,
-        there: Node,
-        coefficients: PyTree,
+        memory: Any,
+        row: PyTree[Array],
         key: PRNGKeyArray,
-    ) -> Sample:
-        """One step; what it is given of nodes and coefficients are scalars."""
+    ) -> tuple[Sample, Any]:
+        """The sample and the memory after a step; the numbers in `row` are scalars."""
+
+
+def ends(schedule: AbstractSchedule, times: Times) -> tuple[Node, Node]:
+    """The nodes where steps between falling `times` begin, and where they end."""
+    nodes = schedule.nodes(times)
+    return Node(*(a[:-1] for a in nodes)), Node(*(a[1:] for a in nodes))
 
 
 class Sampled(eqx.Module):
@@ -57,17 +79,17 @@ class Sampled(eqx.Module):
     **Attributes:**
 
     - `value`: the sample.
-    - `evaluations`: how often the model was evaluated.
+    - `evaluations`: how often the model was evaluated; an array where the run decided that.
     - `path`: the points behind each step, on a leading axis, or `None`.
     """
 
     value: Sample
-    evaluations: int = eqx.field(static=True)
+    evaluations: int | Int[Array, "*n"]
     path: Any = None
 
 
 def sample(
-    model: Denoiser,
+    model: AbstractDenoiser,
     sampler: AbstractSampler,
     schedule: AbstractSchedule,
     times: Times,
@@ -85,7 +107,7 @@ def sample(
 
     **Arguments:**
 
-    - `model`: a `Denoiser`.
+    - `model`: a `Denoiser`, or one that wraps it.
     - `sampler`: how to step, `DDIM()` say.
     - `schedule`: the noise schedule that the model was trained with.
     - `times`: falling times, from `diffusion.grids` say; one step between each two.
@@ -99,44 +121,71 @@ def sample(
     **Raises:** `ValueError` if times do not fall, leave the schedule's range, or a stochastic
     sampler gets no key; `TypeError` if `x` does not hold floating-point arrays.
     """
-    if not isinstance(model, Denoiser):
+    x, key, times = prepare(model, sampler, schedule, times, x, key)
+    first, last = schedule.nodes(times[0]), schedule.nodes(times[-1])
+    begin, table, last = as_numbers((first, sampler.plan(schedule, times), last), x)
+    value, path = _run(hoist(model), sampler, x, begin, table, last, key, denoise, trace)
+    return Sampled(value, sampler.evaluations(len(times) - 1) + denoise, path)
+
+
+def prepare(
+    model: AbstractDenoiser,
+    sampler: AbstractSampler,
+    schedule: AbstractSchedule,
+    times: Times,
+    x: Sample,
+    key: PRNGKeyArray | None,
+) -> tuple[Sample, PRNGKeyArray, Times]:
+    """Start, key and times of a run, checked; raises what `sample` raises."""
+    if not isinstance(model, AbstractDenoiser):
         raise TypeError(f"model must be a Denoiser, got {type(model).__name__}")
     if not isinstance(sampler, AbstractSampler):
         raise TypeError(f"sampler must be an AbstractSampler, got {type(sampler).__name__}")
+    times = check_times(schedule, times, to_zero=sampler.reaches_zero)
+    if sampler.stochastic and key is None:
+        raise ValueError(f"{type(sampler).__name__} draws noise: pass a key")
+    key = jax.random.key(0) if key is None else key
+    return checks.inexact_tree("x", x), key, times
+
+
+def check_times(schedule: AbstractSchedule, times: Times, *, to_zero: bool = False) -> Times:
+    """`times` in double precision; `ValueError` unless they fall and lie within the schedule's, or,
+    where `to_zero` allows it, end without noise."""
     times = np.asarray(times, np.float64)
     if times.ndim != 1 or len(times) < 2 or not np.all(np.diff(times) < 0):
         raise ValueError(f"times must be a vector that falls, of at least two, got {times}")
+    inner = times[:-1] if to_zero and schedule.sigma(times[-1]) == 0 else times
     low, high = schedule.end * (1 - 1e-9), schedule.start * (1 + 1e-9)
-    if times[-1] < low or times[0] > high:
+    if inner[-1] < low or times[0] > high:
         raise ValueError(
             f"times must lie within [{schedule.end}, {schedule.start}], got {times[-1], times[0]}"
         )
-    if sampler.stochastic and key is None:
-        raise ValueError(f"{type(sampler).__name__} draws noise: pass a key")
-    x = checks.inexact_tree("x", x)
-    nodes = schedule.nodes(times)
-    here, there = Node(*(a[:-1] for a in nodes)), Node(*(a[1:] for a in nodes))
-    table = here, there, sampler.coefficients(here, there)
+    return times
+
+
+def as_numbers(table: PyTree[np.ndarray], x: Sample) -> PyTree[Array]:
+    """Numbers of the host in the real type of `x`; whole numbers and truth values stay."""
     real = jnp.finfo(jnp.result_type(*jax.tree.leaves(x))).dtype
-    table = jax.tree.map(lambda a: jnp.asarray(a, real), table)
-    key = jax.random.key(0) if key is None else key
-    value, path = _run(hoist(model), sampler, x, table, key, denoise, trace)
-    steps = len(times) - 1
-    return Sampled(value, steps * sampler.evaluations_per_step + denoise, path)
+
+    def leaf(a):
+        a = np.asarray(a)
+        return jnp.asarray(a, real) if np.issubdtype(a.dtype, np.floating) else jnp.asarray(a)
+
+    return jax.tree.map(leaf, table)
 
 
 @eqx.filter_jit
-def _run(model, sampler, x, table, key, denoise, trace):
-    def step(carry, row):
-        x, key = carry
-        key, now = jax.random.split(key)
-        new = sampler.step(model, x, *row, now)
-        new = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, x)
-        return (new, key), new if trace else None
+def _run(model, sampler, x, begin, table, last, key, denoise, trace):
+    def step(carry, now):
+        x, memory = carry
+        new = sampler.step(model, x, memory, *now)
+        new = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, carry)
+        return new, new[0] if trace else None
 
-    (x, _), path = loops.scan(step, (x, key), table)
+    steps = len(jax.tree.leaves(table)[0])
+    memory = sampler.start(model, x, begin)
+    (x, _), path = loops.scan(step, (x, memory), (table, jax.random.split(key, steps)))
     if denoise:
-        last = jax.tree.map(lambda a: a[-1], table[1])
         x = model.data(x, last)
     return x, path
 
@@ -144,9 +193,13 @@ def _run(model, sampler, x, table, key, denoise, trace):
 def prior(schedule: AbstractSchedule, like: Sample, key: PRNGKeyArray) -> Sample:
     """Noise of the size that the schedule starts with, $\\sigma_T z$, shaped like `like`."""
     size = float(schedule.sigma(np.asarray(schedule.start)))
+    return combine((size, gaussian(like, key)))
+
+
+def gaussian(like: Sample, key: PRNGKeyArray) -> Sample:
+    """Standard normal numbers, shaped like `like`; each leaf has a key of its own."""
     leaves, treedef = jax.tree.flatten(like)
     keys = jax.random.split(key, max(1, len(leaves)))
-    draws = [
-        size * jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=False)
-    ]
-    return treedef.unflatten(draws)
+    return treedef.unflatten(
+        [jax.random.normal(k, a.shape, a.dtype) for k, a in zip(keys, leaves, strict=False)]
+    )

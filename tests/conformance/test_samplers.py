@@ -12,7 +12,18 @@ from scipy.integrate import solve_ivp
 from jaxopt_ext import catalog, diffusion
 
 ROWS = catalog.rows(catalog.SamplerRow)
-CHECKS = ("order", "law", "pytree", "vmap", "dtypes", "retrace", "key", "gradient", "nonfinite")
+CHECKS = (
+    "order",
+    "law",
+    "constant",
+    "pytree",
+    "vmap",
+    "dtypes",
+    "retrace",
+    "key",
+    "gradient",
+    "nonfinite",
+)
 EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
 SCHEDULES = {
     "VP": diffusion.VariancePreserving(start=1.0, end=0.01),
@@ -35,7 +46,7 @@ def _skip(row, check):
 
 def _sample(row, num_steps=20, *, dtype=jnp.float64, name="VP", x=None, model=None, **options):
     schedule = SCHEDULES[name]
-    times = diffusion.uniform_log_snr(schedule, num_steps)
+    times = getattr(diffusion, row.grid)(schedule, num_steps)
     x = jnp.asarray(START, dtype) if x is None else x
     model = mixture(dtype).denoiser() if model is None else model
     options.setdefault("key", jax.random.key(0))
@@ -82,6 +93,36 @@ def test_order_of_convergence(row, name):
 
 
 @EACH
+def test_constant_predictions_are_integrated_exactly(row):
+    _skip(row, "constant")
+    if row.order is None:
+        pytest.skip("draws noise")
+    schedule, x, fixed = SCHEDULES["VP"], jnp.asarray(START), jnp.asarray([0.7, -0.4])
+    first, last = (schedule.nodes(t) for t in (schedule.start, schedule.end))
+
+    def run(predicts):
+        model = diffusion.Denoiser(lambda x, node: jnp.broadcast_to(fixed, x.shape), predicts)
+        return _sample(row, 7, x=x, model=model).value
+
+    ratio = last.alpha / first.alpha
+    noise = ratio * x + (last.sigma - first.sigma * ratio) * fixed
+    decay = last.sigma / first.sigma
+    data = decay * x + (last.alpha - first.alpha * decay) * fixed
+    errors = [
+        np.abs(run(diffusion.Noise()) - noise).max(),
+        np.abs(run(diffusion.Data()) - data).max(),
+    ]
+    assert min(errors) < 1e-12, errors
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        # What draws no noise is held by its order to the flow, which has the law.
+        pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.order else [])
+        for row in ROWS
+    ],
+)
 def test_law_of_the_samples(row):
     _skip(row, "law")
     schedule, exact, num = SCHEDULES["VP"], mixture(), 20_000
@@ -105,7 +146,7 @@ def test_evaluations_are_counted_and_as_stated(row):
     out = _sample(row, 7, model=diffusion.Denoiser(network), denoise=True)
     jax.block_until_ready(out.value)
     jax.effects_barrier()
-    assert out.evaluations == 7 * row.example().evaluations_per_step + 1
+    assert out.evaluations == row.example().evaluations(7) + 1
     assert next(calls) == out.evaluations
 
 
@@ -132,7 +173,7 @@ def test_jit_vmap_and_pytrees_change_nothing(row):
 def test_single_precision_stays_single_and_close(row):
     _skip(row, "dtypes")
     wide, narrow = (_sample(row, 50, dtype=d, trace=True) for d in (jnp.float64, jnp.float32))
-    assert {x.dtype for x in jax.tree.leaves(narrow)} == {jnp.dtype("float32")}
+    assert {x.dtype for x in (narrow.value, narrow.path)} == {jnp.dtype("float32")}
     assert narrow.path.shape == (50, 3, 2)
     if not row.example().stochastic:
         np.testing.assert_allclose(narrow.value, wide.value, atol=2e-4)

@@ -46,7 +46,7 @@ def test_coefficients_equal_their_definitions():
 
 
 @EACH
-@pytest.mark.parametrize("grid", ["uniform_time", "uniform_log_snr", "karras"])
+@pytest.mark.parametrize("grid", ["uniform_time", "uniform_log_snr", "karras", "quadratic_time"])
 def test_grids_fall_from_end_to_end(schedule, grid):
     t = getattr(diffusion, grid)(schedule, 10)
     assert t.shape == (11,)
@@ -54,6 +54,7 @@ def test_grids_fall_from_end_to_end(schedule, grid):
     assert np.all(np.diff(t) < 0)
     even = {
         "uniform_time": t,
+        "quadratic_time": np.sqrt(t),
         "uniform_log_snr": schedule.log_snr(t),
         "karras": np.exp(-schedule.log_snr(t) / 7),
     }[grid]
@@ -145,7 +146,7 @@ def test_ddim_is_exact_for_a_constant_noise():
 def test_ancestral_noise_is_that_of_the_posterior(schedule):
     t = np.array([0.7, 0.4])
     (_, a, s), (_, b, r) = schedule.nodes(t[0]), schedule.nodes(t[1])
-    _, _, fresh = diffusion.DDIM(1.0).coefficients(*(schedule.nodes(t[i : i + 1]) for i in (0, 1)))
+    *_, fresh = diffusion.DDIM(1.0).plan(schedule, t)
     # x_t | x_0 has variance r^2; x_s = (a/b) x_t + noise; the posterior of x_t is Gaussian.
     step = s**2 - (a / b * r) ** 2
     np.testing.assert_allclose(fresh**2, 1 / (1 / r**2 + (a / b) ** 2 / step), rtol=1e-10)
@@ -195,3 +196,55 @@ def test_bad_input_raises(case):
 def test_bad_hyperparameters_raise(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+@EACH
+def test_schedules_answer_inside_jit_as_on_the_host(schedule):
+    t = np.linspace(schedule.end, schedule.start, 7)
+    compiled = jax.jit(lambda t: (schedule.nodes(t), schedule.time_at(schedule.log_snr(t))))
+    nodes, back = compiled(jnp.asarray(t))
+    np.testing.assert_allclose(nodes, schedule.nodes(t), rtol=1e-9)
+    np.testing.assert_allclose(back, t, rtol=1e-6)
+    single = compiled(jnp.asarray(t, jnp.float32))[0]
+    assert all(a.dtype == jnp.float32 for a in single)
+
+
+@pytest.mark.parametrize("betas", [diffusion.linear_betas(50), diffusion.cosine_betas(50)])
+def test_a_chain_keeps_its_steps_and_is_linear_between_them(betas):
+    schedule = diffusion.DiscreteSchedule(betas)
+    steps = np.cumprod(1 - betas)
+    np.testing.assert_allclose(schedule.alpha(np.arange(1, 51) / 50) ** 2, steps, rtol=1e-12)
+    np.testing.assert_allclose(schedule.sigma(1.0) ** 2, 1 - steps[-1], rtol=1e-12)
+    middle = 0.25 * (np.log(steps[9]) + np.log(steps[10]))
+    np.testing.assert_allclose(schedule.log_alpha(10.5 / 50), middle, rtol=1e-12)
+    t = np.linspace(0.02, 1.0, 33)
+    np.testing.assert_allclose(schedule.time_at(schedule.log_snr(t)), t, rtol=1e-9)
+    nodes = jax.jit(lambda t: schedule.nodes(t))(jnp.asarray(t))
+    np.testing.assert_allclose(nodes, schedule.nodes(t), rtol=1e-12)
+
+
+def test_grids_of_chains():
+    schedule = diffusion.DiscreteSchedule(diffusion.linear_betas(100))
+    steps = lambda times: np.round(times * 100).astype(int) - 1
+    assert steps(diffusion.leading(schedule, 4)).tolist() == [75, 50, 25, 0, -1]
+    assert steps(diffusion.leading(schedule, 4, offset=1)).tolist() == [76, 51, 26, 1, 0]
+    assert steps(diffusion.trailing(schedule, 4)).tolist() == [99, 74, 49, 24, 0]
+    assert steps(diffusion.linspaced(schedule, 4)).tolist() == [99, 66, 33, 0, -1]
+    with pytest.raises(ValueError, match="at most 100"):
+        diffusion.leading(schedule, 101)
+    with pytest.raises(TypeError, match="DiscreteSchedule"):
+        diffusion.trailing(diffusion.VariancePreserving(), 4)
+    with pytest.raises(ValueError, match="betas"):
+        diffusion.DiscreteSchedule([0.1, 1.0])
+
+
+def test_ddim_ends_without_noise_at_the_denoised_point():
+    schedule = diffusion.DiscreteSchedule(diffusion.linear_betas(100))
+    times = diffusion.leading(schedule, 10)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(5, 2)))
+    run = lambda times, **options: (
+        diffusion.sample(MIXTURE.denoiser(), diffusion.DDIM(), schedule, times, x, **options).value
+    )
+    np.testing.assert_allclose(run(times), run(times[:-1], denoise=True), rtol=1e-12)
+    with pytest.raises(ValueError, match="lie within"):
+        diffusion.sample(MIXTURE.denoiser(), diffusion.Heun(), schedule, times, x)

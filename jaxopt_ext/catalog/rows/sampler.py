@@ -19,9 +19,11 @@ class SamplerRow(Row):
 
     - `order`: order of convergence to the probability-flow solution; `None` for samplers that draw
       noise.
+    - `grid`: the function of `diffusion.grids` whose times it is meant for.
     """
 
     order: int | None = None
+    grid: str = "uniform_log_snr"
 
     shape: ClassVar[str] = "sampler"
     suite: ClassVar[str] = "test_samplers.py"
