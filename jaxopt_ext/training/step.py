@@ -123,7 +123,8 @@ class GradientStep(AbstractTrainingStep):
         first = state.averaged
         if isinstance(self.average, tuple):
             first = state.averaged[0] if self.average else None
-        averaged = jax.lax.stop_gradient(first) if first is not None else None
+        arrays, rest = eqx.partition(first, eqx.is_inexact_array)
+        averaged = eqx.combine(jax.lax.stop_gradient(arrays), rest)
         context = Context(jax.random.fold_in(state.key, number), number, averaged)
         fun = lambda params: self.loss(params, batch, context)
         loss, metrics, gradient = value_aux_gradient(fun, state.params, self.trainable)
