@@ -18,6 +18,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
   `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
   weights.
+- Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
+  of times lose; `task_conflict` measures how far they do.
 - To try things on: `digits`, `digit_features`, `digits_teacher`; distances of samples are in
   `core.distances`.
 
@@ -84,6 +86,13 @@ from .schedules import (
     cosine_betas,
     linear_betas,
 )
+from .timestep_tasks import (
+    ExactWeights,
+    SoftmaxWeights,
+    TaskConflict,
+    UnifiedGradientWeights,
+    task_conflict,
+)
 from .weightings import (
     P2,
     SNR,
@@ -119,6 +128,7 @@ __all__ = [
     "DiscreteSchedule",
     "DiscreteTimes",
     "EDMWeighting",
+    "ExactWeights",
     "ExponentialAverage",
     "FourierFeatures",
     "GaussianMixture",
@@ -138,10 +148,13 @@ __all__ = [
     "Sampled",
     "Score",
     "Sinusoidal",
+    "SoftmaxWeights",
+    "TaskConflict",
     "Thresholded",
     "TransformerDenoiser",
     "TruncatedSNR",
     "UNetDenoiser",
+    "UnifiedGradientWeights",
     "UniformTime",
     "VarianceExploding",
     "VariancePreserving",
@@ -162,6 +175,7 @@ __all__ = [
     "prior",
     "quadratic_time",
     "sample",
+    "task_conflict",
     "trailing",
     "uniform_log_snr",
     "uniform_time",

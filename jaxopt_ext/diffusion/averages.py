@@ -23,11 +23,11 @@ WIDEST = 1 / math.sqrt(12)
 
 class AbstractAverage(eqx.Module):
     r"""$\hat\theta_t = \hat\theta_{t-1} + w_t (\theta_t - \hat\theta_{t-1})$ from
-    $\hat\theta_1 = \theta_1$."""
+    $\hat\theta_1 = \theta_1$ on."""
 
     @abc.abstractmethod
     def weight(self, step: Int[Array, ""], dtype: Any) -> Float[Array, ""]:
-        """$w_t$, the weight of the newest parameters."""
+        """$w_t$, the weight of the newest parameters after the first."""
 
     def init(self, params: PyTree) -> PyTree:
         """The average before the first step, of which nothing is left after it."""
@@ -38,13 +38,17 @@ class AbstractAverage(eqx.Module):
         step = jnp.asarray(step)
         new, rest = eqx.partition(params, eqx.is_inexact_array)
         old = eqx.filter(average, eqx.is_inexact_array)
-        # Of a difference of zero nothing is rounded.
-        towards = lambda a, b: a + self.weight(step, b.real.dtype) * (b - a)
+
+        def towards(a, b):
+            # Of a difference of zero nothing is rounded; where all weight is new, neither.
+            moved = a + self.weight(step, b.real.dtype) * (b - a)
+            return jnp.where(step == 1, b, moved)
+
         return eqx.combine(jax.tree.map(towards, old, new), rest)
 
 
 class ExponentialAverage(AbstractAverage):
-    r"""$w_t = 1 - \beta$, but $w_1 = 1$.
+    r"""$w_t = 1 - \beta$.
 
     With a `warmup` $r$ the half-life is at most $r t$: early parameters, which are far off, are
     forgotten in time.
@@ -74,8 +78,7 @@ class ExponentialAverage(AbstractAverage):
         lives = 1 / half_life
         if self.warmup is not None:
             lives = 1 / jnp.minimum(jnp.asarray(half_life, dtype), self.warmup * t)
-        weight = -jnp.expm1(-math.log(2) * jnp.asarray(lives, dtype))
-        return jnp.where(step == 1, jnp.ones((), dtype), weight)
+        return -jnp.expm1(-math.log(2) * jnp.asarray(lives, dtype))
 
 
 class PowerFunctionAverage(AbstractAverage):

@@ -157,8 +157,8 @@ class DiscreteTimes(AbstractLevels):
 def target(predicts: AbstractPrediction, data: Sample, noise: Sample, node: Node) -> Sample:
     r"""What a network should have given for $\alpha x_0 + \sigma\epsilon$.
 
-    Of a prediction that is not known here it is what the data follow from: they are linear in the
-    noisy sample and the output.
+    Of a prediction that is not known here it is what the data follow from: they are affine in
+    the output.
 
     **Arguments:**
 
@@ -170,8 +170,8 @@ def target(predicts: AbstractPrediction, data: Sample, noise: Sample, node: Node
     zero = jax.tree.map(jnp.zeros_like, x)
     one = jax.tree.map(jnp.ones_like, x)
     skipped = predicts.data(zero, x, node)
-    slope = predicts.data(one, zero, node)
-    return jax.tree.map(lambda d, s, b: (d - s) / b, data, skipped, slope)
+    reached = predicts.data(one, x, node)
+    return jax.tree.map(lambda d, s, r: (d - s) / (r - s), data, skipped, reached)
 
 
 @target.register
@@ -211,8 +211,8 @@ def data_slope(predicts: AbstractPrediction, node: Node) -> Float[Array, ""]:
     - `predicts`: what the network predicts.
     - `node`: the level.
     """
-    sigma = jnp.asarray(node.sigma)
-    return predicts.data(jnp.ones_like(sigma), jnp.zeros_like(sigma), node)
+    zero = jnp.zeros_like(jnp.asarray(node.sigma))
+    return predicts.data(zero + 1, zero, node) - predicts.data(zero, zero, node)
 
 
 @data_slope.register
