@@ -11,11 +11,26 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
+- Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
+  `AutoregressiveLoss`; `optimal_policy` generates many coordinates a call, `encode` and `decode`
+  are a lossless coder.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
+from .autoregressive import (
+    AbstractOrderModel,
+    AutoregressiveLoss,
+    DataLogits,
+    DirectLogits,
+    MaskedMLP,
+    OrderAgnostic,
+    Upscale,
+    antithetic_steps,
+    digit_levels,
+)
+from .coding import decode, encode
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -40,6 +55,7 @@ from .grids import (
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
 from .mixture import GaussianMixture
+from .policies import naive_policy, optimal_policy, policy_cost
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -56,35 +72,49 @@ from .schedules import (
 __all__ = [
     "DDIM",
     "AbstractDenoiser",
+    "AbstractOrderModel",
     "AbstractPrediction",
     "AbstractSampler",
     "AbstractSchedule",
+    "AutoregressiveLoss",
     "ClassifierFree",
     "Cosine",
     "Data",
+    "DataLogits",
     "Denoiser",
+    "DirectLogits",
     "DiscreteSchedule",
     "GaussianMixture",
     "Guided",
     "Heun",
+    "MaskedMLP",
     "Node",
     "Noise",
+    "OrderAgnostic",
     "Preconditioned",
     "RectifiedFlow",
     "Sampled",
     "Score",
     "Thresholded",
+    "Upscale",
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
+    "antithetic_steps",
     "combine",
     "cosine_betas",
+    "decode",
+    "digit_levels",
+    "encode",
     "ends",
     "gaussian",
     "karras",
     "leading",
     "linear_betas",
     "linspaced",
+    "naive_policy",
+    "optimal_policy",
+    "policy_cost",
     "prior",
     "quadratic_time",
     "sample",
