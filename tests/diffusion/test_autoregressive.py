@@ -135,10 +135,14 @@ def test_one_call_for_all_coordinates_has_independent_ones():
     assert np.abs(pairs - np.diag(np.diag(pairs))).max() < 0.02
 
 
-def test_the_best_policy_equals_brute_force():
+@pytest.mark.parametrize(
+    "budgets",
+    [(1, 3, 12), pytest.param(tuple(range(1, 13)), marks=pytest.mark.slow)],
+)
+def test_the_best_policy_equals_brute_force(budgets):
     loss = np.sort(np.random.default_rng(3).exponential(size=12))[::-1] + 0.1
     last = np.inf
-    for budget in range(1, 13):
+    for budget in budgets:
         policy = diffusion.optimal_policy(jnp.asarray(loss), budget)
         cost = float(diffusion.policy_cost(loss, policy))
         best = min(
@@ -164,8 +168,7 @@ def test_steps_are_spread_over_the_batch():
     assert np.abs(shares - 1 / 12).max() < 0.01
 
 
-@pytest.mark.parametrize("kind", ["agnostic", "upscale"])
-@pytest.mark.parametrize("policy", [None, [0, 1, 3]])
+@pytest.mark.parametrize(("kind", "policy"), [("agnostic", None), ("upscale", [0, 1, 3])])
 def test_what_is_decoded_is_what_was_encoded(kind, policy):
     model = agnostic() if kind == "agnostic" else upscale(LEVELS["bits"], True)
     policy = None if policy is None else jnp.array(policy)
@@ -187,7 +190,7 @@ def test_what_is_decoded_is_what_was_encoded(kind, policy):
         diffusion.decode(model, data, jax.random.key(6), policy)
 
 
-@pytest.mark.parametrize("stages", [1, 2])
+@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_lowers_the_bound_of_a_small_network(stages):
     first, second = jax.random.split(jax.random.key(0))
     network = diffusion.MaskedMLP(4, 3, 32, 1, stages, key=first)

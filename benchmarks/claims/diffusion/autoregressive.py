@@ -24,8 +24,8 @@ CLAIM = (
 SETTINGS = (
     "A perceptron 256-256-256, batches of 64, 1500 steps, AdamW with cosine decay from the best of "
     "1e-3, 2e-3, 4e-3, 8e-3 and 1.6e-2 for each of the two models, by test bits on seeds 0 and 1. "
-    "Seeds 10 to 12 are reported. Policies are made from the losses on training images, smoothed by a "
-    "falling regression."
+    "Seeds 10 to 12 are reported. Policies are made from the losses on training images, smoothed "
+    "by a falling regression."
 )
 
 PIXELS, LEVELS, STEPS, BATCH = 64, 4, 1500, 64
