@@ -24,6 +24,7 @@ from .network_learning import NETWORK_LEARNING
 from .network_relatives import NETWORK_RELATIVES
 from .network_robust import NETWORK_ROBUST
 from .optimizers import OPTIMIZERS
+from .orders import ORDERS
 from .parallel_and_layers import PARALLEL_AND_LAYERS
 from .rows import Row
 from .samplers import SAMPLERS
@@ -70,6 +71,7 @@ ROWS: tuple[Row, ...] = (
     *KERNELS,
     *KERNELS_PRODUCTS,
     *TRAINING,
+    *ORDERS,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -20,7 +20,8 @@ def is_traced(value: PyTree) -> bool:
     return any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(value))
 
 
-def _concrete(value: Any) -> np.ndarray | None:
+def concrete(value: Any) -> np.ndarray | None:
+    """`value` as an array of the host; `None` while it is being traced."""
     if isinstance(value, Tracer):
         return None
     if isinstance(value, str) or value is None:
@@ -35,14 +36,14 @@ def _require(ok, name: str, what: str, value: Any) -> None:
 
 def positive(name: str, value: Any) -> None:
     """Raise unless every entry of `value` is finite and > 0."""
-    array = _concrete(value)
+    array = concrete(value)
     if array is not None:
         _require(np.isfinite(array) & (array > 0), name, "positive", value)
 
 
 def nonnegative(name: str, value: Any) -> None:
     """Raise unless every entry of `value` is >= 0 (infinity allowed)."""
-    array = _concrete(value)
+    array = concrete(value)
     if array is not None:
         _require(array >= 0, name, "non-negative", value)
 
@@ -51,7 +52,7 @@ def interval(
     name: str, value: Any, low: float, high: float, *, open_low=False, open_high=False
 ) -> None:
     """Raise unless every entry of `value` lies between `low` and `high`."""
-    array = _concrete(value)
+    array = concrete(value)
     if array is None:
         return
     above = array > low if open_low else array >= low
@@ -63,7 +64,7 @@ def interval(
 def finite(name: str, value: PyTree) -> None:
     """Raise unless every entry of every leaf is finite."""
     for leaf in jax.tree.leaves(value):
-        array = _concrete(leaf)
+        array = concrete(leaf)
         if array is not None and not np.all(np.isfinite(array)):
             raise ValueError(f"{name} must be finite, got NaN or infinity")
 

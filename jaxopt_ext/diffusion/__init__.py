@@ -22,10 +22,24 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   of times lose; `task_conflict` measures how far they do.
 - To try things on: `digits`, `digit_features`, `digits_teacher`; distances of samples are in
   `core.distances`.
+- Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
+  `AutoregressiveLoss`; `optimal_policy` generates many coordinates a call, `encode` and `decode`
+  are a lossless coder.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
+from .autoregressive import (
+    AbstractOrderModel,
+    AutoregressiveLoss,
+    DataLogits,
+    DirectLogits,
+    MaskedMLP,
+    OrderAgnostic,
+    Upscale,
+    antithetic_steps,
+    digit_levels,
+)
 from .averages import (
     AbstractAverage,
     ExponentialAverage,
@@ -34,6 +48,7 @@ from .averages import (
     power_width,
 )
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_teacher
+from .coding import decode, encode
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -67,13 +82,8 @@ from .networks import (
     TransformerDenoiser,
     UNetDenoiser,
 )
-from .objectives import (
-    AbstractLevels,
-    DenoisingLoss,
-    DiscreteTimes,
-    LogNormal,
-    UniformTime,
-)
+from .objectives import AbstractLevels, DenoisingLoss, DiscreteTimes, LogNormal, UniformTime
+from .policies import naive_policy, optimal_policy, policy_cost
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -113,18 +123,22 @@ __all__ = [
     "AbstractDenoiser",
     "AbstractLevels",
     "AbstractNetwork",
+    "AbstractOrderModel",
     "AbstractPrediction",
     "AbstractSampler",
     "AbstractSchedule",
     "AbstractWeighting",
+    "AutoregressiveLoss",
     "ClassifierFree",
     "ConstantWeighting",
     "Cosine",
     "Data",
+    "DataLogits",
     "Denoiser",
     "DenoisingLoss",
     "DigitFeatures",
     "Digits",
+    "DirectLogits",
     "DiscreteSchedule",
     "DiscreteTimes",
     "EDMWeighting",
@@ -138,10 +152,12 @@ __all__ = [
     "Labelled",
     "LogNormal",
     "MLPDenoiser",
+    "MaskedMLP",
     "MaxSNR",
     "MinSNR",
     "Node",
     "Noise",
+    "OrderAgnostic",
     "PowerFunctionAverage",
     "Preconditioned",
     "RectifiedFlow",
@@ -156,20 +172,28 @@ __all__ = [
     "UNetDenoiser",
     "UnifiedGradientWeights",
     "UniformTime",
+    "Upscale",
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
+    "antithetic_steps",
     "combine",
     "cosine_betas",
+    "decode",
     "digit_features",
+    "digit_levels",
     "digits",
     "digits_teacher",
+    "encode",
     "ends",
     "gaussian",
     "karras",
     "leading",
     "linear_betas",
     "linspaced",
+    "naive_policy",
+    "optimal_policy",
+    "policy_cost",
     "power_exponent",
     "power_width",
     "prior",
