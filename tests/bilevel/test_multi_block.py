@@ -74,19 +74,37 @@ def test_the_residual_is_that_of_the_blocks_with_the_mean_above():
     @jax.jit
     def run(start):
         one = jxt.BilevelPoint(start.upper, start.lower[2], start.multiplier[2])
-        exact = problem(0.0).residual(jxt.BilevelPoint(*map(jnp.asarray, solution())))
         part = problem().minibatch(jnp.asarray(2), some, others).residual(one)
-        return problem(chunk=2).residual(start), part, exact
+        return problem(chunk=2).residual(start), part
 
-    whole, part, exact = run(start)
+    whole, part = run(start)
     each = [_block(i, x, y[i], v[i], XI, ZETA) for i in range(M)]
     upper, lower, multiplier = map(np.stack, zip(*each, strict=True))
     for a, b in zip(whole, (upper.mean(0), lower, multiplier), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
     for a, b in zip(part, _block(2, x, y[2], v[2], XI[some], ZETA[others]), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
-    for a in exact:
-        np.testing.assert_allclose(a, 0, atol=1e-12)
+
+
+def test_points_with_functions_in_them():
+    """Each block has its own of what is stacked, numbers that are no variables too."""
+    x, y, _ = map(jnp.asarray, point())
+
+    def loss(x, y, sample, block):
+        return y["act"](jnp.sum((y["a"] - x) ** 2)) * y["n"] * sample + 0 * block
+
+    data = jnp.ones(1)
+    rest = jxt.BilevelPoint(None, {"a": None, "act": jnp.tanh, "n": jnp.arange(1, M + 1)}, None)
+    bare = jxt.MultiBlockBilevel(loss, loss, data, data, M)
+    arrays = {"a": y, "act": None, "n": None}
+    x = x[:DY]
+    residual = jax.jit(lambda z: bare.restrict(rest).residual(z))
+    found = residual(jxt.BilevelPoint(x, arrays, arrays))
+    size = np.sum((np.asarray(y) - x) ** 2, axis=1, keepdims=True)
+    wanted = (1 - np.tanh(size) ** 2) * 2 * (y - x) * np.arange(1, M + 1)[:, None]
+    np.testing.assert_allclose(found.lower["a"], wanted, atol=1e-12)
+    with pytest.raises(TypeError, match="starts from BilevelPoint"):
+        bare.restrict((None, arrays))
 
 
 def test_points():
@@ -119,26 +137,29 @@ def test_points():
 
 def test_tracking_of_a_table():
     table, new, old = RNG.normal(size=(7, 2)), RNG.normal(size=(2, 2)), RNG.normal(size=(2, 2))
-    index = np.array([5, 1])
-    msvr = estimators.MSVR(0.3, 0.6)
-    found = msvr.update(jnp.asarray(table), jnp.asarray(index), jnp.asarray(new), jnp.asarray(old))
-    wanted = table.copy()
+    index, rows = np.array([5, 1]), RNG.normal(size=(2, 7, 2))
+    settings = [(0.3, 10, 5), (0.3, 10, 9), (1.0, 10, 5), (1.0, 5, 5), (0.1, 5, 5)]
+
+    @jax.jit
+    def run(table, new, old, rows):
+        update = lambda *numbers: estimators.MSVR(*numbers).update(table, index, new, old)
+        every = estimators.MSVR(0.3).update(table, jnp.arange(7), *rows)
+        factors = [estimators.MSVR(weight).factor(*sizes) for weight, *sizes in settings]
+        randomized = bilevel.RSVRB(weight=0.25).follow(table, index, new, old)
+        return update(0.3, 0.6), update(0.3, 0.0), every, factors, randomized
+
+    found, average, every, factors, randomized = run(table, new, old, rows)
+    wanted, scaled = table.copy(), 0.75 * table
     for row, a, b in zip(index, new, old, strict=True):
         wanted[row] = 0.7 * table[row] + 0.3 * a + 0.6 * (a - b)
+        scaled[row] += 3.5 * (a - 0.75 * b)
     np.testing.assert_allclose(found, wanted, atol=1e-14)
-    average = estimators.MSVR(0.3, 0.0).update(
-        jnp.asarray(table), jnp.asarray(index), jnp.asarray(new), jnp.asarray(old)
-    )
+    np.testing.assert_allclose(randomized, scaled, atol=1e-14)
     np.testing.assert_allclose(average[index], 0.7 * table[index] + 0.3 * new, atol=1e-14)
     # All rows measured, it is STORM.
-    rows = [jnp.asarray(a) for a in RNG.normal(size=(3, 7, 2))]
-    every = estimators.MSVR(0.3).update(rows[0], jnp.arange(7), rows[1], rows[2])
-    np.testing.assert_allclose(every, rows[1] + 0.7 * (rows[0] - rows[2]), atol=1e-14)
-    factors = {(0.3, 10, 5): 1.0, (0.3, 10, 9): 1 / 9 / 0.7 + 0.7, (1.0, 10, 5): 1.0}
-    factors |= {(1.0, 5, 5): 0.0, (0.1, 5, 5): 0.9}
-    for (weight, total, measured), factor in factors.items():
-        found = estimators.MSVR(weight).factor(total, measured)
-        np.testing.assert_allclose(found, min(factor, 1), atol=1e-6)
+    np.testing.assert_allclose(every, rows[0] + 0.7 * (table - rows[1]), atol=1e-14)
+    theory = [1.0 + 0.7, 1 / 9 / 0.7 + 0.7, np.inf, 0.0, 0.9]
+    np.testing.assert_allclose(factors, np.minimum(theory, 1), atol=1e-6)
 
 
 class _Loop:
@@ -244,36 +265,53 @@ def solver(name, moves):
     return getattr(bilevel, name)(0.05, 0.2, **options)
 
 
-@pytest.mark.parametrize("name", ["BSVRB", "BSVRBHessian", "RSVRB", "BlockwiseSGD"])
-def test_steps_are_a_loop_of_numpy(name):
-    lazy = name in ("BSVRB", "BlockwiseSGD")
-    forms = {lazy: bilevel.MeasuredRows() if lazy else bilevel.AllRows()}
-    if name in ("BSVRB", "BSVRBHessian"):
-        forms = {True: bilevel.MeasuredRows(), False: bilevel.AllRows()}
-    start = point()
-    first = jxt.BilevelPoint(*map(jnp.asarray, start))
-    methods = {lazy: solver(name, moves) for lazy, moves in forms.items()}
+LAZY, EVERY = bilevel.MeasuredRows(), bilevel.AllRows()
+FORMS = [
+    ("BSVRB", LAZY),
+    ("BSVRBHessian", EVERY),
+    *(
+        pytest.param(name, moves, marks=pytest.mark.slow)
+        for name, moves in [
+            ("BSVRB", EVERY),
+            ("BSVRBHessian", LAZY),
+            ("RSVRB", EVERY),
+            ("BlockwiseSGD", LAZY),
+            ("BlockwiseSGD", EVERY),
+        ]
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "moves"), FORMS)
+def test_steps_are_a_loop_of_numpy(name, moves):
+    start, method, noisy = point(), solver(name, moves), problem()
 
     @jax.jit
-    def run(first):
-        follow = lambda problem, x, state: x
-        return {
-            k: jxt.solve(problem(), s, first, key=KEY, trace=follow) for k, s in methods.items()
-        }
+    def run(x):
+        """Points and batches, those of the start too."""
+        state = method.init(noisy, x, KEY)
+        first = method.draw(noisy, jax.random.split(KEY)[0], M)
 
-    for lazy, found in run(first).items():
-        draw, key = jax.random.split(KEY)
-        samples = lambda batch: (np.asarray(batch.blocks), XI[batch.upper], ZETA[batch.lower])
-        loop = _Loop(name, start, samples(methods[lazy].draw(problem(), draw, M)))
-        for k in range(5):
-            draw, _, key = jax.random.split(key, 3)
-            loop.step(*samples(methods[lazy].draw(problem(), draw)), lazy)
-            for a, b in zip(found.trace, loop.new, strict=True):
-                np.testing.assert_allclose(a[k], b, atol=1e-11, err_msg=f"{lazy} {k}")
-        np.testing.assert_allclose(found.state.gradient, loop.z, atol=1e-11)
-        points = 1 if name == "BlockwiseSGD" else 2
-        assert int(found.state.samples) == M * 6 + 5 * 2 * 6 * points
-        assert found.status == jxt.Status.step_limit
+        def step(carry, _):
+            x, state = carry
+            batch = method.draw(noisy, jax.random.split(state.key, 3)[0])
+            x, state = method.step(noisy, x, state)
+            return (x, state), (x, state.gradient, batch)
+
+        (_, state), recorded = jax.lax.scan(step, (x, state), length=5)
+        return first, recorded, state.samples
+
+    first, (points, gradients, batches), samples = run(jxt.BilevelPoint(*map(jnp.asarray, start)))
+    looked = lambda b, at=(): (b.blocks[at], XI[b.upper[at]], ZETA[b.lower[at]])
+    first, batches = jax.tree.map(np.asarray, (first, batches))
+    loop = _Loop(name, start, looked(first))
+    for k in range(5):
+        loop.step(*looked(batches, k), lazy=moves is LAZY)
+        for a, b in zip(points, loop.new, strict=True):
+            np.testing.assert_allclose(a[k], b, atol=1e-11, err_msg=str(k))
+        np.testing.assert_allclose(gradients[k], loop.z, atol=1e-11)
+    assert int(samples) == M * 6 + 5 * 2 * 6 * (1 if name == "BlockwiseSGD" else 2)
+    assert len(set(batches.blocks[0])) == 2
 
 
 @functools.cache
@@ -297,6 +335,7 @@ def _converged():
     return run()
 
 
+@pytest.mark.slow
 def test_all_go_to_the_solution():
     found = _converged()
     for name in ("lazy", "all", "Hessian", "RSVRB"):
@@ -309,6 +348,7 @@ def test_all_go_to_the_solution():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_solved_is_not_said_to_be():
     """Multipliers outside of their set, and Hessians kept from what they are."""
     found = _converged()
@@ -321,6 +361,7 @@ def test_what_cannot_be_solved_is_not_said_to_be():
     )
 
 
+@pytest.mark.slow
 def test_the_plain_method_is_the_other_without_memory():
     """At half of the price; and a solve that goes on measures anew and keeps its counts."""
     first = jxt.BilevelPoint(*map(jnp.asarray, point()))
@@ -341,6 +382,7 @@ def test_the_plain_method_is_the_other_without_memory():
     assert np.all(np.asarray(more.state.measured) >= 3)
 
 
+@pytest.mark.slow
 def test_rows_of_several_arrays_and_functions():
     """Points of dictionaries, with what is no array in them, equal those of one vector."""
     split = lambda y: {"a": y[..., :1], "b": (y[..., 1:], jnp.tanh)}
