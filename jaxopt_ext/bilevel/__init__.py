@@ -3,6 +3,9 @@
 - In a single loop, lower levels that are only convex too: `BAMM`, with its weight `PowerDecay`,
   `HarmonicDecay` or `ConstantAveraging` (each an `AbstractAveraging`), its multiplier by an
   `ExactMultiplierStep` or fixed ones, in an `AbstractOrder`, `Simultaneous` or `Sequential`.
+- Many blocks, a few in each step, each block with a lower level of its own (`MultiBlockBilevel` of
+  `core`): `BSVRB`, `BSVRBHessian` for small ones, `RSVRB`, `BlockwiseSGD`; rows move as an
+  `AbstractRowMoves`, `MeasuredRows` or `AllRows`.
 - Meta-learning: `MAML`, `FirstOrderMAML`, `HessianFreeMAML` and `NonAdaptive`, each an
   `AbstractMetaMethod` over a `Task`, trained by `meta_train`, which returns `MetaTrained`. Whether
   it pays, in closed form: `LinearTask`, `hardness_mixture`, `adapted_covariance`,
@@ -54,13 +57,28 @@ from .maml import (
     meta_train,
     nal_population_solution,
 )
+from .multi_block import (
+    BSVRB,
+    RSVRB,
+    AbstractRowMoves,
+    AllRows,
+    BlockwiseSGD,
+    BSVRBHessian,
+    MeasuredRows,
+)
 
 __all__ = [
     "BAMM",
+    "BSVRB",
     "MAML",
+    "RSVRB",
     "AbstractAveraging",
     "AbstractMetaMethod",
     "AbstractOrder",
+    "AbstractRowMoves",
+    "AllRows",
+    "BSVRBHessian",
+    "BlockwiseSGD",
     "ConstantAveraging",
     "ExactMultiplierStep",
     "FirstOrderMAML",
@@ -68,6 +86,7 @@ __all__ = [
     "HessianFreeMAML",
     "Hypergradient",
     "LinearTask",
+    "MeasuredRows",
     "MetaTrained",
     "NonAdaptive",
     "PowerDecay",

@@ -14,6 +14,7 @@ from .kernels import KERNELS
 from .kernels_products import KERNELS_PRODUCTS
 from .linalg import LINALG
 from .linalg_sequences import LINALG_SEQUENCES
+from .multi_block import MULTI_BLOCK
 from .multiobjective import MULTIOBJECTIVE
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
@@ -54,6 +55,7 @@ ROWS: tuple[Row, ...] = (
     *TEXTBOOK_CUTS,
     *INCLUSIONS,
     *BILEVEL,
+    *MULTI_BLOCK,
     *OPTIMIZERS,
     *NETWORK,
     *NETWORK_LEARNING,

@@ -8,7 +8,7 @@
   `BoundedRootFinding`; within `Bounds`. Ratios: `Fractional`.
 - Several objectives: `MultiObjective`.
 - States that are each computed from those before: `Feedforward`.
-- A problem inside: `Bilevel`, `StochasticBilevel`; their `BilevelPoint`.
+- A problem inside: `Bilevel`, `StochasticBilevel`, `MultiBlockBilevel`; their `BilevelPoint`.
 - Cones: `LinearProgram`, `SecondOrderConeProgram`, `LinearMatrixInequality`.
 - Equilibria: `Inclusion`, `VariationalInequality`, `MinMax`, `Game`, `FiniteSumInclusion`, each an
   `AbstractInclusion`; `as_inclusion` makes one of others.
@@ -49,6 +49,7 @@ from .inclusion import (
     as_inclusion,
 )
 from .linear import LeastSquaresFallback
+from .multi_block import MultiBlockBilevel
 from .multi_objective import MultiObjective
 from .nonlinear_program import EqualityConstrained, Multipliers, NonlinearProgram
 from .problem import (
@@ -98,6 +99,7 @@ __all__ = [
     "LinearMatrixInequality",
     "LinearProgram",
     "MinMax",
+    "MultiBlockBilevel",
     "MultiObjective",
     "Multipliers",
     "NonlinearProgram",

@@ -3,6 +3,7 @@
 - `FullGradient`, `Minibatch`, `Momentum`: all samples, some, some with those of the past.
 - `SVRG`, `SPIDER`, `PAGE`: a full gradient, or a big batch, now and then, and differences between.
 - `STORM`: differences and momentum, never a big batch.
+- `MSVR`: the same for the rows of a table, of which a step measures a few.
 """
 
 import abc
@@ -12,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, PRNGKeyArray, PyTree
 
-from ..core import Scalar, checks, loops, scalar_field, tree
+from ..core import Scalar, checks, loops, scalar_field, tables, tree
 from .oracle import Measurement, Oracle, change, measure, population, root_of_population
 
 
@@ -307,6 +308,83 @@ class STORM(AbstractEstimator):
 
     def update(self, oracle, x, before, estimate, key):
         new, old, samples = change(oracle, x, before, self.batch, key)
-        gap = jax.tree.map(jnp.subtract, estimate.gradient, old)
-        found = _inexact(tree.axpy(new, 1 - self.weight, gap), samples)
-        return _next(estimate, found)
+        return _next(estimate, _inexact(storm(estimate.gradient, new, old, self.weight), samples))
+
+
+def storm(
+    estimate: PyTree[Array], new: PyTree[Array], old: PyTree[Array], weight: Scalar
+) -> PyTree[Array]:
+    """$h_{\\text{new}} + (1 - a) (v - h_{\\text{old}})$, the update of `STORM`.
+
+    **Arguments:**
+
+    - `estimate`: $v$.
+    - `new`, `old`: one batch measured at the new point and at the old one.
+    - `weight`: $a$.
+    """
+    return tree.axpy(new, 1 - weight, jax.tree.map(jnp.subtract, estimate, old))
+
+
+class MSVR(eqx.Module):
+    """Rows $s_i \\approx h_i(x)$ for $i \\le m$, of which each step measures $I$: the multi-block
+    single-probe variance-reduced estimator
+
+    $$s_i \\leftarrow (1 - a) s_i + a\\, h_i(x) + g\\, (h_i(x) - h_i(x_{\\text{old}}))$$
+
+    of the rows that are measured, with one batch at both points, while the others stay. What a row
+    has missed since it was last measured is made up for by $g$, in expectation if
+
+    $$g = \\frac{m - I}{I (1 - a)} + (1 - a) .$$
+
+    With $I = m$ that is `STORM`, with $g = 0$ a moving average. A large $g$ asks for small steps:
+    with a moderate $a$ it makes methods diverge that are stable with a small one.
+
+    **Arguments:**
+
+    - `weight`: $a \\in (0, 1]$.
+    - `correction`: $g \\ge 0$; `None` for the smaller of 1 and the number above.
+
+    **Raises:** `ValueError` outside of these.
+
+    **Reference:** Jiang, Li, Wang, Zhang, Yang, Multi-block-Single-probe Variance Reduced Estimator
+    for Coupled Compositional Optimization, 2022, arXiv:2207.08540.
+    """
+
+    weight: Scalar = scalar_field(0.9)
+    correction: Scalar | None = eqx.field(converter=checks.scalar, default=None)
+
+    def __check_init__(self):
+        checks.interval("weight", self.weight, 0, 1, open_low=True)
+        if self.correction is not None:
+            checks.nonnegative("correction", self.correction)
+
+    def factor(self, total: int, measured: int) -> Scalar:
+        """$g$ for $m$ and $I$."""
+        if self.correction is not None:
+            return self.correction
+        left = 1 - jnp.asarray(self.weight)
+        if total == measured:
+            return left
+        missed = (total - measured) / measured / jnp.where(left > 0, left, 1)
+        return jnp.where(left > 0, jnp.minimum(missed + left, 1), 1)
+
+    def update(
+        self,
+        table: PyTree[Array],
+        index: Int[Array, " I"],
+        new: PyTree[Array],
+        old: PyTree[Array],
+    ) -> PyTree[Array]:
+        """The table after a step.
+
+        **Arguments:**
+
+        - `table`: the rows $s$, stacked on a leading axis $m$.
+        - `index`: which are measured, none twice.
+        - `new`, `old`: $h_i(x)$ and $h_i(x_{\\text{old}})$ of these, on a leading axis $I$.
+        """
+        rows = tables.read(table, index)
+        total = jnp.shape(jax.tree.leaves(table)[0])[0]
+        gap = tree.axpy(tree.scale(new, self.weight), 1 - self.weight, rows)
+        change = jax.tree.map(jnp.subtract, new, old)
+        return tables.write(table, index, tree.axpy(gap, self.factor(total, len(index)), change))

@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ..core import checks
-from . import tables
+from ..core import checks, tables
 from .step import AbstractTrainingStep, check_parts, descend, keep, start, value_aux_gradient
 
 

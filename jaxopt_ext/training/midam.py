@@ -12,8 +12,7 @@ import optax
 from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ..core import checks
-from . import tables
+from ..core import checks, tables
 from .step import AbstractTrainingStep, check_parts, descend, keep, start, value_aux_gradient
 
 

@@ -351,6 +351,22 @@ def _stochastic_bilevel(theta):
     return jxt.StochasticBilevel(upper, lower, factors[0], factors[1], chunk=2)
 
 
+def _multi_block(theta):
+    """The same in three blocks, whose lower variables differ by a factor; samples move nothing on
+    average."""
+    A, B, D, shift = _cast(LOWER, COUPLING, WEIGHT, np.array([-0.2, 0.2]), like=theta)
+    scale = jnp.asarray([0.8, 1.0, 1.25], theta.dtype)
+
+    def upper(x, y, sample, i):
+        size = 0.5 * scale[i] ** 2 * y @ A @ y + 0.5 * jnp.sum(D * (x - theta) ** 2)
+        return size + sample * (jnp.sum(y) + jnp.sum(x))
+
+    def lower(x, y, sample, i):
+        return 0.5 * (1 + sample) * scale[i] * y @ A @ y - x @ B @ y
+
+    return jxt.MultiBlockBilevel(upper, lower, shift, shift, len(scale))
+
+
 def _nested_start(dtype):
     return jnp.zeros(COLUMNS, dtype), jnp.zeros(3, dtype)
 
@@ -534,6 +550,13 @@ CASES: dict[type, Case] = {
         np.linspace(-0.8, 1.0, COLUMNS),
         primal=lambda value: value.upper,
     ),
+    jxt.MultiBlockBilevel: Case(
+        _multi_block,
+        lambda dtype: (jnp.zeros(COLUMNS, dtype), jnp.zeros((3, 3), dtype)),
+        lambda theta: np.linalg.solve(NESTED, WEIGHT * theta),
+        np.linspace(-0.8, 1.0, COLUMNS),
+        primal=lambda value: value.upper,
+    ),
 }
 
 ALIKE = {
@@ -551,6 +574,7 @@ ALIKE = {
     jxt.Game,
     jxt.FiniteSumInclusion,
     jxt.StochasticBilevel,
+    jxt.MultiBlockBilevel,
 }
 """Types whose residuals are made like those of others here: what is asked of a type, and not of a
 solver, waits for the slow tests."""

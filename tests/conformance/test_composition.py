@@ -56,6 +56,7 @@ SOLVERS = {
     jxt.FiniteSumInclusion: EXTRAGRADIENT,
     jxt.Bilevel: Newton(),
     jxt.StochasticBilevel: Newton(),
+    jxt.MultiBlockBilevel: Newton(),
 }
 KINDS = [pytest.param(k, marks=pytest.mark.slow if k in ALIKE else ()) for k in SOLVERS]
 NOT_IN_SHARD_MAP = {

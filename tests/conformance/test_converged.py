@@ -198,7 +198,25 @@ def _bilevel(d):
     return jxt.Bilevel(upper, lower, prox.Box(-1.0, 1.0))
 
 
+def _multi_block(d):
+    """Three fits of the same rows, with penalties to be found; the last goes without half of the
+    time, and then its lower level may be singular."""
+    A, b = d["A"], d["b"]
+    floor = jnp.asarray([1.0, 2.0, 0.0], A.dtype) + (1 - d["bad"])
+    size = jnp.sum(A**2) / M
+
+    def upper(x, y, row, i):
+        return 0.5 * (row[0] @ y - row[1]) ** 2 / (1 + row[1] ** 2) + 0.5 * jnp.sum(x**2)
+
+    def lower(x, y, row, i):
+        penalty = jnp.sum((floor[i] + floor[i] * jax.nn.sigmoid(x)) * y**2)
+        return 0.5 * (row[0] @ y - row[1]) ** 2 / size + 0.5 * penalty
+
+    return jxt.MultiBlockBilevel(upper, lower, (A, b), (A, b), 3)
+
+
 BUILD = {
+    jxt.MultiBlockBilevel: _multi_block,
     jxt.Bilevel: _bilevel,
     jxt.StochasticBilevel: lambda d: jxt.StochasticBilevel(
         lambda x, y, s: s * _bilevel(d).upper(x, y),
@@ -246,6 +264,7 @@ def _start(kind, d):
         jxt.Smooth: lambda: d["bad"] * d["shift"],
         jxt.Bilevel: lambda: (0.1 * d["b"], d["start"]),
         jxt.StochasticBilevel: lambda: (0.1 * d["b"], d["start"]),
+        jxt.MultiBlockBilevel: lambda: (d["start"], jnp.tile(0.1 * d["start"], (3, 1))),
     }.get(kind, lambda: d["start"])()
 
 

@@ -1,4 +1,5 @@
-"""Tables: rows of numbers kept for each sample, of which a batch reads and writes a few."""
+"""Tables: rows of numbers kept for each sample or block, of which a batch reads and writes a
+few."""
 
 import jax
 import jax.numpy as jnp
