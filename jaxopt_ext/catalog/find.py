@@ -24,6 +24,7 @@ from .network_layers import NETWORK_LAYERS
 from .network_learning import NETWORK_LEARNING
 from .network_relatives import NETWORK_RELATIVES
 from .network_robust import NETWORK_ROBUST
+from .online_conversion import ONLINE_CONVERSION
 from .optimizers import OPTIMIZERS
 from .orders import ORDERS
 from .parallel_and_layers import PARALLEL_AND_LAYERS
@@ -51,6 +52,7 @@ ROWS: tuple[Row, ...] = (
     *SOLVERS_HOST,
     *MULTIOBJECTIVE,
     *STOCHASTIC,
+    *ONLINE_CONVERSION,
     *TEXTBOOK_RATES,
     *TEXTBOOK_CUTS,
     *INCLUSIONS,

@@ -9,6 +9,10 @@ their states count `samples`. `solve` ends at the step limit unless a method has
 - `StochasticModelBased`: a model of one sample's loss in each step, for kinks and weakly convex
   losses, with `Subgradient`, `ProxLinear` (of a `ComposedLoss`), `ProximalPoint`, `Truncated`;
   `HorizonPenalty`, `GrowingPenalty`; `phase_retrieval_prox`; `moreau_gradient` measures it.
+- `OnlineToNonconvex`: an online learner chooses the steps, for functions neither smooth nor convex:
+  `BallGradientDescent`, `OptimisticBall`, `BoxGradientDescent`, `BoxAdaGrad`, or your own
+  `AbstractLearner`; `UniformPoint`, `Midpoint` say where gradients are taken; `o2nc_parameters`
+  has the theory's numbers, `goldstein_norm` measures what is found.
 - `CyclicProximal`, `VarianceReducedCyclic`: one block after the other, in the `order` of
   `minimize.Cyclic` or `Backward`; `cyclic_step`, `mahalanobis_constant`, `quadratic_constants`.
 - Which iterate is returned: `Last`, `Average`, `RandomIterate`, `LeastGradient`.
@@ -33,6 +37,13 @@ from .examples import (
     phase_retrieval,
     robust_phase_retrieval,
 )
+from .learners import (
+    AbstractLearner,
+    BallGradientDescent,
+    BoxAdaGrad,
+    BoxGradientDescent,
+    OptimisticBall,
+)
 from .model_based import (
     AbstractModel,
     ComposedLoss,
@@ -46,6 +57,13 @@ from .model_based import (
     moreau_gradient,
     phase_retrieval_prox,
 )
+from .online_to_nonconvex import (
+    Midpoint,
+    OnlineToNonconvex,
+    UniformPoint,
+    goldstein_norm,
+    o2nc_parameters,
+)
 from .outputs import AbstractOutput, Average, Last, LeastGradient, RandomIterate
 from .partition import Backward
 from .spider import (
@@ -58,10 +76,14 @@ from .spider import (
 
 __all__ = [
     "SPIDER",
+    "AbstractLearner",
     "AbstractModel",
     "AbstractOutput",
     "Average",
     "Backward",
+    "BallGradientDescent",
+    "BoxAdaGrad",
+    "BoxGradientDescent",
     "ClippedSGD",
     "ComposedLoss",
     "CyclicProximal",
@@ -69,8 +91,11 @@ __all__ = [
     "HorizonPenalty",
     "Last",
     "LeastGradient",
+    "Midpoint",
     "NormalizedGradientDescent",
     "NormalizedSGD",
+    "OnlineToNonconvex",
+    "OptimisticBall",
     "ProxLinear",
     "ProximalPoint",
     "RandomIterate",
@@ -78,6 +103,7 @@ __all__ = [
     "StochasticModelBased",
     "Subgradient",
     "Truncated",
+    "UniformPoint",
     "VarianceReducedCyclic",
     "blind_deconvolution",
     "chi2_dro",
@@ -85,8 +111,10 @@ __all__ = [
     "cyclic_step",
     "estimators",
     "generalized_smooth_step",
+    "goldstein_norm",
     "mahalanobis_constant",
     "moreau_gradient",
+    "o2nc_parameters",
     "phase_retrieval",
     "phase_retrieval_prox",
     "quadratic_constants",
