@@ -13,6 +13,7 @@ from .algorithm import AbstractNetworkAlgorithm, Loss, model_bits
 from .gossip import chebyshev_gossip
 from .local import AbstractLocalSolver, LocalSAM, LocalSGD
 from .network import Network
+from .participation import participants
 
 
 class AbstractAveraging(eqx.Module):
@@ -121,12 +122,9 @@ class ServerAverage(AbstractAveraging):
         if weights.shape != (n,):
             raise ValueError(f"weights must have shape {(n,)}, got {weights.shape}")
         if self.participants is not None:
-            if self.participants > n:
-                raise ValueError(f"of {n} clients {self.participants} cannot take part")
             if key is None:
                 raise ValueError("clients are drawn from a key")
-            drawn = jax.random.permutation(key, n) < self.participants
-            weights = jnp.where(drawn, weights, 0)
+            weights = jnp.where(participants(key, n, self.participants), weights, 0)
         return network.mean(x, network.local(weights))
 
     def bits(self, params, network):

@@ -113,7 +113,20 @@ def _check(solver):
     checks.nonnegative("weight_decay", solver.weight_decay)
 
 
-def _minibatch(data, count, key, size):
+def minibatch(
+    data: PyTree[Array], count: Int[Array, ""] | int | None, key: PRNGKeyArray, size: int | None
+) -> PyTree[Array]:
+    """Samples of one client, drawn uniformly with replacement.
+
+    **Arguments:**
+
+    - `data`: leaves `(longest, ...)`.
+    - `count`: how many there are; all if `None`.
+    - `key`: for the draw.
+    - `size`: how many are drawn; all data, without a draw, if `None`.
+
+    **Raises:** `ValueError` if clients are padded and there is no `size`.
+    """
     length = _length(data)
     if size is None:
         if count is not None:
@@ -130,7 +143,7 @@ def _steps(
 
     def one(carry, key):
         y, velocity = carry
-        found = direction(y, _minibatch(data, count, key, solver.batch_size))
+        found = direction(y, minibatch(data, count, key, solver.batch_size))
         found = tree.axpy(found, solver.weight_decay, y)
         velocity = tree.axpy(found, solver.momentum, velocity)
         return (tree.axpy(y, -scale * solver.step_size, velocity), velocity), None

@@ -1,6 +1,7 @@
 """The only place that knows where nodes live."""
 
 import abc
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -144,8 +145,8 @@ class Network(eqx.Module):
     def clients(
         n: int, mesh: Mesh | None = None, axis: str | None = None, *, check_vma: bool = False
     ) -> "Network":
-        """Nodes that talk to a server only: `mean`, `gather`, `pick` and `all_to_all`, and no
-        neighbours. The server's state is replicated at every node.
+        """Nodes that talk to a server only: `mean`, `gather`, `pick`, `permute` and `all_to_all`,
+        and no neighbours. The server's state is replicated at every node.
 
         No table is held, so that there may be as many clients as memory holds values of.
 
@@ -257,6 +258,22 @@ class Network(eqx.Module):
         Axes count those of one node's value. On a mesh this is one `all_to_all`.
 
         **Raises:** `ValueError` if n does not divide the axis.
+        """
+
+    @abc.abstractmethod
+    def permute(self, x: PyTree[Array], order: Int[Array, " n"]) -> PyTree[Array]:
+        """Node i gets the value of node `order[i]`; `order` may be traced, and is known everywhere.
+
+        On a mesh these are two `all_to_all`, each of as many bytes as the values have, for who
+        sends to whom is not known when the program is compiled: a device gets one part of all
+        values, puts the parts in order, and sends them where they belong. A value of fewer numbers
+        than there are devices travels as one of so many.
+
+        **Arguments:**
+
+        - `order`: a permutation of 0, ..., n - 1; a node that stands in it twice sends to two.
+
+        **Raises:** `ValueError` on another shape.
         """
 
     @abc.abstractmethod
@@ -444,8 +461,8 @@ class Network(eqx.Module):
     def _graph(self) -> _Tables:
         if self.tables is None:
             raise TypeError(
-                "clients have no neighbours: they know `mean`, `gather`, `pick` and `all_to_all`; "
-                "build a network on a graph with Network.simulated or Network.on_mesh"
+                "clients have no neighbours: they know `mean`, `gather`, `pick`, `permute` and "
+                "`all_to_all`; build a network on a graph with Network.simulated or Network.on_mesh"
             )
         return self.tables
 
@@ -535,6 +552,10 @@ class Simulated(Network):
 
         return jax.tree.map(leaf, x)
 
+    def permute(self, x, order):
+        _check_order(order, self.size)
+        return jax.tree.map(lambda a: a[order], x)
+
     def parallel(self, fun):
         return fun
 
@@ -543,6 +564,11 @@ class Simulated(Network):
 
     def place_data(self, x):
         return x
+
+
+def _check_order(order: Array, n: int) -> None:
+    if jnp.shape(order) != (n,):
+        raise ValueError(f"order must have shape {(n,)}, got {jnp.shape(order)}")
 
 
 def _parts(a: Array, axis: int, n: int) -> Array:
@@ -691,6 +717,22 @@ class OnMesh(Network):
             moved = jax.lax.all_to_all(jnp.swapaxes(parts, 0, 1), self.axis, 0, 0)
             moved = moved.reshape(self.size, count, *moved.shape[3:])
             return _join(jnp.swapaxes(moved, 0, 1), concat_axis)
+
+        return jax.tree.map(leaf, x)
+
+    def permute(self, x, order):
+        _check_order(order, self.size)
+        count, devices = self.nodes_per_device, self.mesh.shape[self.axis]
+
+        def leaf(a):
+            flat = a.reshape(count, math.prod(a.shape[1:]))
+            width = -(-flat.shape[1] // devices)
+            padded = jnp.pad(flat, ((0, 0), (0, devices * width - flat.shape[1])))
+            # (node here, device, part) becomes (node, one, part) there, and goes back in order.
+            parts = padded.reshape(count, devices, width)
+            parts = jax.lax.all_to_all(parts, self.axis, 1, 0, tiled=True)[order]
+            parts = jax.lax.all_to_all(parts, self.axis, 0, 1, tiled=True)
+            return parts.reshape(count, devices * width)[:, : flat.shape[1]].reshape(a.shape)
 
         return jax.tree.map(leaf, x)
 

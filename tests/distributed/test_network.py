@@ -92,6 +92,7 @@ MORE = {
 }
 X = np.random.default_rng(0).normal(size=(8, 3))
 WEIGHTS = np.array([0.0, 1, 0, 2, 1, 1, 0.5, 0])
+ORDER = np.array([3, 3, 0, 7, 5, 1, 2, 6])  # two nodes get the same, and 4's goes nowhere
 # Sums over devices have another order, and normal draws are rounded as the compiler likes.
 CLOSE = {"mean", "weighted", "masked", "draws", "noisy", "received"}
 
@@ -143,6 +144,8 @@ def server(network, x, parts, i, j):
         "flags": network.exchange(x > 0, i, j),
         "put": network.put(x, j, jnp.arange(3.0)),
         "turned": network.all_to_all(parts, 1, 0),
+        "permuted": network.permute(x, ORDER + 0 * i),
+        "permuted parts": network.permute(parts > 3, ORDER + 0 * i),
         "squared": jnp.broadcast_to(network.at(j, lambda row: row**2, x), x.shape),
     }
 
@@ -233,6 +236,8 @@ def test_every_method_by_hand():
     parts = X[:, :1, None] + np.zeros((8, 2, 1)) + np.arange(16.0)
     turned = np.stack([np.concatenate([p[:, 2 * j : 2 * j + 2] for p in parts]) for j in range(8)])
     np.testing.assert_array_equal(found["turned"], turned)
+    np.testing.assert_array_equal(found["permuted"], X[ORDER])
+    np.testing.assert_array_equal(found["permuted parts"], (parts > 3)[ORDER])
 
 
 @pytest.mark.always(1)
@@ -293,6 +298,19 @@ def test_mixing_on_a_pod_holds_no_message():
     compiled = jax.jit(lambda x: mix(x, x, 0)).lower(x).compile()
     assert dd.collective_bytes(compiled) == {"collective-permute": 15 * 400_000}
     assert compiled.memory_analysis().temp_size_in_bytes < 4 * 400_000
+
+
+def test_a_permutation_on_a_pod_sends_each_value_twice():
+    chips = topology("v5e:4x4").devices
+    mesh = jax.sharding.Mesh(np.array(chips), ("n",))
+    network = dd.Network.clients(16, mesh, "n")
+    spec = jax.sharding.PartitionSpec
+    place = lambda where: jax.sharding.NamedSharding(mesh, where)
+    x = jax.ShapeDtypeStruct((16, 100_000), jnp.float32, sharding=place(spec("n")))
+    order = jax.ShapeDtypeStruct((16,), jnp.int32, sharding=place(spec()))
+    permute = network.parallel(lambda x, _, order: network.permute(x, order))
+    compiled = jax.jit(lambda x, order: permute(x, x, order)).lower(x, order).compile()
+    assert dd.collective_bytes(compiled) == {"all-to-all": 2 * 400_000}
 
 
 def test_large_sparse_networks():
@@ -425,6 +443,7 @@ def test_bad_input_is_named():
         ),
         (lambda: dd.DelayedLinks(-1), "max_delay"),
         (lambda: dd.Network.clients(3).all_to_all(jnp.zeros((3, 4))), "do not divide"),
+        (lambda: dd.Network.clients(3).permute(jnp.zeros((3, 4)), jnp.zeros(2, int)), r"\(3,\)"),
         (lambda: dd.GradientTracking(lambda w, b: 0.0, 0.0), "step_size must be positive"),
         (lambda: dd.EXTRA(lambda w, b: 0.0, -1.0), "step_size must be positive"),
         (lambda: dd.EXTRA(lambda w, b: 0.0, np.nan), "step_size must be positive"),
