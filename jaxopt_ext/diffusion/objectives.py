@@ -281,8 +281,8 @@ class DenoisingLoss(eqx.Module):
     - `label_dropout`: part of the labels that are replaced by -1, none, so that one network is
       conditional and unconditional.
 
-    **Returns:** the loss, and no metrics. A weight that is negative or not finite raises when it
-    is drawn.
+    **Returns:** the loss, and no metrics. Where a weight is negative or not finite the loss is NaN,
+    of which training says so and keeps no trace.
 
     **Raises:** `TypeError` if `levels` is no law of levels; `ValueError` for a dropout outside of
     $[0, 1]$.
@@ -306,8 +306,8 @@ class DenoisingLoss(eqx.Module):
         level_key, key = jax.random.split(context.key)
         nodes = self.levels.draw(level_key, len(x), x.dtype)
         weights = output_weight(self.weighting, model.predicts, nodes)
-        bad = ~jnp.all(jnp.isfinite(weights) & (weights >= 0))
-        weights = eqx.error_if(weights, bad, "a weight of a level is negative or not finite")
+        # A loss that is not finite is what training reports.
+        weights = jnp.where(jnp.isfinite(weights) & (weights >= 0), weights, jnp.nan)
         errors = output_errors(model, x, labels, nodes, key, self.label_dropout)
         return jnp.mean(weights * errors), {}
 

@@ -238,5 +238,4 @@ def test_bad_input():
     model = diffusion.Denoiser(Base(jnp.eye(3), "data"), diffusion.Data())
     for weight in (lambda log_snr: log_snr - 100, lambda log_snr: log_snr * jnp.nan):
         loss = diffusion.DenoisingLoss(levels, weight)
-        with pytest.raises(RuntimeError, match="negative or not finite"):
-            eqx.filter_jit(loss)(model, jnp.ones((2, 3)), CONTEXT)
+        assert np.isnan(eqx.filter_jit(loss)(model, jnp.ones((2, 3)), CONTEXT)[0])
