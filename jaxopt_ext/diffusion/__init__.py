@@ -11,11 +11,16 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
+- `DPMSolver` (orders 1 to 3 in the predicted noise; `dpm_solver_fast` for a given number of
+  evaluations), `DPMSolverPP` (in the predicted data; for guidance), each by `SingleStep` or
+  `MultiStep`; `SDEDPMSolverPP` draws noise. `sample_adaptive` with `DPMSolverAdaptive` chooses the
+  steps. Use `DPMSolverPP()` for few evaluations, `MultiStep(3)` from 20 on.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
+from .adaptive import DPMSolverAdaptive, sample_adaptive
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -28,6 +33,9 @@ from .denoiser import (
     Velocity,
     combine,
 )
+from .dpm_solver import DPMSolver, dpm_solver_fast
+from .dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
+from .exponential import DataForm, NoiseForm
 from .grids import (
     karras,
     leading,
@@ -52,6 +60,7 @@ from .schedules import (
     cosine_betas,
     linear_betas,
 )
+from .stepping import MultiStep, SingleStep
 
 __all__ = [
     "DDIM",
@@ -61,24 +70,33 @@ __all__ = [
     "AbstractSchedule",
     "ClassifierFree",
     "Cosine",
+    "DPMSolver",
+    "DPMSolverAdaptive",
+    "DPMSolverPP",
     "Data",
+    "DataForm",
     "Denoiser",
     "DiscreteSchedule",
     "GaussianMixture",
     "Guided",
     "Heun",
+    "MultiStep",
     "Node",
     "Noise",
+    "NoiseForm",
     "Preconditioned",
     "RectifiedFlow",
+    "SDEDPMSolverPP",
     "Sampled",
     "Score",
+    "SingleStep",
     "Thresholded",
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
     "combine",
     "cosine_betas",
+    "dpm_solver_fast",
     "ends",
     "gaussian",
     "karras",
@@ -88,6 +106,7 @@ __all__ = [
     "prior",
     "quadratic_time",
     "sample",
+    "sample_adaptive",
     "trailing",
     "uniform_log_snr",
     "uniform_time",

@@ -55,8 +55,8 @@ class AbstractForm(eqx.Module):
 
     @abc.abstractmethod
     def constant(self, here: Node, there: Node) -> tuple[Coefficients, Coefficients]:
-        """$\\kappa$ and $c \\varphi_1(z)$, the weight of an output that stays the same; also where the
-        end is without noise, $\\sigma_t = 0$."""
+        """$\\kappa$ and $c \\varphi_1(z)$, the weight of an output that stays the same; for an
+        end without noise, $\\sigma_t = 0$, too."""
 
 
 class NoiseForm(AbstractForm):
@@ -119,8 +119,8 @@ def derivatives(places: Float[np.ndarray, "*n p"]) -> Float[np.ndarray, "*n p p"
 def weigh(
     scale: Coefficients, phis: Sequence[Coefficients], rows: Float[np.ndarray, "*n q p"]
 ) -> Coefficients:
-    """Weights of outputs, shape `(*n, p)`, in $c \\sum_k \\varphi_{k+1} h^k f^{(k)}$, by those in its
-    derivatives.
+    """Weights of outputs in $c \\sum_k \\varphi_{k+1} h^k f^{(k)}$, shape `(*n, p)`, by those in
+    the derivatives.
 
     **Arguments:**
 
