@@ -25,10 +25,15 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
   `AutoregressiveLoss`; `optimal_policy` generates many coordinates a call, `encode` and `decode`
   are a lossless coder.
+- `DPMSolver` (orders 1 to 3 in the predicted noise; `dpm_solver_fast` for a given number of
+  evaluations), `DPMSolverPP` (in the predicted data; for guidance), each by `SingleStep` or
+  `MultiStep`; `SDEDPMSolverPP` draws noise. `sample_adaptive` with `DPMSolverAdaptive` chooses the
+  steps. Use `DPMSolverPP()` for few evaluations, `MultiStep(3)` from 20 on.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
+from .adaptive import DPMSolverAdaptive, sample_adaptive
 from .autoregressive import (
     AbstractOrderModel,
     AutoregressiveLoss,
@@ -61,6 +66,9 @@ from .denoiser import (
     Velocity,
     combine,
 )
+from .dpm_solver import DPMSolver, dpm_solver_fast
+from .dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
+from .exponential import DataForm, NoiseForm
 from .grids import (
     karras,
     leading,
@@ -96,6 +104,7 @@ from .schedules import (
     cosine_betas,
     linear_betas,
 )
+from .stepping import MultiStep, SingleStep
 from .timestep_tasks import (
     ExactWeights,
     SoftmaxWeights,
@@ -132,7 +141,11 @@ __all__ = [
     "ClassifierFree",
     "ConstantWeighting",
     "Cosine",
+    "DPMSolver",
+    "DPMSolverAdaptive",
+    "DPMSolverPP",
     "Data",
+    "DataForm",
     "DataLogits",
     "Denoiser",
     "DenoisingLoss",
@@ -155,14 +168,18 @@ __all__ = [
     "MaskedMLP",
     "MaxSNR",
     "MinSNR",
+    "MultiStep",
     "Node",
     "Noise",
+    "NoiseForm",
     "OrderAgnostic",
     "PowerFunctionAverage",
     "Preconditioned",
     "RectifiedFlow",
+    "SDEDPMSolverPP",
     "Sampled",
     "Score",
+    "SingleStep",
     "Sinusoidal",
     "SoftmaxWeights",
     "TaskConflict",
@@ -184,6 +201,7 @@ __all__ = [
     "digit_levels",
     "digits",
     "digits_teacher",
+    "dpm_solver_fast",
     "encode",
     "ends",
     "gaussian",
@@ -199,6 +217,7 @@ __all__ = [
     "prior",
     "quadratic_time",
     "sample",
+    "sample_adaptive",
     "task_conflict",
     "trailing",
     "uniform_log_snr",
