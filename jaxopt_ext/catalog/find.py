@@ -15,6 +15,7 @@ from .kernels_products import KERNELS_PRODUCTS
 from .linalg import LINALG
 from .linalg_sequences import LINALG_SEQUENCES
 from .multiobjective import MULTIOBJECTIVE
+from .multistep_samplers import MULTISTEP_SAMPLERS
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
 from .network_events import NETWORK_EVENTS
@@ -64,6 +65,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
+    *MULTISTEP_SAMPLERS,
     *ESTIMATORS,
     *LINALG,
     *LINALG_SEQUENCES,

@@ -11,6 +11,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
+- Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
+  Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against).
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
@@ -40,6 +42,7 @@ from .grids import (
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
 from .mixture import GaussianMixture
+from .pndm import FON, PNDM, ImprovedEuler, RungeKutta
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -55,6 +58,8 @@ from .schedules import (
 
 __all__ = [
     "DDIM",
+    "FON",
+    "PNDM",
     "AbstractDenoiser",
     "AbstractPrediction",
     "AbstractSampler",
@@ -67,10 +72,12 @@ __all__ = [
     "GaussianMixture",
     "Guided",
     "Heun",
+    "ImprovedEuler",
     "Node",
     "Noise",
     "Preconditioned",
     "RectifiedFlow",
+    "RungeKutta",
     "Sampled",
     "Score",
     "Thresholded",
