@@ -18,6 +18,7 @@ from .linalg import LINALG
 from .linalg_sequences import LINALG_SEQUENCES
 from .multi_block import MULTI_BLOCK
 from .multiobjective import MULTIOBJECTIVE
+from .multistep_samplers import MULTISTEP_SAMPLERS
 from .network import NETWORK
 from .network_compressed import NETWORK_COMPRESSED
 from .network_events import NETWORK_EVENTS
@@ -71,6 +72,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
+    *MULTISTEP_SAMPLERS,
     *DPM_SOLVERS,
     *ESTIMATORS,
     *LINALG,

@@ -29,6 +29,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   evaluations), `DPMSolverPP` (in the predicted data; for guidance), each by `SingleStep` or
   `MultiStep`; `SDEDPMSolverPP` draws noise. `sample_adaptive` with `DPMSolverAdaptive` chooses the
   steps. Use `DPMSolverPP()` for few evaluations, `MultiStep(3)` from 20 on.
+- Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
+  Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against).
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -91,6 +93,7 @@ from .networks import (
     UNetDenoiser,
 )
 from .objectives import AbstractLevels, DenoisingLoss, DiscreteTimes, LogNormal, UniformTime
+from .pndm import FON, PNDM, ImprovedEuler, RungeKutta
 from .policies import naive_policy, optimal_policy, policy_cost
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
@@ -126,7 +129,9 @@ from .weightings import (
 
 __all__ = [
     "DDIM",
+    "FON",
     "P2",
+    "PNDM",
     "SNR",
     "AbstractAverage",
     "AbstractDenoiser",
@@ -161,6 +166,7 @@ __all__ = [
     "GaussianMixture",
     "Guided",
     "Heun",
+    "ImprovedEuler",
     "InverseSNR",
     "Labelled",
     "LogNormal",
@@ -176,6 +182,7 @@ __all__ = [
     "PowerFunctionAverage",
     "Preconditioned",
     "RectifiedFlow",
+    "RungeKutta",
     "SDEDPMSolverPP",
     "Sampled",
     "Score",

@@ -85,7 +85,7 @@ def test_order_of_convergence(row, name):
     _skip(row, "order")
     if row.order is None:
         pytest.skip("draws noise; its law is tested instead")
-    counts = np.array([40, 80, 160, 320])
+    counts = np.array(row.counts)
     runs = [np.asarray(_sample(row, int(n), name=name).value) for n in counts]
     errors = [np.abs(run - _reference(name)).max() for run in runs]
     slopes = -np.diff(np.log(errors)) / np.diff(np.log(counts))

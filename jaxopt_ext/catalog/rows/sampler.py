@@ -20,10 +20,13 @@ class SamplerRow(Row):
     - `order`: order of convergence to the probability-flow solution; `None` for samplers that draw
       noise.
     - `grid`: the function of `diffusion.grids` whose times it is meant for.
+    - `counts`: the numbers of steps over which the order is measured; larger ones where errors of
+      different orders still balance.
     """
 
     order: int | None = None
     grid: str = "uniform_log_snr"
+    counts: tuple[int, ...] = (40, 80, 160, 320)
 
     shape: ClassVar[str] = "sampler"
     suite: ClassVar[str] = "test_samplers.py"
