@@ -25,6 +25,7 @@ from .network_relatives import NETWORK_RELATIVES
 from .network_robust import NETWORK_ROBUST
 from .optimizers import OPTIMIZERS
 from .parallel_and_layers import PARALLEL_AND_LAYERS
+from .parallel_samplers import PARALLEL_SAMPLERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
@@ -64,6 +65,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
+    *PARALLEL_SAMPLERS,
     *ESTIMATORS,
     *LINALG,
     *LINALG_SEQUENCES,

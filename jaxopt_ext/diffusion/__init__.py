@@ -11,11 +11,21 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
+- Provable rates: `AcceleratedDDIM`, `AcceleratedDDPM` and what they speed up, `PlainScoreDDIM`,
+  `PlainScoreDDPM`; `theory_schedule` is the chain of the proofs. The first is of second order,
+  for many steps; with few, exponential integrators are better.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
+from .accelerated import (
+    AcceleratedDDIM,
+    AcceleratedDDPM,
+    PlainScoreDDIM,
+    PlainScoreDDPM,
+    theory_schedule,
+)
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -59,6 +69,8 @@ __all__ = [
     "AbstractPrediction",
     "AbstractSampler",
     "AbstractSchedule",
+    "AcceleratedDDIM",
+    "AcceleratedDDPM",
     "ClassifierFree",
     "Cosine",
     "Data",
@@ -69,6 +81,8 @@ __all__ = [
     "Heun",
     "Node",
     "Noise",
+    "PlainScoreDDIM",
+    "PlainScoreDDPM",
     "Preconditioned",
     "RectifiedFlow",
     "Sampled",
@@ -88,6 +102,7 @@ __all__ = [
     "prior",
     "quadratic_time",
     "sample",
+    "theory_schedule",
     "trailing",
     "uniform_log_snr",
     "uniform_time",
