@@ -13,6 +13,7 @@ derivatives follow from outputs; all of it becomes weights of outputs, on the ho
 
 import abc
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import equinox as eqx
@@ -23,18 +24,22 @@ from jaxtyping import Array, Float, Int
 
 from ..core import loops
 from .denoiser import AbstractDenoiser, Sample, combine
-from .schedules import Node
+from .schedules import Coefficients, Node, numbers
 
 
-def phi(order: int, z: Float[np.ndarray, "*n"]) -> Float[np.ndarray, "*n"]:
-    """$\\varphi_0 = e^z$ and $\\varphi_{k+1}(z) = (\\varphi_k(z) - 1/k!)/z$, exact near 0 too."""
-    z = np.asarray(z, np.float64)
-    series = sum(z**j / math.factorial(j + order) for j in range(24))
-    away = np.where(np.abs(z) < 1, 1.0, z)
-    value = np.exp(away)
+def phi(order: int, z: Coefficients) -> Coefficients:
+    """$\\varphi_0 = e^z$ and $\\varphi_{k+1}(z) = (\\varphi_k(z) - 1/k!)/z$, exact near 0 too; in
+    double precision on the host, for an array of JAX in its own type."""
+    xp, z = numbers(z)
+    near = xp.abs(z) < 1
+    small, away = xp.where(near, z, 0.0), xp.where(near, 1.0, z)
+    series = xp.zeros_like(small)
+    for j in reversed(range(24)):
+        series = series * small + 1.0 / math.factorial(j + order)
+    value = xp.exp(away)
     for k in range(order):
         value = (value - 1 / math.factorial(k)) / away
-    return np.where(np.abs(z) < 1, series, value)
+    return xp.where(near, series, value)
 
 
 class AbstractForm(eqx.Module):
@@ -45,8 +50,13 @@ class AbstractForm(eqx.Module):
         """The output f."""
 
     @abc.abstractmethod
-    def linear(self, here: Node, there: Node) -> tuple[Float[np.ndarray, "*n"], ...]:
+    def linear(self, here: Node, there: Node) -> tuple[Coefficients, ...]:
         """$\\kappa$, $c$ and $z$ of steps from `here` to `there`."""
+
+    @abc.abstractmethod
+    def constant(self, here: Node, there: Node) -> tuple[Coefficients, Coefficients]:
+        """$\\kappa$ and $c \\varphi_1(z)$, the weight of an output that stays the same; also where the
+        end is without noise, $\\sigma_t = 0$."""
 
 
 class NoiseForm(AbstractForm):
@@ -59,6 +69,10 @@ class NoiseForm(AbstractForm):
         h = gap(here, there)
         return there.alpha / here.alpha, -there.sigma * h, h
 
+    def constant(self, here, there):
+        keep = there.alpha / here.alpha
+        return keep, there.sigma - here.sigma * keep
+
 
 class DataForm(AbstractForm):
     """The predicted data are expanded."""
@@ -70,37 +84,53 @@ class DataForm(AbstractForm):
         h = gap(here, there)
         return there.sigma / here.sigma, there.alpha * h, -h
 
+    def constant(self, here, there):
+        keep = there.sigma / here.sigma
+        return keep, there.alpha - here.alpha * keep
 
-def gap(here: Node, there: Node) -> Float[np.ndarray, "*n"]:
+
+def gap(here: Node, there: Node) -> Coefficients:
     """$h = \\lambda_t - \\lambda_s$."""
     return log_snr(there) - log_snr(here)
 
 
-def log_snr(node: Node) -> Float[np.ndarray, "*n"]:
+def log_snr(node: Node) -> Coefficients:
     """$\\lambda$."""
-    return np.log(node.alpha) - np.log(node.sigma)
+    xp, alpha = numbers(node.alpha)
+    return xp.log(alpha) - xp.log(node.sigma)
 
 
-def derivatives(places: Float[np.ndarray, " p"]) -> Float[np.ndarray, "p p"]:
+def derivatives(places: Float[np.ndarray, "*n p"]) -> Float[np.ndarray, "*n p p"]:
     """Weights of outputs at $\\lambda_s + r_j h$ in $h^k f^{(k)}$, a row for each k < p, such that
     polynomials of degree below p are exact.
 
     **Arguments:**
 
-    - `places`: the p different $r_j$; 0 is the step's beginning.
+    - `places`: the p different $r_j$ of each step; 0 is the step's beginning.
     """
-    p = len(places)
-    powers = np.asarray(places, np.float64)[None, :] ** np.arange(p)[:, None]
-    factorials = np.array([math.factorial(k) for k in range(p)], np.float64)
+    places = np.asarray(places, np.float64)
+    p = places.shape[-1]
+    powers = places[..., None, :] ** np.arange(p)[:, None]
+    factorials = np.diag(np.array([math.factorial(k) for k in range(p)], np.float64))
     # sum_j D[k, j] r_j^i = i! [i = k]
-    return np.linalg.solve(powers, np.diag(factorials)).T
+    return np.swapaxes(np.linalg.solve(powers, np.broadcast_to(factorials, powers.shape)), -1, -2)
 
 
 def weigh(
-    scale: Float[np.ndarray, ""], phis: Float[np.ndarray, " q"], rows: Float[np.ndarray, "q p"]
-) -> Float[np.ndarray, " p"]:
-    """Weights of outputs in $c \\sum_k \\varphi_{k+1} h^k f^{(k)}$, by those in the derivatives."""
-    return scale * (np.asarray(phis) @ rows)
+    scale: Coefficients, phis: Sequence[Coefficients], rows: Float[np.ndarray, "*n q p"]
+) -> Coefficients:
+    """Weights of outputs, shape `(*n, p)`, in $c \\sum_k \\varphi_{k+1} h^k f^{(k)}$, by those in its
+    derivatives.
+
+    **Arguments:**
+
+    - `scale`: $c$, shape `(*n,)`.
+    - `phis`: $\\varphi_1, \\dots, \\varphi_q$, each of that shape.
+    - `rows`: see `derivatives`; of that shape in front, or the same for all steps.
+    """
+    xp, scale = numbers(scale)
+    terms = xp.stack([scale * f for f in phis], -1)
+    return xp.sum(terms[..., None] * xp.asarray(rows, terms.dtype), -2)
 
 
 class MultistepRow(NamedTuple):
@@ -108,8 +138,8 @@ class MultistepRow(NamedTuple):
     $x_t = \\kappa x_s + \\sum_j w_j f_j$."""
 
     node: Node
-    keep: Float[Array, ""]
-    weights: Float[Array, " p"]
+    keep: Coefficients
+    weights: Coefficients
 
 
 def multistep(
@@ -125,7 +155,7 @@ def empty(x: Sample, count: int) -> tuple:
     return tuple(jax.tree.map(jnp.zeros_like, x) for _ in range(count))
 
 
-def weighted(keep, x: Sample, weights: Float[Array, " p"], outputs: tuple) -> Sample:
+def weighted(keep, x: Sample, weights: Coefficients, outputs: tuple) -> Sample:
     """$\\kappa x + \\sum_j w_j f_j$."""
     return combine((keep, x), *((weights[j], f) for j, f in enumerate(outputs)))
 
@@ -139,9 +169,9 @@ class SinglestepRow(NamedTuple):
     """
 
     nodes: Node
-    keep: Float[Array, " p"]
-    weights: Float[Array, "p p"]
-    stages: Int[Array, ""]
+    keep: Coefficients
+    weights: Coefficients
+    stages: Int[Array, ""] | Int[np.ndarray, " n"]
 
 
 def singlestep(

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, PRNGKeyArray, PyTree
 
 from ..core import checks, loops
 from ..core.closure import hoist
+from ..core.solution import Status
 from .denoiser import AbstractDenoiser, Sample, combine
 from .schedules import AbstractSchedule, Node, Times
 
@@ -81,11 +82,14 @@ class Sampled(eqx.Module):
     - `value`: the sample.
     - `evaluations`: how often the model was evaluated; an array where the run decided that.
     - `path`: the points behind each step, on a leading axis, or `None`.
+    - `status`: a `Status` from drivers that may stop before the end, `converged` at the end; else
+      `None`.
     """
 
     value: Sample
     evaluations: int | Int[Array, "*n"]
     path: Any = None
+    status: Status | None = None
 
 
 def sample(

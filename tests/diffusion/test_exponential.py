@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
@@ -57,3 +59,22 @@ def test_a_step_integrates_polynomials_in_the_output(form):
         integral = quad(lambda l: math.exp(l) * output(l), first, last)[0]
         wanted = 1.7 * there.sigma / here.sigma + there.sigma * integral
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
+@pytest.mark.parametrize("order", [1, 3])
+def test_phi_functions_of_a_program_keep_its_precision(dtype, order):
+    z = np.array([-8.0, -1.1, -0.9, -1e-3, 0.0, 1e-3, 0.5, 3.0])
+    value, slope = jax.jit(jax.vmap(jax.value_and_grad(lambda z: exponential.phi(order, z))))(
+        jnp.asarray(z, dtype)
+    )
+    assert value.dtype == slope.dtype == dtype
+    rtol = 2e-6 if dtype == jnp.float32 else 1e-12
+    np.testing.assert_allclose(value, exponential.phi(order, z), rtol=rtol)
+    numeric = (exponential.phi(order, z + 1e-5) - exponential.phi(order, z - 1e-5)) / 2e-5
+    np.testing.assert_allclose(slope, numeric, rtol=max(1e2 * rtol, 1e-8))
+
+
+def test_derivatives_of_many_steps_are_those_of_each():
+    places = np.array([[0.0, -1.0, -2.5], [0.0, 0.3, 0.9]])
+    each = [exponential.derivatives(p) for p in places]
+    np.testing.assert_allclose(exponential.derivatives(places), each, rtol=1e-13)
