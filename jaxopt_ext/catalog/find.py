@@ -31,6 +31,7 @@ from .online_conversion import ONLINE_CONVERSION
 from .optimizers import OPTIMIZERS
 from .orders import ORDERS
 from .parallel_and_layers import PARALLEL_AND_LAYERS
+from .parallel_samplers import PARALLEL_SAMPLERS
 from .rows import Row
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
@@ -72,6 +73,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
+    *PARALLEL_SAMPLERS,
     *MULTISTEP_SAMPLERS,
     *DPM_SOLVERS,
     *ESTIMATORS,

@@ -31,10 +31,20 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   steps. Use `DPMSolverPP()` for few evaluations, `MultiStep(3)` from 20 on.
 - Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
   Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against).
+- Provable rates: `AcceleratedDDIM`, `AcceleratedDDPM` and what they speed up, `PlainScoreDDIM`,
+  `PlainScoreDDPM`; `theory_schedule` is the chain of the proofs. The first is of second order,
+  for many steps; with few, exponential integrators are better.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
+from .accelerated import (
+    AcceleratedDDIM,
+    AcceleratedDDPM,
+    PlainScoreDDIM,
+    PlainScoreDDPM,
+    theory_schedule,
+)
 from .adaptive import DPMSolverAdaptive, sample_adaptive
 from .autoregressive import (
     AbstractOrderModel,
@@ -142,6 +152,8 @@ __all__ = [
     "AbstractSampler",
     "AbstractSchedule",
     "AbstractWeighting",
+    "AcceleratedDDIM",
+    "AcceleratedDDPM",
     "AutoregressiveLoss",
     "ClassifierFree",
     "ConstantWeighting",
@@ -179,6 +191,8 @@ __all__ = [
     "Noise",
     "NoiseForm",
     "OrderAgnostic",
+    "PlainScoreDDIM",
+    "PlainScoreDDPM",
     "PowerFunctionAverage",
     "Preconditioned",
     "RectifiedFlow",
@@ -226,6 +240,7 @@ __all__ = [
     "sample",
     "sample_adaptive",
     "task_conflict",
+    "theory_schedule",
     "trailing",
     "uniform_log_snr",
     "uniform_time",

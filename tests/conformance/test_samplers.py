@@ -115,11 +115,17 @@ def test_constant_predictions_are_integrated_exactly(row):
     assert min(errors) < 1e-12, errors
 
 
+FIRST_WITH_NOISE = next(row for row in ROWS if row.order is None)
+
+
 @pytest.mark.parametrize(
     "row",
     [
-        # What draws no noise is held by its order to the flow, which has the law.
-        pytest.param(row, id=row.name, marks=[pytest.mark.slow] if row.order else [])
+        # What draws no noise is held by its order to the flow, which has the law. Of the others,
+        # with so many draws, one runs always.
+        pytest.param(
+            row, id=row.name, marks=[pytest.mark.slow] if row is not FIRST_WITH_NOISE else []
+        )
         for row in ROWS
     ],
 )

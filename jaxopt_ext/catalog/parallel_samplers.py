@@ -1,0 +1,33 @@
+"""Rows of samplers with provable rates, samplers in parallel, and models scaled in sampling."""
+
+import jaxopt_ext as jxt
+
+from .rows import Row, SamplerRow
+
+_ACCELERATED = (
+    "Li, Huang, Efimov, Wei, Chi, Chen, Accelerating Convergence of Score-Based Diffusion Models, "
+    "Provably, 2024, arXiv:2403.03852"
+)
+_SCORE_STEP = "steps from score to sample are exact for no constant prediction"
+
+PARALLEL_SAMPLERS: tuple[Row, ...] = (
+    SamplerRow(
+        "Accelerated DDIM",
+        "diffusion.AcceleratedDDIM",
+        _ACCELERATED,
+        lambda: jxt.diffusion.AcceleratedDDIM(),
+        claim="diffusion/accelerated",
+        system=("S083",),
+        order=2,
+        grid="karras",
+        opt_outs={"constant": _SCORE_STEP},
+    ),
+    SamplerRow(
+        "Accelerated DDPM",
+        "diffusion.AcceleratedDDPM",
+        _ACCELERATED,
+        lambda: jxt.diffusion.AcceleratedDDPM(),
+        claim="diffusion/accelerated",
+        system=("S083",),
+    ),
+)
