@@ -48,6 +48,11 @@ class AbstractForm(eqx.Module):
     def linear(self, here: Node, there: Node) -> tuple[Float[np.ndarray, "*n"], ...]:
         """$\\kappa$, $c$ and $z$ of steps from `here` to `there`."""
 
+    @abc.abstractmethod
+    def variables(self, node: Node) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
+        """$a$ and $\\rho$ of the variables in which nothing is left but the output,
+        $d(x/a)/d\\rho = f$."""
+
 
 class NoiseForm(AbstractForm):
     """The predicted noise is expanded."""
@@ -59,6 +64,9 @@ class NoiseForm(AbstractForm):
         h = gap(here, there)
         return there.alpha / here.alpha, -there.sigma * h, h
 
+    def variables(self, node):
+        return node.alpha, node.sigma / node.alpha
+
 
 class DataForm(AbstractForm):
     """The predicted data are expanded."""
@@ -69,6 +77,9 @@ class DataForm(AbstractForm):
     def linear(self, here, there):
         h = gap(here, there)
         return there.sigma / here.sigma, there.alpha * h, -h
+
+    def variables(self, node):
+        return node.sigma, node.alpha / node.sigma
 
 
 def gap(here: Node, there: Node) -> Float[np.ndarray, "*n"]:
