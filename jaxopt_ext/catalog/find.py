@@ -10,6 +10,7 @@ from .bilevel import BILEVEL
 from .estimators import ESTIMATORS
 from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
+from .inverse_samplers import INVERSE_SAMPLERS
 from .kernels import KERNELS
 from .kernels_products import KERNELS_PRODUCTS
 from .linalg import LINALG
@@ -64,6 +65,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
+    *INVERSE_SAMPLERS,
     *ESTIMATORS,
     *LINALG,
     *LINALG_SEQUENCES,

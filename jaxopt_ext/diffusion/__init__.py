@@ -11,11 +11,14 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
+- `Euler`, `Midpoint`, `RK4` and `Heun` are explicit Runge-Kutta methods; `sample_adjoint` takes
+  them for derivatives whose memory does not grow with the steps.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
+from .adjoint import sample_adjoint
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -28,6 +31,7 @@ from .denoiser import (
     Velocity,
     combine,
 )
+from .exponential import DataForm, NoiseForm
 from .grids import (
     karras,
     leading,
@@ -40,6 +44,7 @@ from .grids import (
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
 from .mixture import GaussianMixture
+from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -55,20 +60,26 @@ from .schedules import (
 
 __all__ = [
     "DDIM",
+    "RK4",
     "AbstractDenoiser",
     "AbstractPrediction",
+    "AbstractRungeKutta",
     "AbstractSampler",
     "AbstractSchedule",
     "ClassifierFree",
     "Cosine",
     "Data",
+    "DataForm",
     "Denoiser",
     "DiscreteSchedule",
+    "Euler",
     "GaussianMixture",
     "Guided",
     "Heun",
+    "Midpoint",
     "Node",
     "Noise",
+    "NoiseForm",
     "Preconditioned",
     "RectifiedFlow",
     "Sampled",
@@ -88,6 +99,7 @@ __all__ = [
     "prior",
     "quadratic_time",
     "sample",
+    "sample_adjoint",
     "trailing",
     "uniform_log_snr",
     "uniform_time",
