@@ -12,6 +12,7 @@ from .dpm_solvers import DPM_SOLVERS
 from .estimators import ESTIMATORS
 from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
+from .inverse_samplers import INVERSE_SAMPLERS
 from .kernels import KERNELS
 from .kernels_products import KERNELS_PRODUCTS
 from .linalg import LINALG
@@ -73,6 +74,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
+    *INVERSE_SAMPLERS,
     *PARALLEL_SAMPLERS,
     *MULTISTEP_SAMPLERS,
     *DPM_SOLVERS,

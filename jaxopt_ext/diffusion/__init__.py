@@ -34,6 +34,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Provable rates: `AcceleratedDDIM`, `AcceleratedDDPM` and what they speed up, `PlainScoreDDIM`,
   `PlainScoreDDPM`; `theory_schedule` is the chain of the proofs. The first is of second order,
   for many steps; with few, exponential integrators are better.
+- `Euler`, `Midpoint`, `RK4` and `Heun` are explicit Runge-Kutta methods; `sample_adjoint` takes
+  them for derivatives whose memory does not grow with the steps.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -46,6 +48,7 @@ from .accelerated import (
     theory_schedule,
 )
 from .adaptive import DPMSolverAdaptive, sample_adaptive
+from .adjoint import sample_adjoint
 from .autoregressive import (
     AbstractOrderModel,
     AutoregressiveLoss,
@@ -105,6 +108,7 @@ from .networks import (
 from .objectives import AbstractLevels, DenoisingLoss, DiscreteTimes, LogNormal, UniformTime
 from .pndm import FON, PNDM, ImprovedEuler, RungeKutta
 from .policies import naive_policy, optimal_policy, policy_cost
+from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -142,6 +146,7 @@ __all__ = [
     "FON",
     "P2",
     "PNDM",
+    "RK4",
     "SNR",
     "AbstractAverage",
     "AbstractDenoiser",
@@ -149,6 +154,7 @@ __all__ = [
     "AbstractNetwork",
     "AbstractOrderModel",
     "AbstractPrediction",
+    "AbstractRungeKutta",
     "AbstractSampler",
     "AbstractSchedule",
     "AbstractWeighting",
@@ -172,6 +178,7 @@ __all__ = [
     "DiscreteSchedule",
     "DiscreteTimes",
     "EDMWeighting",
+    "Euler",
     "ExactWeights",
     "ExponentialAverage",
     "FourierFeatures",
@@ -185,6 +192,7 @@ __all__ = [
     "MLPDenoiser",
     "MaskedMLP",
     "MaxSNR",
+    "Midpoint",
     "MinSNR",
     "MultiStep",
     "Node",
@@ -239,6 +247,7 @@ __all__ = [
     "quadratic_time",
     "sample",
     "sample_adaptive",
+    "sample_adjoint",
     "task_conflict",
     "theory_schedule",
     "trailing",

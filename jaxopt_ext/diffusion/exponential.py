@@ -58,6 +58,11 @@ class AbstractForm(eqx.Module):
         """$\\kappa$ and $c \\varphi_1(z)$, the weight of an output that stays the same; for an
         end without noise, $\\sigma_t = 0$, too."""
 
+    @abc.abstractmethod
+    def variables(self, node: Node) -> tuple[Float[np.ndarray, "*n"], Float[np.ndarray, "*n"]]:
+        """$a$ and $\\rho$ of the variables in which nothing is left but the output,
+        $d(x/a)/d\\rho = f$."""
+
 
 class NoiseForm(AbstractForm):
     """The predicted noise is expanded."""
@@ -73,6 +78,9 @@ class NoiseForm(AbstractForm):
         keep = there.alpha / here.alpha
         return keep, there.sigma - here.sigma * keep
 
+    def variables(self, node):
+        return node.alpha, node.sigma / node.alpha
+
 
 class DataForm(AbstractForm):
     """The predicted data are expanded."""
@@ -87,6 +95,9 @@ class DataForm(AbstractForm):
     def constant(self, here, there):
         keep = there.sigma / here.sigma
         return keep, there.alpha - here.alpha * keep
+
+    def variables(self, node):
+        return node.sigma, node.alpha / node.sigma
 
 
 def gap(here: Node, there: Node) -> Coefficients:

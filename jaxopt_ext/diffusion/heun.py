@@ -1,10 +1,10 @@
 """Heun's method on the probability-flow equation."""
 
-from .denoiser import combine
-from .sampler import AbstractSampler, ends
+from .exponential import AbstractForm, NoiseForm
+from .runge_kutta import AbstractRungeKutta, Tableau
 
 
-class Heun(AbstractSampler):
+class Heun(AbstractRungeKutta):
     """The trapezoidal rule in the variables where the equation has no linear part.
 
     With $y = x/\\alpha$ and $\\rho = \\sigma/\\alpha$ it reads $dy/d\\rho = \\hat\\epsilon$, and
@@ -14,21 +14,17 @@ class Heun(AbstractSampler):
 
     Second order, two evaluations a step; a first step alone is `DDIM()`.
 
+    **Arguments:**
+
+    - `form`: `NoiseForm()`, or `DataForm()` for the same rule in $x/\\sigma$, $\\alpha/\\sigma$ and
+      the predicted data.
+
     **Reference:** Karras, Aittala, Aila, Laine, Elucidating the Design Space of Diffusion-Based
     Generative Models, 2022, arXiv:2206.00364.
     """
 
-    def evaluations(self, num_steps):
-        return 2 * num_steps
+    form: AbstractForm = NoiseForm()
 
-    def plan(self, schedule, times):
-        here, there = ends(schedule, times)
-        ratio = there.alpha / here.alpha
-        return here, there, ratio, there.sigma - here.sigma * ratio
-
-    def step(self, model, x, memory, row, key):
-        here, there, keep, move = row
-        first = model.noise(x, here)
-        guess = combine((keep, x), (move, first))
-        second = model.noise(guess, there)
-        return combine((keep, x), (0.5 * move, first), (0.5 * move, second)), memory
+    @property
+    def tableau(self):
+        return Tableau((0.0, 1.0), ((), (1.0,)), (0.5, 0.5))
