@@ -57,6 +57,9 @@ class _NoisyDataForm(AbstractForm):
         decay = here.alpha / here.sigma * (there.sigma / there.alpha)
         return there.sigma / here.sigma * decay, there.alpha * (1 - decay**2)
 
+    def variables(self, node):
+        return node.sigma**2 / node.alpha, (node.alpha / node.sigma) ** 2
+
 
 class SDEDPMSolverPP(AbstractSampler):
     """DPM-Solver++ for the reverse equation with noise,

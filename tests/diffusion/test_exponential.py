@@ -10,7 +10,7 @@ import pytest
 from scipy.integrate import quad
 
 from jaxopt_ext import diffusion
-from jaxopt_ext.diffusion import exponential
+from jaxopt_ext.diffusion import dpm_solver_pp, exponential
 
 
 @pytest.mark.parametrize("order", [0, 1, 2, 3, 4])
@@ -78,3 +78,17 @@ def test_derivatives_of_many_steps_are_those_of_each():
     places = np.array([[0.0, -1.0, -2.5], [0.0, 0.3, 0.9]])
     each = [exponential.derivatives(p) for p in places]
     np.testing.assert_allclose(exponential.derivatives(places), each, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    "form", [exponential.NoiseForm(), exponential.DataForm(), dpm_solver_pp._NoisyDataForm()]
+)
+def test_three_ways_to_say_a_form_agree(form):
+    schedule = diffusion.VariancePreserving()
+    here, there = (schedule.nodes(np.array(t)) for t in ([0.9, 0.4, 0.1], [0.7, 0.3, 0.09]))
+    keep, scale, z = form.linear(here, there)
+    weight = scale * exponential.phi(1, z)
+    np.testing.assert_allclose(form.constant(here, there), (keep, weight), rtol=1e-12)
+    (before, first), (after, last) = form.variables(here), form.variables(there)
+    np.testing.assert_allclose(after / before, keep, rtol=1e-12)
+    np.testing.assert_allclose(after * (last - first), weight, rtol=1e-10)
