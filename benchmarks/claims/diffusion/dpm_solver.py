@@ -100,6 +100,6 @@ def run() -> Outcome:
         f"evaluations, error {error:.2g} (seed 4). Multistep order 2 in the predicted noise, not "
         "in the paper, on the grid uniform in the logarithm of the signal-to-noise ratio, which is "
         "the paper's.",
-        why="scale: with ten evaluations, four steps, it is level with DDIM's forty on this mixture; "
+        why="scale: with ten evaluations, four steps, it is level with the forty of DDIM; "
         "with 15 and 20 it is far ahead",
     )
