@@ -45,6 +45,7 @@ from .stochastic import STOCHASTIC
 from .textbook_cuts import TEXTBOOK_CUTS
 from .textbook_rates import TEXTBOOK_RATES
 from .training import TRAINING
+from .unipc import UNIPC
 
 ROWS: tuple[Row, ...] = (
     *SOLVERS,
@@ -86,6 +87,7 @@ ROWS: tuple[Row, ...] = (
     *TRAINING,
     *DIFFUSION_TRAINING,
     *ORDERS,
+    *UNIPC,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -11,6 +11,9 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
+- Predictor and corrector: `UniPC`, of one order more than `UniP` at the same evaluations, with
+  `BH1`, `BH2` or `Varying` coefficients; `UniC` corrects any other sampler. Use `UniPC()` from 10
+  evaluations on, `UniPC(2)` below and under guidance.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
@@ -129,6 +132,7 @@ from .timestep_tasks import (
     UnifiedGradientWeights,
     task_conflict,
 )
+from .unipc import BH1, BH2, UniC, UniP, UniPC, Varying
 from .weightings import (
     P2,
     SNR,
@@ -142,6 +146,8 @@ from .weightings import (
 )
 
 __all__ = [
+    "BH1",
+    "BH2",
     "DDIM",
     "FON",
     "P2",
@@ -216,11 +222,15 @@ __all__ = [
     "TransformerDenoiser",
     "TruncatedSNR",
     "UNetDenoiser",
+    "UniC",
+    "UniP",
+    "UniPC",
     "UnifiedGradientWeights",
     "UniformTime",
     "Upscale",
     "VarianceExploding",
     "VariancePreserving",
+    "Varying",
     "Velocity",
     "antithetic_steps",
     "combine",

@@ -1,0 +1,39 @@
+"""Rows of UniPC."""
+
+import jaxopt_ext as jxt
+
+from .rows import SamplerRow
+
+_UNIPC = (
+    "Zhao, Bai, Rao, Zhou, Lu, UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of "
+    "Diffusion Models, 2023, arXiv:2302.04867"
+)
+UNIPC: tuple[SamplerRow, ...] = (
+    SamplerRow(
+        "UniPC",
+        "diffusion.UniPC",
+        _UNIPC,
+        lambda: jxt.diffusion.UniPC(2),
+        claim="diffusion/unipc",
+        system=("S099",),
+        order=3,
+    ),
+    SamplerRow(
+        "UniP, the predictor of UniPC",
+        "diffusion.UniP",
+        _UNIPC,
+        lambda: jxt.diffusion.UniP(2, jxt.diffusion.BH1()),
+        claim="diffusion/unipc",
+        system=("S099",),
+        order=2,
+    ),
+    SamplerRow(
+        "UniC, a corrector for any sampler",
+        "diffusion.UniC",
+        _UNIPC,
+        lambda: jxt.diffusion.UniC(1, jxt.diffusion.DDIM()),
+        claim="diffusion/unipc",
+        system=("S099",),
+        order=2,
+    ),
+)
