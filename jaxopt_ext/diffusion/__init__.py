@@ -14,6 +14,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Predictor and corrector: `UniPC`, of one order more than `UniP` at the same evaluations, with
   `BH1`, `BH2` or `Varying` coefficients; `UniC` corrects any other sampler. Use `UniPC()` from 10
   evaluations on, `UniPC(2)` below and under guidance.
+- From the model's own statistics: `DPMSolverV3` on what `model_statistics` measured once, with
+  `Interpolation` or `DividedDifferences` of outputs; the most accurate with 5 to 10 evaluations.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
@@ -86,6 +88,7 @@ from .denoiser import (
 )
 from .dpm_solver import DPMSolver, dpm_solver_fast
 from .dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
+from .dpm_solver_v3 import DividedDifferences, DPMSolverV3, Interpolation
 from .exponential import DataForm, NoiseForm
 from .grids import (
     karras,
@@ -99,6 +102,7 @@ from .grids import (
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
 from .mixture import GaussianMixture
+from .model_statistics import ModelStatistics, model_statistics
 from .networks import (
     AbstractNetwork,
     FourierFeatures,
@@ -173,6 +177,7 @@ __all__ = [
     "DPMSolver",
     "DPMSolverAdaptive",
     "DPMSolverPP",
+    "DPMSolverV3",
     "Data",
     "DataForm",
     "DataLogits",
@@ -183,6 +188,7 @@ __all__ = [
     "DirectLogits",
     "DiscreteSchedule",
     "DiscreteTimes",
+    "DividedDifferences",
     "EDMWeighting",
     "Euler",
     "ExactWeights",
@@ -192,6 +198,7 @@ __all__ = [
     "Guided",
     "Heun",
     "ImprovedEuler",
+    "Interpolation",
     "InverseSNR",
     "Labelled",
     "LogNormal",
@@ -200,6 +207,7 @@ __all__ = [
     "MaxSNR",
     "Midpoint",
     "MinSNR",
+    "ModelStatistics",
     "MultiStep",
     "Node",
     "Noise",
@@ -248,6 +256,7 @@ __all__ = [
     "leading",
     "linear_betas",
     "linspaced",
+    "model_statistics",
     "naive_policy",
     "optimal_policy",
     "policy_cost",
