@@ -61,7 +61,12 @@ class AllRows(AbstractRowMoves):
 
 class MeasuredRows(AbstractRowMoves):
     """A row moves when it is measured, along its new slope, as many steps at once as it has waited:
-    the lazy form, whose work does not grow with the number of rows."""
+    the lazy form, in which blocks that are not measured are left alone.
+
+    A step of a row is then as much as $m / I$ times longer, and so must the step size be shorter.
+    A correction of `MSVR` above 1 has no use here: it makes up for moves that rows do not make
+    while they wait, and multiplies the noise of those that they make at once.
+    """
 
     def move(self, table, slopes, step, index, lag):
         old, slope = tables.read((table, slopes), index)
