@@ -113,7 +113,7 @@ class BlockState(eqx.Module):
     old: BilevelPoint
     gradient: PyTree[Array]
     tables: Any
-    inverses: tuple[Float[Array, "m d d"], Float[Array, "m d d"]] | None
+    inverses: Any
     measured: Int[Array, " m"]
     record: Any
     count: Int[Array, ""]
@@ -250,7 +250,7 @@ def _at(point: BilevelPoint, index: Int[Array, " I"]) -> BilevelPoint:
     return BilevelPoint(point.upper, *tables.read((point.lower, point.multiplier), index))
 
 
-def _over_blocks(fun, batch: _Batch, *points: tuple):
+def _over_blocks(fun, batch: _Batch, *points: tuple) -> tuple[Any, ...]:
     """`fun(i, x, y, v, ...)` of each of the blocks, stacked, at each of the points.
 
     All points go through one program.

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -137,7 +138,7 @@ def test_points():
 
 def test_tracking_of_a_table():
     table, new, old = RNG.normal(size=(7, 2)), RNG.normal(size=(2, 2)), RNG.normal(size=(2, 2))
-    index, rows = np.array([5, 1]), RNG.normal(size=(2, 7, 2))
+    index, rows = jnp.array([5, 1]), RNG.normal(size=(2, 7, 2))
     settings = [(0.3, 10, 5), (0.3, 10, 9), (1.0, 10, 5), (1.0, 5, 5), (0.1, 5, 5)]
 
     @jax.jit
@@ -318,7 +319,7 @@ def test_steps_are_a_loop_of_numpy(name, moves):
 def _converged():
     """With all blocks, without noise."""
     start = jnp.zeros(DX), jnp.zeros((M, DY))
-    options = {"blocks": None, "batch": None, "max_steps": 3000}
+    options: dict[str, Any] = {"blocks": None, "batch": None, "max_steps": 3000}
     lazy = bilevel.BSVRB(0.1, 0.3, **options)
     methods = {
         "lazy": dataclasses.replace(lazy, tol=1e-13),
@@ -365,7 +366,7 @@ def test_what_cannot_be_solved_is_not_said_to_be():
 def test_the_plain_method_is_the_other_without_memory():
     """At half of the price; and a solve that goes on measures anew and keeps its counts."""
     first = jxt.BilevelPoint(*map(jnp.asarray, point()))
-    options = {"blocks": 2, "batch": 3, "max_steps": 4}
+    options: dict[str, Any] = {"blocks": 2, "batch": 3, "max_steps": 4}
     plain = bilevel.BlockwiseSGD(0.05, 0.2, **options)
     tracked = bilevel.BSVRB(0.05, 0.2, tracker=estimators.MSVR(1, 0), upper_weight=1, **options)
 

@@ -168,7 +168,8 @@ def _cleaned(data, rate, key):
     loss = lambda w, x, y, i: jax.nn.softplus(-y * (x @ w) / scales[i])
 
     def upper(p, w, sample, i):
-        return loss(w, *sample, i)
+        x, y = sample
+        return loss(w, x, y, i)
 
     def lower(p, w, sample, i):
         x, y, j = sample
