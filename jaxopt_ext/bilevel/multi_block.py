@@ -525,7 +525,9 @@ class BSVRBHessian(_AbstractBlockwise):
     $\\tau s_i$. Time is $O(I d^3)$ and memory $O(m d^2)$ for $d$ entries of a $y_i$.
 
     The error is the norm of $(z, s)$ until that is within the tolerance; then the norm of the
-    problem's residual is asked, which a $\\mu$ above an eigenvalue leaves large.
+    problem's residual is asked, which a $\\mu$ above an eigenvalue leaves large. Derivatives
+    through the steps, those of `UnrolledAdjoint`, go through eigenvectors, and are not numbers
+    where eigenvalues are equal.
 
     **Arguments:** as of `BSVRB`, without those of multipliers.
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import lapack
 import numpy as np
 import pytest
 
@@ -347,6 +348,42 @@ def test_all_go_to_the_solution():
     assert int(found["lazy"].steps) == int(found["all"].steps)
     for a, b in zip(found["lazy"].value, found["all"].value, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["BSVRB", "BSVRBHessian"])
+def test_fifty_blocks_without_noise(name):
+    """Of the mean alone, by its normal equations."""
+    rng = np.random.default_rng(0)
+    m, dx, dy = 50, 10, 5
+    frame = np.linalg.qr(rng.normal(size=(m, dy, dy)))[0]
+    a = np.einsum("mij,j,mkj->mik", frame, np.linspace(1, 2, dy), frame)
+    b, c = rng.normal(size=(m, dx, dy)) / np.sqrt(dx), rng.normal(size=(m, dy))
+    h, inverse = rng.normal(size=dx), np.linalg.inv(a)
+    mean = np.mean(b @ inverse @ inverse @ np.swapaxes(b, 1, 2), axis=0) + 0.1 * np.eye(dx)
+    right = np.mean(np.einsum("mij,mj->mi", b @ inverse, c), axis=0) + 0.1 * h
+    A_, B_, C_ = map(jnp.asarray, (a, b, c))
+
+    def upper(x, y, sample, i):
+        return 0.5 * jnp.sum((y - C_[i]) ** 2) + 0.05 * jnp.sum((x - h) ** 2)
+
+    def lower(x, y, sample, i):
+        return 0.5 * y @ A_[i] @ y - x @ B_[i] @ y
+
+    whole = jxt.MultiBlockBilevel(upper, lower, jnp.zeros(1), jnp.zeros(1), m)
+    method = getattr(bilevel, name)(0.05, 0.1, blocks=None, batch=None, max_steps=3000)
+    found = jxt.solve(whole, method, (jnp.zeros(dx), jnp.zeros((m, dy))))
+    assert np.linalg.norm(mean @ found.value.upper - right) < 1e-12
+
+
+@pytest.mark.slow
+def test_factorizations_of_a_batch_wait_for_each_other():
+    """Else they can wait for each other's threads for ever."""
+    method = dataclasses.replace(solver("BSVRBHessian", EVERY), tol=1e-3)
+    start = jxt.BilevelPoint(*map(jnp.asarray, point()))
+
+    run = lambda noise: jxt.solve(problem(noise), method, start).value
+    assert not lapack.side_by_side(jax.make_jaxpr(jax.vmap(run))(jnp.ones(2)))
 
 
 @pytest.mark.slow
