@@ -61,7 +61,12 @@ class AllRows(AbstractRowMoves):
 
 class MeasuredRows(AbstractRowMoves):
     """A row moves when it is measured, along its new slope, as many steps at once as it has waited:
-    the lazy form, whose work does not grow with the number of rows."""
+    the lazy form, in which blocks that are not measured are left alone.
+
+    A step of a row is then as much as $m / I$ times longer, and so must the step size be shorter.
+    A correction of `MSVR` above 1 has no use here: it makes up for moves that rows do not make
+    while they wait, and multiplies the noise of those that they make at once.
+    """
 
     def move(self, table, slopes, step, index, lag):
         old, slope = tables.read((table, slopes), index)
@@ -108,7 +113,7 @@ class BlockState(eqx.Module):
     old: BilevelPoint
     gradient: PyTree[Array]
     tables: Any
-    inverses: tuple[Float[Array, "m d d"], Float[Array, "m d d"]] | None
+    inverses: Any
     measured: Int[Array, " m"]
     record: Any
     count: Int[Array, ""]
@@ -245,7 +250,7 @@ def _at(point: BilevelPoint, index: Int[Array, " I"]) -> BilevelPoint:
     return BilevelPoint(point.upper, *tables.read((point.lower, point.multiplier), index))
 
 
-def _over_blocks(fun, batch: _Batch, *points: tuple):
+def _over_blocks(fun, batch: _Batch, *points: tuple) -> tuple[Any, ...]:
     """`fun(i, x, y, v, ...)` of each of the blocks, stacked, at each of the points.
 
     All points go through one program.
@@ -520,7 +525,9 @@ class BSVRBHessian(_AbstractBlockwise):
     $\\tau s_i$. Time is $O(I d^3)$ and memory $O(m d^2)$ for $d$ entries of a $y_i$.
 
     The error is the norm of $(z, s)$ until that is within the tolerance; then the norm of the
-    problem's residual is asked, which a $\\mu$ above an eigenvalue leaves large.
+    problem's residual is asked, which a $\\mu$ above an eigenvalue leaves large. Derivatives
+    through the steps, those of `UnrolledAdjoint`, go through eigenvectors, and are not numbers
+    where eigenvalues are equal.
 
     **Arguments:** as of `BSVRB`, without those of multipliers.
 

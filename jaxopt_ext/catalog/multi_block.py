@@ -1,5 +1,7 @@
 """Rows of the bilevel methods that look at a few blocks in each step."""
 
+from typing import Any
+
 import jaxopt_ext as jxt
 
 from .rows import SolverRow
@@ -8,7 +10,7 @@ _BSVRB = (
     "Hu, Qiu, Guo, Zhang, Yang, Blockwise Stochastic Variance-Reduced Methods with Parallel "
     "Speedup for Multi-Block Bilevel Optimization, ICML 2023, arXiv:2305.18730"
 )
-_WHOLE = {"blocks": None, "batch": None, "tol": 1e-6, "max_steps": 3000}
+_WHOLE: dict[str, Any] = {"blocks": None, "batch": None, "tol": 1e-6, "max_steps": 3000}
 """Of all blocks and samples: with fewer the noise stays, whatever the tolerance."""
 _FREE = _WHOLE | {"multiplier_set": None}
 

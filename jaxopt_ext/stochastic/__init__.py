@@ -16,7 +16,7 @@ their states count `samples`. `solve` ends at the step limit unless a method has
 - `CyclicProximal`, `VarianceReducedCyclic`: one block after the other, in the `order` of
   `minimize.Cyclic` or `Backward`; `cyclic_step`, `mahalanobis_constant`, `quadratic_constants`.
 - Which iterate is returned: `Last`, `Average`, `RandomIterate`, `LeastGradient`.
-- `estimators`: `SVRG`, `SPIDER`, `PAGE`, `STORM` and plain ones.
+- `estimators`: `SVRG`, `SPIDER`, `PAGE`, `STORM` and plain ones; `MSVR` for tables.
 - `phase_retrieval`, `chi2_dro`, `robust_phase_retrieval`, `blind_deconvolution`,
   `covariance_sketch`: problems that they are measured on.
 """

@@ -2,9 +2,11 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import lapack
 import numpy as np
 import pytest
 
@@ -137,7 +139,7 @@ def test_points():
 
 def test_tracking_of_a_table():
     table, new, old = RNG.normal(size=(7, 2)), RNG.normal(size=(2, 2)), RNG.normal(size=(2, 2))
-    index, rows = np.array([5, 1]), RNG.normal(size=(2, 7, 2))
+    index, rows = jnp.array([5, 1]), RNG.normal(size=(2, 7, 2))
     settings = [(0.3, 10, 5), (0.3, 10, 9), (1.0, 10, 5), (1.0, 5, 5), (0.1, 5, 5)]
 
     @jax.jit
@@ -318,7 +320,7 @@ def test_steps_are_a_loop_of_numpy(name, moves):
 def _converged():
     """With all blocks, without noise."""
     start = jnp.zeros(DX), jnp.zeros((M, DY))
-    options = {"blocks": None, "batch": None, "max_steps": 3000}
+    options: dict[str, Any] = {"blocks": None, "batch": None, "max_steps": 3000}
     lazy = bilevel.BSVRB(0.1, 0.3, **options)
     methods = {
         "lazy": dataclasses.replace(lazy, tol=1e-13),
@@ -349,6 +351,42 @@ def test_all_go_to_the_solution():
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["BSVRB", "BSVRBHessian"])
+def test_fifty_blocks_without_noise(name):
+    """Of the mean alone, by its normal equations."""
+    rng = np.random.default_rng(0)
+    m, dx, dy = 50, 10, 5
+    frame = np.linalg.qr(rng.normal(size=(m, dy, dy)))[0]
+    a = np.einsum("mij,j,mkj->mik", frame, np.linspace(1, 2, dy), frame)
+    b, c = rng.normal(size=(m, dx, dy)) / np.sqrt(dx), rng.normal(size=(m, dy))
+    h, inverse = rng.normal(size=dx), np.linalg.inv(a)
+    mean = np.mean(b @ inverse @ inverse @ np.swapaxes(b, 1, 2), axis=0) + 0.1 * np.eye(dx)
+    right = np.mean(np.einsum("mij,mj->mi", b @ inverse, c), axis=0) + 0.1 * h
+    A_, B_, C_ = map(jnp.asarray, (a, b, c))
+
+    def upper(x, y, sample, i):
+        return 0.5 * jnp.sum((y - C_[i]) ** 2) + 0.05 * jnp.sum((x - h) ** 2)
+
+    def lower(x, y, sample, i):
+        return 0.5 * y @ A_[i] @ y - x @ B_[i] @ y
+
+    whole = jxt.MultiBlockBilevel(upper, lower, jnp.zeros(1), jnp.zeros(1), m)
+    method = getattr(bilevel, name)(0.05, 0.1, blocks=None, batch=None, max_steps=3000)
+    found = jxt.solve(whole, method, (jnp.zeros(dx), jnp.zeros((m, dy))))
+    assert np.linalg.norm(mean @ found.value.upper - right) < 1e-12
+
+
+@pytest.mark.slow
+def test_factorizations_of_a_batch_wait_for_each_other():
+    """Else they can wait for each other's threads for ever."""
+    method = dataclasses.replace(solver("BSVRBHessian", EVERY), tol=1e-3)
+    start = jxt.BilevelPoint(*map(jnp.asarray, point()))
+
+    run = lambda noise: jxt.solve(problem(noise), method, start).value
+    assert not lapack.side_by_side(jax.make_jaxpr(jax.vmap(run))(jnp.ones(2)))
+
+
+@pytest.mark.slow
 def test_what_cannot_be_solved_is_not_said_to_be():
     """Multipliers outside of their set, and Hessians kept from what they are."""
     found = _converged()
@@ -365,7 +403,7 @@ def test_what_cannot_be_solved_is_not_said_to_be():
 def test_the_plain_method_is_the_other_without_memory():
     """At half of the price; and a solve that goes on measures anew and keeps its counts."""
     first = jxt.BilevelPoint(*map(jnp.asarray, point()))
-    options = {"blocks": 2, "batch": 3, "max_steps": 4}
+    options: dict[str, Any] = {"blocks": 2, "batch": 3, "max_steps": 4}
     plain = bilevel.BlockwiseSGD(0.05, 0.2, **options)
     tracked = bilevel.BSVRB(0.05, 0.2, tracker=estimators.MSVR(1, 0), upper_weight=1, **options)
 
