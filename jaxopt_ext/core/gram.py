@@ -188,7 +188,7 @@ def nonnegative_program(
 def nonnegative_programs(G: Float[Array, "m m"], C: Float[Array, "k m"]) -> Float[Array, "k m"]:
     """The minimizers of `nonnegative_program` for many $c$, the rows of $C$, and one $G$.
 
-    Above 32 entries no matrix is factorized: the equations of a turn are solved by conjugate
+    Above 16 entries no matrix is factorized: the equations of a turn are solved by conjugate
     gradients, for all rows at once by products with $G$, each from its last solution; on what
     rounding leaves they agree. Where they do not converge, $G$ being too close to singular, or in
     60 turns, the rows that are left are solved by `nonnegative_program` one by one.
@@ -204,7 +204,7 @@ def nonnegative_programs(G: Float[Array, "m m"], C: Float[Array, "k m"]) -> Floa
     Algorithms for Linear Least Squares Problems with Nonnegative Variables, 1994.
     """
     m, dtype = G.shape[0], G.dtype
-    if m <= 32:
+    if m <= 16:
         return jax.vmap(nonnegative_program, (None, 0))(G, C)
     rounds, added = 16, _proximal(dtype, None)
     finite = jnp.all(jnp.isfinite(G)) & jnp.all(jnp.isfinite(C), axis=1, keepdims=True)

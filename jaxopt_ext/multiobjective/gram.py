@@ -13,7 +13,7 @@ def dual_cone_weights(G: Float[Array, "m m"], U: Float[Array, "k m"]) -> Float[A
 
     For each row $u$ of $U$ the projection of $J^\\top u$ is $J^\\top w$ with
     $w = \\arg\\min_{v \\ge u} v^\\top G v$. The programs are solved in one batch, exactly up to
-    rounding; where $G$ is singular $w$ is one of many, $J^\\top w$ the only one. Up to 32
+    rounding; where $G$ is singular $w$ is one of many, $J^\\top w$ the only one. Up to 16
     objectives are solved by factorizations, more by products with $G$, a few hundred of them; only
     where $G$ is nearly singular, without being of low rank, that ends in factorizations too, one
     row after the other.

@@ -121,7 +121,7 @@ def hard(m):
 
 
 def test_more_than_can_be_factorized_have_certificates():
-    for rows in hard(33):
+    for rows in hard(20):
         assert certified(rows, jnp.float64) <= 1e-8
 
 
