@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from ..core import Scalar, checks, loops, scalar_field
-from ..core.gram import nonnegative_program
+from ..core.gram import nonnegative_programs
 from .aggregator import (
     AbstractJacobianAggregator,
     AbstractWeighting,
@@ -255,14 +255,11 @@ class CAGrad(AbstractWeighting):
         high = jnp.min(inner + radius * jnp.sqrt(jnp.diagonal(G)))
         parts = jnp.arange(1, 9, dtype=G.dtype) / 8
 
-        def away(level):
-            shift = nonnegative_program(G, level - inner)
-            return shift, jnp.sqrt(jnp.maximum(shift @ G @ shift, 0))
-
         def turn(_, carry):
             low, high, _, _ = carry
             levels = low + parts * (high - low)
-            shifts, norms = jax.vmap(away)(levels)
+            shifts = nonnegative_programs(G, levels[:, None] - inner)
+            norms = jnp.sqrt(jnp.maximum(jnp.sum((shifts @ G) * shifts, axis=1), 0))
             # The last level is known to be too high.
             i = jnp.argmax((norms >= radius).at[-1].set(True))
             before = jnp.where(i > 0, levels[i - 1], low)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ..core import loops
-from ..core.gram import min_norm_weights, nonnegative_program
+from ..core.gram import min_norm_weights, nonnegative_programs
 
 
 def dual_cone_weights(G: Float[Array, "m m"], U: Float[Array, "k m"]) -> Float[Array, "k m"]:
@@ -13,15 +13,18 @@ def dual_cone_weights(G: Float[Array, "m m"], U: Float[Array, "k m"]) -> Float[A
 
     For each row $u$ of $U$ the projection of $J^\\top u$ is $J^\\top w$ with
     $w = \\arg\\min_{v \\ge u} v^\\top G v$. The programs are solved in one batch, exactly up to
-    rounding; where $G$ is singular $w$ is one of many, $J^\\top w$ the only one. Each turn costs
-    $k$ factorizations of size $m$: meant for tens of objectives, slow for hundreds.
+    rounding; where $G$ is singular $w$ is one of many, $J^\\top w$ the only one. Up to 16
+    objectives are solved by factorizations, more by products with $G$, a few hundred of them; only
+    where $G$ is nearly singular, without being of low rank, that ends in factorizations too, one
+    row after the other.
 
     **Arguments:**
 
     - `G`: the Gram matrix, positive semidefinite.
     - `U`: weights of what is projected.
 
-    **Returns:** $w$ for each row; $u$ itself where $G$ is zero. NaN if anything is not finite.
+    **Returns:** $w$ for each row; $u$ itself where $G$ is zero. NaN if anything is not finite, or
+    a row was not solved within a limit of turns.
 
     **Raises:** `ValueError` if the shapes do not fit.
 
@@ -33,7 +36,7 @@ def dual_cone_weights(G: Float[Array, "m m"], U: Float[Array, "k m"]) -> Float[A
         raise ValueError(f"U must have shape (k, {len(G)}), got {jnp.shape(U)}")
     with jax.default_matmul_precision("highest"):
         slopes = -U @ G
-    return U + jax.vmap(nonnegative_program, (None, 0))(G, slopes)
+    return U + nonnegative_programs(G, slopes)
 
 
 def nash_weights(G: Float[Array, "m m"]) -> Float[Array, " m"]:

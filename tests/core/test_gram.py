@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from jaxopt_ext.core.gram import combine, gram, min_norm_weights, nonnegative_program
 from jaxopt_ext.multiobjective import dual_cone_weights, nash_weights
@@ -15,6 +16,7 @@ TOLERANCE = {jnp.float32: 1e-4, jnp.float64: 1e-8}
 M, SIZE = 6, 20
 """Most tests ask for batches of this shape, which share their programs."""
 CONE = jax.jit(jax.vmap(dual_cone_weights, (0, None)))
+ONE_CONE = jax.jit(dual_cone_weights)
 SIMPLEX = jax.jit(jax.vmap(min_norm_weights))
 NASH = jax.jit(jax.vmap(nash_weights))
 
@@ -96,6 +98,60 @@ def test_many_objectives_have_certificates(dtype):
         norm = np.linalg.norm(p, axis=1)
         low = np.einsum("nmd,nd->nm", J, p).min(axis=1) / np.maximum(norm, 1e-300)
         assert np.max(norm - np.maximum(low, 0)) <= tolerance
+
+
+def certified(rows, dtype):
+    """How much the projections of all rows conflict and miss, in units of the longest row."""
+    m = len(rows)
+    rows = np.asarray(jnp.asarray(rows / np.linalg.norm(rows, axis=1).max(), dtype), float)
+    w = np.asarray(ONE_CONE(gram(jnp.asarray(rows, dtype)), jnp.eye(m, dtype=dtype)), float)
+    along = w @ rows @ rows.T
+    return max(-along.min(), np.abs((w - np.eye(m)) * along).sum(axis=1).max(), -w.min())
+
+
+def hard(m):
+    """Jacobians: plain, of low rank, and so close to singular that gradients do not converge."""
+    rng = np.random.default_rng(6)
+    left, right = (np.linalg.qr(rng.normal(size=(m, m)))[0] for _ in range(2))
+    return (
+        rng.normal(size=(m, m)),
+        rng.normal(size=(m, m // 4)),
+        left * np.geomspace(1, 1e-5, m) @ right,
+    )
+
+
+def test_more_than_can_be_factorized_have_certificates():
+    for rows in hard(20):
+        assert certified(rows, jnp.float64) <= 1e-8
+
+
+@pytest.mark.slow
+def test_a_hundred_objectives_have_certificates(dtype):
+    for rows in hard(100):
+        assert certified(rows, dtype) <= 10 * TOLERANCE[dtype]
+
+
+@pytest.mark.slow
+def test_nonnegative_least_squares_agree_at_256():
+    """What is left of a row by its polar cone is its projection."""
+    rows = np.random.default_rng(8).normal(size=(256, 300))
+    rows -= rows.mean(axis=0)
+    w = np.asarray(ONE_CONE(gram(jnp.asarray(rows)), jnp.eye(256)))
+    for i in (0, 100, 255):
+        left = rows[i] + rows.T @ scipy.optimize.nnls(rows.T, -rows[i])[0]
+        np.testing.assert_allclose(w[i] @ rows, left, atol=1e-7)
+
+
+def test_too_few_turns_are_reported():
+    """One turn will do exactly where the first guess of the support is right."""
+    rows = np.random.default_rng(2).normal(size=(M, M))
+    G = gram(jnp.asarray(rows - 0.5 * rows.mean(axis=0)))
+    solve = lambda turns: jax.vmap(lambda c: nonnegative_program(G, c, turns=turns))(-G)
+    few, all_ = jax.jit(lambda: (solve(1), solve(None)))()
+    wrong = np.any((np.asarray(all_) > 0) != (np.asarray(-G) > 0), axis=1)
+    assert 0 < wrong.sum() < M
+    np.testing.assert_array_equal(np.isnan(few).all(axis=1), wrong)
+    np.testing.assert_allclose(few[~wrong], all_[~wrong], atol=1e-6)
 
 
 @pytest.mark.slow
