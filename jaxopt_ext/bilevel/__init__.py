@@ -7,6 +7,10 @@
   `AbstractMetaMethod` over a `Task`, trained by `meta_train`, which returns `MetaTrained`. Whether
   it pays, in closed form: `LinearTask`, `hardness_mixture`, `adapted_covariance`,
   `maml_population_solution`, `nal_population_solution`, `excess_risk`.
+- Over clients that differ, on a `distributed.Network`: `FedMBO`, and its baselines `FedNest` and
+  `LocalHypergradient`. `federated_hypergradient` of `Clients` alone is by an `AbstractChain`,
+  `ExchangedChains`, `AveragedChain` or `OwnChains`, and an `AbstractSeries`, `OwnTruncation`,
+  `CommonTruncation` or `WholeSeries`.
 - Hypergradients of a `Bilevel` of `core` at any point: `hypergradient` by a linear solve, `neumann`
   and `truncated_neumann` by a series, `unrolled` through gradient steps; made of `cross` and
   `hessian` products. Each returns a `Hypergradient`, which tells how far off the lower level is.
@@ -26,6 +30,24 @@ from .bamm import (
     PowerDecay,
     Sequential,
     Simultaneous,
+)
+from .federated import (
+    AbstractChain,
+    AbstractSeries,
+    AveragedChain,
+    Clients,
+    CommonTruncation,
+    ExchangedChains,
+    OwnChains,
+    OwnTruncation,
+    WholeSeries,
+    federated_hypergradient,
+)
+from .fedmbo import (
+    FederatedState,
+    FedMBO,
+    FedNest,
+    LocalHypergradient,
 )
 from .hypergradient import (
     Hypergradient,
@@ -59,26 +81,40 @@ __all__ = [
     "BAMM",
     "MAML",
     "AbstractAveraging",
+    "AbstractChain",
     "AbstractMetaMethod",
     "AbstractOrder",
+    "AbstractSeries",
+    "AveragedChain",
+    "Clients",
+    "CommonTruncation",
     "ConstantAveraging",
     "ExactMultiplierStep",
+    "ExchangedChains",
+    "FedMBO",
+    "FedNest",
+    "FederatedState",
     "FirstOrderMAML",
     "HarmonicDecay",
     "HessianFreeMAML",
     "Hypergradient",
     "LinearTask",
+    "LocalHypergradient",
     "MetaTrained",
     "NonAdaptive",
+    "OwnChains",
+    "OwnTruncation",
     "PowerDecay",
     "Sequential",
     "Simultaneous",
     "Task",
+    "WholeSeries",
     "adapted_covariance",
     "averaged",
     "cross",
     "descend",
     "excess_risk",
+    "federated_hypergradient",
     "hardness_mixture",
     "hessian",
     "hypergradient",

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
 from .estimators import ESTIMATORS
+from .fedmbo import FEDMBO
 from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
 from .kernels import KERNELS
@@ -62,6 +63,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_LAYERS,
     *NETWORK_RELATIVES,
     *NETWORK_FREE,
+    *FEDMBO,
     *AGGREGATORS,
     *SAMPLERS,
     *ESTIMATORS,
