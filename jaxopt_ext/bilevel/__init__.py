@@ -14,8 +14,12 @@
   and `truncated_neumann` by a series, `unrolled` through gradient steps; made of `cross` and
   `hessian` products. Each returns a `Hypergradient`, which tells how far off the lower level is.
   `averaged` mixes the upper level into the lower. `descend` takes the steps.
+- Over clients that differ, on a `distributed.Network`: `FedMBO`, and its baselines `FedNest` and
+  `LocalHypergradient`. `federated_hypergradient` of `Clients` alone is by an `AbstractChain`,
+  `ExchangedChains`, `AveragedChain` or `OwnChains`, and an `AbstractSeries`, `OwnTruncation`,
+  `CommonTruncation` or `WholeSeries`.
 
-Where the lower level has a solver, `jax.grad` of $F(x, \\mathrm{solve}(\\dots))$ is the
+Where the lower level has a solver, `jax.grad` of $F(x, \mathrm{solve}(\dots))$ is the
 hypergradient too, and nothing here is needed.
 """
 
@@ -30,6 +34,19 @@ from .bamm import (
     Sequential,
     Simultaneous,
 )
+from .federated import (
+    AbstractChain,
+    AbstractSeries,
+    AveragedChain,
+    Clients,
+    CommonTruncation,
+    ExchangedChains,
+    OwnChains,
+    OwnTruncation,
+    WholeSeries,
+    federated_hypergradient,
+)
+from .fedmbo import FederatedState, FedMBO, FedNest, LocalHypergradient
 from .hypergradient import (
     Hypergradient,
     averaged,
@@ -73,31 +90,45 @@ __all__ = [
     "MAML",
     "RSVRB",
     "AbstractAveraging",
+    "AbstractChain",
     "AbstractMetaMethod",
     "AbstractOrder",
     "AbstractRowMoves",
+    "AbstractSeries",
     "AllRows",
+    "AveragedChain",
     "BSVRBHessian",
     "BlockwiseSGD",
+    "Clients",
+    "CommonTruncation",
     "ConstantAveraging",
     "ExactMultiplierStep",
+    "ExchangedChains",
+    "FedMBO",
+    "FedNest",
+    "FederatedState",
     "FirstOrderMAML",
     "HarmonicDecay",
     "HessianFreeMAML",
     "Hypergradient",
     "LinearTask",
+    "LocalHypergradient",
     "MeasuredRows",
     "MetaTrained",
     "NonAdaptive",
+    "OwnChains",
+    "OwnTruncation",
     "PowerDecay",
     "Sequential",
     "Simultaneous",
     "Task",
+    "WholeSeries",
     "adapted_covariance",
     "averaged",
     "cross",
     "descend",
     "excess_risk",
+    "federated_hypergradient",
     "hardness_mixture",
     "hessian",
     "hypergradient",

@@ -11,6 +11,7 @@ from .diffusion_training import DIFFUSION_TRAINING
 from .dpm_solver_v3 import DPM_SOLVER_V3
 from .dpm_solvers import DPM_SOLVERS
 from .estimators import ESTIMATORS
+from .fedmbo import FEDMBO
 from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
 from .inverse_samplers import INVERSE_SAMPLERS
@@ -74,6 +75,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_LAYERS,
     *NETWORK_RELATIVES,
     *NETWORK_FREE,
+    *FEDMBO,
     *AGGREGATORS,
     *SAMPLERS,
     *INVERSE_SAMPLERS,
