@@ -20,6 +20,11 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   weights.
 - Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
   of times lose; `task_conflict` measures how far they do.
+- Magnitudes that training preserves (EDM2): `EDM2MLP`, `EDM2UNet` of `MPLinear`, `MPConv`,
+  `MPFourier`, `mp_silu`, `mp_sum`, `mp_cat`, `pixel_norm`; `UncertaintyLoss` of a
+  `WithUncertainty`, `edm2_optimizer` at the rate of `inverse_sqrt_schedule`,
+  `forced_normalisation`; averages of any width afterwards by `posthoc_average`,
+  `posthoc_coefficients`, `power_exponent`, `power_width`.
 - To try things on: `digits`, `digit_features`, `digits_teacher`; distances of samples are in
   `core.distances`.
 
@@ -46,6 +51,14 @@ from .denoiser import (
     Velocity,
     combine,
 )
+from .edm2 import (
+    EDM2MLP,
+    EDM2UNet,
+    UncertaintyLoss,
+    WithUncertainty,
+    edm2_optimizer,
+    inverse_sqrt_schedule,
+)
 from .grids import (
     karras,
     leading,
@@ -57,6 +70,16 @@ from .grids import (
 )
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
+from .magnitude_preserving import (
+    MPConv,
+    MPFourier,
+    MPLinear,
+    forced_normalisation,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    pixel_norm,
+)
 from .mixture import GaussianMixture
 from .networks import (
     AbstractNetwork,
@@ -74,6 +97,7 @@ from .objectives import (
     LogNormal,
     UniformTime,
 )
+from .posthoc import posthoc_average, posthoc_coefficients
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -107,6 +131,7 @@ from .weightings import (
 
 __all__ = [
     "DDIM",
+    "EDM2MLP",
     "P2",
     "SNR",
     "AbstractAverage",
@@ -127,6 +152,7 @@ __all__ = [
     "Digits",
     "DiscreteSchedule",
     "DiscreteTimes",
+    "EDM2UNet",
     "EDMWeighting",
     "ExactWeights",
     "ExponentialAverage",
@@ -138,6 +164,9 @@ __all__ = [
     "Labelled",
     "LogNormal",
     "MLPDenoiser",
+    "MPConv",
+    "MPFourier",
+    "MPLinear",
     "MaxSNR",
     "MinSNR",
     "Node",
@@ -154,22 +183,33 @@ __all__ = [
     "TransformerDenoiser",
     "TruncatedSNR",
     "UNetDenoiser",
+    "UncertaintyLoss",
     "UnifiedGradientWeights",
     "UniformTime",
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
+    "WithUncertainty",
     "combine",
     "cosine_betas",
     "digit_features",
     "digits",
     "digits_teacher",
+    "edm2_optimizer",
     "ends",
+    "forced_normalisation",
     "gaussian",
+    "inverse_sqrt_schedule",
     "karras",
     "leading",
     "linear_betas",
     "linspaced",
+    "mp_cat",
+    "mp_silu",
+    "mp_sum",
+    "pixel_norm",
+    "posthoc_average",
+    "posthoc_coefficients",
     "power_exponent",
     "power_width",
     "prior",
