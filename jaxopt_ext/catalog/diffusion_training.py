@@ -7,12 +7,17 @@ import optax
 from jaxtyping import Array, Float
 
 from .. import diffusion, training
+from .cases.magnitude import MPLinearCase, PosthocCase
 from .cases.weighting import WeightingCase
 from .rows import FunctionRow, Row, TrainingRow
 
 _MIN_SNR = (
     "Hang, Gu, Li, Bao, Chen, Hu, Geng, Guo, Efficient Diffusion Training via Min-SNR Weighting "
     "Strategy, 2023, arXiv:2303.09556"
+)
+_EDM2 = (
+    "Karras, Aittala, Lehtinen, Hellsten, Aila, Laine, Analyzing and Improving the Training "
+    "Dynamics of Diffusion Models, 2024, arXiv:2312.02696"
 )
 SIZE, BATCH = 3, 4
 
@@ -74,5 +79,23 @@ DIFFUSION_TRAINING: tuple[Row, ...] = (
         lambda: training.Snapshots(_step(_loss()), every=2, count=3),
         start=_start,
         batches=_samples,
+    ),
+    FunctionRow(
+        "Magnitude-preserving layers (EDM2)",
+        "diffusion.MPLinear",
+        _EDM2,
+        MPLinearCase,
+        claim="diffusion/edm2",
+        system=("S009",),
+    ),
+    FunctionRow(
+        "Post-hoc averages of weights (EDM2)",
+        "diffusion.posthoc_average",
+        _EDM2,
+        PosthocCase,
+        claim="diffusion/edm2",
+        system=("S009",),
+        host="the small system of equations is solved in double precision on the host",
+        opt_outs={"gradient": "it combines numbers on the host"},
     ),
 )

@@ -44,7 +44,7 @@ class RBF(AbstractKernel):
     **Raises:** `ValueError` if `gamma` is not positive.
     """
 
-    gamma: Scalar | None = scalar_field(None)
+    gamma: Scalar | None = eqx.field(converter=checks.scalar, default=None)
 
     def __check_init__(self):
         if self.gamma is not None:
@@ -80,7 +80,7 @@ class Polynomial(AbstractKernel):
     """
 
     degree: int = eqx.field(static=True, default=3)
-    gamma: Scalar | None = scalar_field(None)
+    gamma: Scalar | None = eqx.field(converter=checks.scalar, default=None)
     offset: Scalar = scalar_field(1.0)
 
     def __check_init__(self):

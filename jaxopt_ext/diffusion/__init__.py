@@ -41,6 +41,11 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   for many steps; with few, exponential integrators are better.
 - `Euler`, `Midpoint`, `RK4` and `Heun` are explicit Runge-Kutta methods; `sample_adjoint` takes
   them for derivatives whose memory does not grow with the steps.
+- Magnitudes that training preserves (EDM2): `EDM2MLP`, `EDM2UNet` of `MPLinear`, `MPConv`,
+  `MPFourier`, `mp_silu`, `mp_sum`, `mp_cat`, `pixel_norm`; `UncertaintyLoss` of a
+  `WithUncertainty`, `edm2_optimizer` at the rate of `inverse_sqrt_schedule`,
+  `forced_normalisation`; averages of any width afterwards by `posthoc_average`,
+  `posthoc_coefficients`, `power_exponent`, `power_width`.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -89,6 +94,14 @@ from .denoiser import (
 from .dpm_solver import DPMSolver, dpm_solver_fast
 from .dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from .dpm_solver_v3 import DividedDifferences, DPMSolverV3, Interpolation
+from .edm2 import (
+    EDM2MLP,
+    EDM2UNet,
+    UncertaintyLoss,
+    WithUncertainty,
+    edm2_optimizer,
+    inverse_sqrt_schedule,
+)
 from .exponential import DataForm, NoiseForm
 from .grids import (
     karras,
@@ -101,6 +114,16 @@ from .grids import (
 )
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
+from .magnitude_preserving import (
+    MPConv,
+    MPFourier,
+    MPLinear,
+    forced_normalisation,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    pixel_norm,
+)
 from .mixture import GaussianMixture
 from .model_statistics import ModelStatistics, model_statistics
 from .networks import (
@@ -115,6 +138,7 @@ from .networks import (
 from .objectives import AbstractLevels, DenoisingLoss, DiscreteTimes, LogNormal, UniformTime
 from .pndm import FON, PNDM, ImprovedEuler, RungeKutta
 from .policies import naive_policy, optimal_policy, policy_cost
+from .posthoc import posthoc_average, posthoc_coefficients
 from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
@@ -153,6 +177,7 @@ __all__ = [
     "BH1",
     "BH2",
     "DDIM",
+    "EDM2MLP",
     "FON",
     "P2",
     "PNDM",
@@ -189,6 +214,7 @@ __all__ = [
     "DiscreteSchedule",
     "DiscreteTimes",
     "DividedDifferences",
+    "EDM2UNet",
     "EDMWeighting",
     "Euler",
     "ExactWeights",
@@ -203,6 +229,9 @@ __all__ = [
     "Labelled",
     "LogNormal",
     "MLPDenoiser",
+    "MPConv",
+    "MPFourier",
+    "MPLinear",
     "MaskedMLP",
     "MaxSNR",
     "Midpoint",
@@ -230,6 +259,7 @@ __all__ = [
     "TransformerDenoiser",
     "TruncatedSNR",
     "UNetDenoiser",
+    "UncertaintyLoss",
     "UniC",
     "UniP",
     "UniPC",
@@ -240,6 +270,7 @@ __all__ = [
     "VariancePreserving",
     "Varying",
     "Velocity",
+    "WithUncertainty",
     "antithetic_steps",
     "combine",
     "cosine_betas",
@@ -249,17 +280,26 @@ __all__ = [
     "digits",
     "digits_teacher",
     "dpm_solver_fast",
+    "edm2_optimizer",
     "encode",
     "ends",
+    "forced_normalisation",
     "gaussian",
+    "inverse_sqrt_schedule",
     "karras",
     "leading",
     "linear_betas",
     "linspaced",
     "model_statistics",
+    "mp_cat",
+    "mp_silu",
+    "mp_sum",
     "naive_policy",
     "optimal_policy",
+    "pixel_norm",
     "policy_cost",
+    "posthoc_average",
+    "posthoc_coefficients",
     "power_exponent",
     "power_width",
     "prior",

@@ -102,11 +102,11 @@ class DigitFeatures(eqx.Module):
 
     def features(self, x: Float[Array, "n 8 8"]) -> Float[Array, "n 64"]:
         """The hidden values."""
-        return jax.nn.relu(x.reshape(-1, 64) @ self.hidden.weight.T + self.hidden.bias)
+        return jax.nn.relu(jax.vmap(self.hidden)(x.reshape(-1, 64)))
 
     def logits(self, x: Float[Array, "n 8 8"]) -> Float[Array, "n 10"]:
         """Logarithms of the probabilities, up to a constant."""
-        return self.features(x) @ self.output.weight.T + self.output.bias
+        return jax.vmap(self.output)(self.features(x))
 
     def probabilities(self, x: Float[Array, "n 8 8"]) -> Float[Array, "n 10"]:
         """Of the ten digits."""

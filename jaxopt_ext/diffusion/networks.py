@@ -270,7 +270,8 @@ def conv3x3(
         return (weight.reshape(weight.shape[0], -1) @ flat).reshape(-1, *stacked.shape[2:])
 
     def convolution(weight, x):
-        return jax.lax.conv(x[None], weight, (stride, stride), [(1, 1), (1, 1)])[0]
+        window = (stride, stride), ((1, 1), (1, 1))
+        return jax.lax.conv_general_dilated(x[None], weight, *window)[0]
 
     return jax.lax.platform_dependent(weight, x, cpu=patches, default=convolution)
 

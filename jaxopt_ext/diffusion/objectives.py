@@ -332,6 +332,7 @@ def output_errors(
     - `label_dropout`: part of the labels that are replaced by -1.
     """
     noise_key, label_key = jax.random.split(key)
+    network: Any = model.network
     noise = jax.random.normal(noise_key, x.shape, x.dtype)
     if labels is not None and label_dropout:
         dropped = jax.random.bernoulli(label_key, label_dropout, labels.shape)
@@ -340,8 +341,7 @@ def output_errors(
     def one(x, noise, node, label):
         noisy = combine((node.alpha, x), (node.sigma, noise))
         inputs = model.predicts.inputs(noisy, node)
-        output = model.network(*inputs) if label is None else model.network(*inputs, label)
+        output = network(*inputs) if label is None else network(*inputs, label)
         return jnp.mean((output - target(model.predicts, x, noise, node)) ** 2)
 
-    axes = (0, 0, Node(0, 0, 0), None if labels is None else 0)
-    return jax.vmap(one, axes)(x, noise, nodes, labels)
+    return jax.vmap(one, (0, 0, 0, None if labels is None else 0))(x, noise, nodes, labels)
