@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
+from .dpm_solvers import DPM_SOLVERS
 from .estimators import ESTIMATORS
 from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
@@ -64,6 +65,7 @@ ROWS: tuple[Row, ...] = (
     *NETWORK_FREE,
     *AGGREGATORS,
     *SAMPLERS,
+    *DPM_SOLVERS,
     *ESTIMATORS,
     *LINALG,
     *LINALG_SEQUENCES,
