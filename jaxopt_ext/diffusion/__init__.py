@@ -1,4 +1,4 @@
-"""Samplers of diffusion models.
+"""Samplers of diffusion models, and what trains these.
 
 `sample(model, sampler, schedule, times, x)` moves noise to data: a `Denoiser` wraps a network and
 says what it predicts, a schedule says how much noise there is, a grid where to stop on the way.
@@ -16,11 +16,29 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `MultiStep`; `SDEDPMSolverPP` draws noise. `sample_adaptive` with `DPMSolverAdaptive` chooses the
   steps. Use `DPMSolverPP()` for few evaluations, `MultiStep(3)` from 20 on.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
+- Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
+  blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
+- Training, by `training.fit`: `DenoisingLoss` over `LogNormal`, `UniformTime` or `DiscreteTimes`
+  levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
+  `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
+  weights.
+- Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
+  of times lose; `task_conflict` measures how far they do.
+- To try things on: `digits`, `digit_features`, `digits_teacher`; distances of samples are in
+  `core.distances`.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
 from .adaptive import DPMSolverAdaptive, sample_adaptive
+from .averages import (
+    AbstractAverage,
+    ExponentialAverage,
+    PowerFunctionAverage,
+    power_exponent,
+    power_width,
+)
+from .beds import DigitFeatures, Digits, digit_features, digits, digits_teacher
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -48,6 +66,22 @@ from .grids import (
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
 from .mixture import GaussianMixture
+from .networks import (
+    AbstractNetwork,
+    FourierFeatures,
+    Labelled,
+    MLPDenoiser,
+    Sinusoidal,
+    TransformerDenoiser,
+    UNetDenoiser,
+)
+from .objectives import (
+    AbstractLevels,
+    DenoisingLoss,
+    DiscreteTimes,
+    LogNormal,
+    UniformTime,
+)
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -61,14 +95,39 @@ from .schedules import (
     linear_betas,
 )
 from .stepping import MultiStep, SingleStep
+from .timestep_tasks import (
+    ExactWeights,
+    SoftmaxWeights,
+    TaskConflict,
+    UnifiedGradientWeights,
+    task_conflict,
+)
+from .weightings import (
+    P2,
+    SNR,
+    AbstractWeighting,
+    ConstantWeighting,
+    EDMWeighting,
+    InverseSNR,
+    MaxSNR,
+    MinSNR,
+    TruncatedSNR,
+)
 
 __all__ = [
     "DDIM",
+    "P2",
+    "SNR",
+    "AbstractAverage",
     "AbstractDenoiser",
+    "AbstractLevels",
+    "AbstractNetwork",
     "AbstractPrediction",
     "AbstractSampler",
     "AbstractSchedule",
+    "AbstractWeighting",
     "ClassifierFree",
+    "ConstantWeighting",
     "Cosine",
     "DPMSolver",
     "DPMSolverAdaptive",
@@ -76,26 +135,52 @@ __all__ = [
     "Data",
     "DataForm",
     "Denoiser",
+    "DenoisingLoss",
+    "DigitFeatures",
+    "Digits",
     "DiscreteSchedule",
+    "DiscreteTimes",
+    "EDMWeighting",
+    "ExactWeights",
+    "ExponentialAverage",
+    "FourierFeatures",
     "GaussianMixture",
     "Guided",
     "Heun",
+    "InverseSNR",
+    "Labelled",
+    "LogNormal",
+    "MLPDenoiser",
+    "MaxSNR",
+    "MinSNR",
     "MultiStep",
     "Node",
     "Noise",
     "NoiseForm",
+    "PowerFunctionAverage",
     "Preconditioned",
     "RectifiedFlow",
     "SDEDPMSolverPP",
     "Sampled",
     "Score",
     "SingleStep",
+    "Sinusoidal",
+    "SoftmaxWeights",
+    "TaskConflict",
     "Thresholded",
+    "TransformerDenoiser",
+    "TruncatedSNR",
+    "UNetDenoiser",
+    "UnifiedGradientWeights",
+    "UniformTime",
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
     "combine",
     "cosine_betas",
+    "digit_features",
+    "digits",
+    "digits_teacher",
     "dpm_solver_fast",
     "ends",
     "gaussian",
@@ -103,10 +188,13 @@ __all__ = [
     "leading",
     "linear_betas",
     "linspaced",
+    "power_exponent",
+    "power_width",
     "prior",
     "quadratic_time",
     "sample",
     "sample_adaptive",
+    "task_conflict",
     "trailing",
     "uniform_log_snr",
     "uniform_time",
