@@ -9,8 +9,8 @@ from jaxopt_ext import diffusion
 
 def powers(schedule, num_steps, power):
     """Powers of equally spaced numbers."""
-    ends = np.array([schedule.start, schedule.end]) ** (1 / power)
-    times = np.linspace(*ends, num_steps + 1) ** power
+    first, last = schedule.start ** (1 / power), schedule.end ** (1 / power)
+    times = np.linspace(first, last, num_steps + 1) ** power
     times[0], times[-1] = schedule.start, schedule.end
     return times
 

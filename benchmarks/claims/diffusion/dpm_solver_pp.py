@@ -51,7 +51,7 @@ def guided_rows():
     exact = reference(x, guided()).reshape(2, SEEDS, -1, 2)
     table = []
     for calls in CALLS:
-        row = {"": f"guided, {calls} evaluations"}
+        row: dict[str, str | float] = {"": f"guided, {calls} evaluations"}
         for name, (sampler, cost) in SAMPLERS.items():
             runs = {}
             for grid, make in GRIDS.items():
@@ -72,7 +72,7 @@ def covariance_rows():
     wanted = np.asarray(mixture().moments()[1])
     table = []
     for count in (20, 40):
-        row = {"": f"with noise, {count} steps"}
+        row: dict[str, str | float] = {"": f"with noise, {count} steps"}
         times = diffusion.uniform_log_snr(SCHEDULE, count)
         for name, order in (("2M", 2), ("DDIM", 1)):
             errors = []
@@ -123,7 +123,7 @@ def digit_rows():
     table = []
     for kind, wrapped in (("", denoiser), (", thresholded", diffusion.Thresholded(denoiser))):
         exact = solve(wrapped, DPMSolverPP(MultiStep(3)), 400)
-        row = {"": f"digits{kind}, {CALLS[0]} evaluations"}
+        row: dict[str, str | float] = {"": f"digits{kind}, {CALLS[0]} evaluations"}
         for name in ("2M", "DPM-Solver-2", "DPM-Solver-3", "DDIM", "2M of noise"):
             sampler, cost = SAMPLERS[name]
             value = solve(wrapped, sampler, CALLS[0] // cost)
