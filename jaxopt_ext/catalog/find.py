@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
 from .diffusion_training import DIFFUSION_TRAINING
-from .dpm_solver_v3 import DPM_SOLVER_V3
 from .dpm_solvers import DPM_SOLVERS
 from .estimators import ESTIMATORS
 from .fedmbo import FEDMBO
@@ -91,7 +90,6 @@ ROWS: tuple[Row, ...] = (
     *DIFFUSION_TRAINING,
     *ORDERS,
     *UNIPC,
-    *DPM_SOLVER_V3,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

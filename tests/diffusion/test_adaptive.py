@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from jaxopt_ext import diffusion
 from jaxopt_ext.core.solution import Status
@@ -105,8 +106,10 @@ def test_single_precision_and_pytrees_land_on_the_end():
         return cut(exact.noise(join(x), node))
 
     x = cut(jnp.asarray(START, jnp.float32))
+    # The table of a chain is of double precision; its betas are those of SCHEDULE, step by step.
+    chain = diffusion.DiscreteSchedule(diffusion.linear_betas(1000), end=0.01)
     method = DPMSolverAdaptive(2, form=DataForm())
-    out = sample_adaptive(diffusion.Denoiser(network), method, SCHEDULE, x, denoise=True)
+    out = sample_adaptive(diffusion.Denoiser(network), method, chain, x, denoise=True)
     jax.effects_barrier()
     assert len(last) == out.evaluations
     assert min(last) == np.float32(0.01)
@@ -150,6 +153,25 @@ def test_runs_that_cannot_end_say_so():
     assert out.status == Status.nonfinite
     assert np.all(np.isnan(out.value))
     assert out.evaluations < 300
+
+
+@pytest.mark.slow
+def test_devices_choose_their_own_steps():
+    devices = jax.devices()[:4]
+    mesh = jax.sharding.Mesh(np.array(devices), ("i",))
+    means = jnp.asarray(np.random.default_rng(1).normal(size=(len(devices), 2)))
+
+    def one(x, mean):
+        model = diffusion.Denoiser(lambda x, node: jnp.tanh(x - mean) * node.sigma)
+        out = sample_adaptive(model, DPMSolverAdaptive(), SCHEDULE, x, max_steps=40, checkpoints=4)
+        return out.value, out.evaluations
+
+    specs = dict(mesh=mesh, in_specs=(P(), P("i")), out_specs=P("i"))
+    spread = jax.shard_map(lambda x, m: jax.tree.map(lambda a: a[None], one(x, m[0])), **specs)
+    each = jax.vmap(one, in_axes=(None, 0))
+    loss = lambda run: lambda x: (jnp.sum(jnp.sin((out := run(x, means))[0])), out[1])
+    grad = lambda run: jax.jit(jax.grad(loss(run), has_aux=True))(jnp.asarray(START))
+    jax.tree.map(np.testing.assert_allclose, grad(spread), grad(each))
 
 
 def test_no_error_takes_the_rest_in_one_step():

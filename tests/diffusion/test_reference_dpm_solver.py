@@ -40,6 +40,7 @@ VARIANTS = {
     "3M": (MULTI, "dpmsolver++", 3, "midpoint", DPMSolverPP(multi(3, official_d2=True))),
     "SDE 1": (MULTI, "sde-dpmsolver++", 1, "midpoint", SDEDPMSolverPP(multi(1))),
     "SDE 2M": (MULTI, "sde-dpmsolver++", 2, "midpoint", SDEDPMSolverPP(multi(2))),
+    "SDE 2M to zero": (MULTI, "sde-dpmsolver++", 2, "midpoint", SDEDPMSolverPP(multi(2))),
     "noise 2S": (SINGLE, "dpmsolver", 2, "midpoint", DPMSolver),
     "noise 3S taylor": (SINGLE, "dpmsolver", 3, "heun", DPMSolver),
     "2S": (SINGLE, "dpmsolver++", 2, "midpoint", DPMSolverPP),
