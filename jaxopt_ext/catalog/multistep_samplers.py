@@ -31,4 +31,14 @@ MULTISTEP_SAMPLERS: tuple[SamplerRow, ...] = (
         grid="uniform_time",
         counts=(160, 320, 640),
     ),
+    SamplerRow(
+        "Gradient estimation",
+        "diffusion.GradientEstimation",
+        "Permenter, Yuan, Interpreting and Improving Diffusion Models from an Optimization "
+        "Perspective, 2024, arXiv:2306.04848",
+        lambda: jxt.diffusion.GradientEstimation(),
+        claim="diffusion/gradient_estimation",
+        system=("S139",),
+        order=1,
+    ),
 )

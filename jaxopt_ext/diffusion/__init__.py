@@ -5,14 +5,17 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 
 - Schedules: `VariancePreserving`, `Cosine`, `VarianceExploding`, `RectifiedFlow`; of a chain of
   steps, `DiscreteSchedule` with `linear_betas` or `cosine_betas`.
-- Grids: `uniform_time`, `uniform_log_snr`, `karras`, `quadratic_time`; of chains `leading`,
-  `trailing`, `linspaced`.
+- Grids: `uniform_time`, `uniform_log_snr`, `karras`, `quadratic_time`, `log_linear` (to no noise);
+  of chains `leading`, `trailing`, `linspaced`.
 - Predictions: `Noise`, `Data`, `Velocity`, `Score`, `Preconditioned`.
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
 - Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
-  Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against).
+  Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against);
+  `GradientEstimation`, for networks with few evaluations.
+- Denoising as projection: `DistanceFunction`, `IdealDenoiser` of finitely many points,
+  `relative_projection_error`; `admissible` levels and their `constant_rate`.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
@@ -46,10 +49,12 @@ from .denoiser import (
     Velocity,
     combine,
 )
+from .gradient_estimation import GradientEstimation
 from .grids import (
     karras,
     leading,
     linspaced,
+    log_linear,
     quadratic_time,
     trailing,
     uniform_log_snr,
@@ -75,6 +80,13 @@ from .objectives import (
     UniformTime,
 )
 from .pndm import FON, PNDM, ImprovedEuler, RungeKutta
+from .projection import (
+    DistanceFunction,
+    IdealDenoiser,
+    admissible,
+    constant_rate,
+    relative_projection_error,
+)
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -123,12 +135,15 @@ __all__ = [
     "Digits",
     "DiscreteSchedule",
     "DiscreteTimes",
+    "DistanceFunction",
     "EDMWeighting",
     "ExponentialAverage",
     "FourierFeatures",
     "GaussianMixture",
+    "GradientEstimation",
     "Guided",
     "Heun",
+    "IdealDenoiser",
     "ImprovedEuler",
     "InverseSNR",
     "Labelled",
@@ -153,7 +168,9 @@ __all__ = [
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
+    "admissible",
     "combine",
+    "constant_rate",
     "cosine_betas",
     "digit_features",
     "digits",
@@ -164,10 +181,12 @@ __all__ = [
     "leading",
     "linear_betas",
     "linspaced",
+    "log_linear",
     "power_exponent",
     "power_width",
     "prior",
     "quadratic_time",
+    "relative_projection_error",
     "sample",
     "trailing",
     "uniform_log_snr",
