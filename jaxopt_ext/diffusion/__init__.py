@@ -14,6 +14,9 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
   Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against);
   `GradientEstimation`, for networks with few evaluations.
+- Samplers that run backwards: `BDIA` (`EulerIncrement`, `HeunIncrement`), `EDICT`, and
+  `DDIMInversion` for comparison; `encode` and `decode` a sample, `invert` a run,
+  `sample_reversible` for derivatives in constant memory.
 - Denoising as projection: `DistanceFunction`, `IdealDenoiser` of finitely many points,
   `relative_projection_error`; `admissible` levels and their `constant_rate`.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
@@ -36,6 +39,7 @@ from .averages import (
     power_exponent,
     power_width,
 )
+from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_teacher
 from .ddim import DDIM
 from .denoiser import (
@@ -49,6 +53,7 @@ from .denoiser import (
     Velocity,
     combine,
 )
+from .edict import EDICT
 from .gradient_estimation import GradientEstimation
 from .grids import (
     karras,
@@ -62,6 +67,15 @@ from .grids import (
 )
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
+from .inversion import (
+    AbstractInvertible,
+    Chain,
+    DDIMInversion,
+    decode,
+    encode,
+    invert,
+    sample_reversible,
+)
 from .mixture import GaussianMixture
 from .networks import (
     AbstractNetwork,
@@ -112,22 +126,28 @@ from .weightings import (
 )
 
 __all__ = [
+    "BDIA",
     "DDIM",
+    "EDICT",
     "FON",
     "P2",
     "PNDM",
     "SNR",
     "AbstractAverage",
     "AbstractDenoiser",
+    "AbstractIncrement",
+    "AbstractInvertible",
     "AbstractLevels",
     "AbstractNetwork",
     "AbstractPrediction",
     "AbstractSampler",
     "AbstractSchedule",
     "AbstractWeighting",
+    "Chain",
     "ClassifierFree",
     "ConstantWeighting",
     "Cosine",
+    "DDIMInversion",
     "Data",
     "Denoiser",
     "DenoisingLoss",
@@ -137,12 +157,14 @@ __all__ = [
     "DiscreteTimes",
     "DistanceFunction",
     "EDMWeighting",
+    "EulerIncrement",
     "ExponentialAverage",
     "FourierFeatures",
     "GaussianMixture",
     "GradientEstimation",
     "Guided",
     "Heun",
+    "HeunIncrement",
     "IdealDenoiser",
     "ImprovedEuler",
     "InverseSNR",
@@ -172,11 +194,14 @@ __all__ = [
     "combine",
     "constant_rate",
     "cosine_betas",
+    "decode",
     "digit_features",
     "digits",
     "digits_teacher",
+    "encode",
     "ends",
     "gaussian",
+    "invert",
     "karras",
     "leading",
     "linear_betas",
@@ -188,6 +213,7 @@ __all__ = [
     "quadratic_time",
     "relative_projection_error",
     "sample",
+    "sample_reversible",
     "trailing",
     "uniform_log_snr",
     "uniform_time",
