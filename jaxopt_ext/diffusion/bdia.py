@@ -114,6 +114,10 @@ class BDIA(AbstractInvertible):
     order, and what to invert with; between, it is of first order with about
     $(1 - \\gamma)/(1 + \\gamma)$ times DDIM's error.
 
+    Rounding is relative to the size of the points, so exact inversion is for schedules that
+    preserve the variance. With `gamma=1` the difference of neighbouring points is not damped: when
+    a condition changes on the way back, a smaller one, 0.96 say, keeps to the range of the data.
+
     **Arguments:**
 
     - `gamma`: $\\gamma \\in [0, 1]$.

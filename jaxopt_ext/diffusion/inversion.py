@@ -103,7 +103,8 @@ def encode(
 ) -> Chain:
     """The code of a sample, from which `decode` makes it again.
 
-    To edit, decode with another condition.
+    To edit, decode with another condition. Where the model's own flow runs away from the sample,
+    as a trained one may from data that are not like its own, so does the code.
 
     **Arguments:**
 
