@@ -31,4 +31,37 @@ MULTISTEP_SAMPLERS: tuple[SamplerRow, ...] = (
         grid="uniform_time",
         counts=(160, 320, 640),
     ),
+    SamplerRow(
+        "Gradient estimation",
+        "diffusion.GradientEstimation",
+        "Permenter, Yuan, Interpreting and Improving Diffusion Models from an Optimization "
+        "Perspective, 2024, arXiv:2306.04848",
+        lambda: jxt.diffusion.GradientEstimation(),
+        claim="diffusion/gradient_estimation",
+        system=("S139",),
+        order=1,
+    ),
+    SamplerRow(
+        "BDIA",
+        "diffusion.BDIA",
+        "Zhang, Lewis, Kleijn, Exact Diffusion Inversion via Bi-directional Integration "
+        "Approximation, 2024, arXiv:2307.10829",
+        lambda: jxt.diffusion.BDIA(),
+        claim="diffusion/bdia",
+        system=("S076",),
+        order=1,
+        grid="uniform_time",
+    ),
+    SamplerRow(
+        "EDICT",
+        "diffusion.EDICT",
+        "Wallace, Gokul, Naik, EDICT: Exact Diffusion Inversion via Coupled Transformations, 2023, "
+        "arXiv:2211.12446",
+        lambda: jxt.diffusion.EDICT(),
+        claim="diffusion/bdia",
+        system=("S076",),
+        order=1,
+        grid="uniform_time",
+        counts=(160, 320, 640),
+    ),
 )

@@ -5,8 +5,6 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 
 - Schedules: `VariancePreserving`, `Cosine`, `VarianceExploding`, `RectifiedFlow`; of a chain of
   steps, `DiscreteSchedule` with `linear_betas` or `cosine_betas`.
-- Grids: `uniform_time`, `uniform_log_snr`, `karras`, `quadratic_time`; of chains `leading`,
-  `trailing`, `linspaced`.
 - Predictions: `Noise`, `Data`, `Velocity`, `Score`, `Preconditioned`.
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
@@ -34,8 +32,6 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   evaluations), `DPMSolverPP` (in the predicted data; for guidance), each by `SingleStep` or
   `MultiStep`; `SDEDPMSolverPP` draws noise. `sample_adaptive` with `DPMSolverAdaptive` chooses the
   steps. Use `DPMSolverPP()` for few evaluations, `MultiStep(3)` from 20 on.
-- Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
-  Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against).
 - Provable rates: `AcceleratedDDIM`, `AcceleratedDDPM` and what they speed up, `PlainScoreDDIM`,
   `PlainScoreDDPM`; `theory_schedule` is the chain of the proofs. The first is of second order,
   for many steps; with few, exponential integrators are better.
@@ -46,6 +42,16 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `WithUncertainty`, `edm2_optimizer` at the rate of `inverse_sqrt_schedule`,
   `forced_normalisation`; averages of any width afterwards by `posthoc_average`,
   `posthoc_coefficients`, `power_exponent`, `power_width`.
+- Grids: `uniform_time`, `uniform_log_snr`, `karras`, `quadratic_time`, `log_linear` (to no noise);
+  of chains `leading`, `trailing`, `linspaced`.
+- Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
+  Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against);
+  `GradientEstimation`, for networks with few evaluations.
+- Samplers that run backwards: `BDIA` (`EulerIncrement`, `HeunIncrement`), `EDICT`, and
+  `DDIMInversion` for comparison; `encode` and `decode` a sample, `invert` a run,
+  `sample_reversible` for derivatives in constant memory.
+- Denoising as projection: `DistanceFunction`, `IdealDenoiser` of finitely many points,
+  `relative_projection_error`; `admissible` levels and their `constant_rate`.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -77,6 +83,7 @@ from .averages import (
     power_exponent,
     power_width,
 )
+from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_teacher
 from .coding import decode, encode
 from .ddim import DDIM
@@ -94,6 +101,7 @@ from .denoiser import (
 from .dpm_solver import DPMSolver, dpm_solver_fast
 from .dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from .dpm_solver_v3 import DividedDifferences, DPMSolverV3, Interpolation
+from .edict import EDICT
 from .edm2 import (
     EDM2MLP,
     EDM2UNet,
@@ -103,10 +111,12 @@ from .edm2 import (
     inverse_sqrt_schedule,
 )
 from .exponential import DataForm, NoiseForm
+from .gradient_estimation import GradientEstimation
 from .grids import (
     karras,
     leading,
     linspaced,
+    log_linear,
     quadratic_time,
     trailing,
     uniform_log_snr,
@@ -114,6 +124,15 @@ from .grids import (
 )
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
+from .inversion import (
+    AbstractInvertible,
+    Chain,
+    DDIMInversion,
+    decode,
+    encode,
+    invert,
+    sample_reversible,
+)
 from .magnitude_preserving import (
     MPConv,
     MPFourier,
@@ -139,6 +158,13 @@ from .objectives import AbstractLevels, DenoisingLoss, DiscreteTimes, LogNormal,
 from .pndm import FON, PNDM, ImprovedEuler, RungeKutta
 from .policies import naive_policy, optimal_policy, policy_cost
 from .posthoc import posthoc_average, posthoc_coefficients
+from .projection import (
+    DistanceFunction,
+    IdealDenoiser,
+    admissible,
+    constant_rate,
+    relative_projection_error,
+)
 from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
@@ -174,9 +200,11 @@ from .weightings import (
 )
 
 __all__ = [
+    "BDIA",
     "BH1",
     "BH2",
     "DDIM",
+    "EDICT",
     "EDM2MLP",
     "FON",
     "P2",
@@ -185,6 +213,8 @@ __all__ = [
     "SNR",
     "AbstractAverage",
     "AbstractDenoiser",
+    "AbstractIncrement",
+    "AbstractInvertible",
     "AbstractLevels",
     "AbstractNetwork",
     "AbstractOrderModel",
@@ -196,9 +226,11 @@ __all__ = [
     "AcceleratedDDIM",
     "AcceleratedDDPM",
     "AutoregressiveLoss",
+    "Chain",
     "ClassifierFree",
     "ConstantWeighting",
     "Cosine",
+    "DDIMInversion",
     "DPMSolver",
     "DPMSolverAdaptive",
     "DPMSolverPP",
@@ -213,16 +245,21 @@ __all__ = [
     "DirectLogits",
     "DiscreteSchedule",
     "DiscreteTimes",
+    "DistanceFunction",
     "DividedDifferences",
     "EDM2UNet",
     "EDMWeighting",
     "Euler",
+    "EulerIncrement",
     "ExactWeights",
     "ExponentialAverage",
     "FourierFeatures",
     "GaussianMixture",
+    "GradientEstimation",
     "Guided",
     "Heun",
+    "HeunIncrement",
+    "IdealDenoiser",
     "ImprovedEuler",
     "Interpolation",
     "InverseSNR",
@@ -271,8 +308,10 @@ __all__ = [
     "Varying",
     "Velocity",
     "WithUncertainty",
+    "admissible",
     "antithetic_steps",
     "combine",
+    "constant_rate",
     "cosine_betas",
     "decode",
     "digit_features",
@@ -286,10 +325,12 @@ __all__ = [
     "forced_normalisation",
     "gaussian",
     "inverse_sqrt_schedule",
+    "invert",
     "karras",
     "leading",
     "linear_betas",
     "linspaced",
+    "log_linear",
     "model_statistics",
     "mp_cat",
     "mp_silu",
@@ -304,9 +345,11 @@ __all__ = [
     "power_width",
     "prior",
     "quadratic_time",
+    "relative_projection_error",
     "sample",
     "sample_adaptive",
     "sample_adjoint",
+    "sample_reversible",
     "task_conflict",
     "theory_schedule",
     "trailing",

@@ -90,6 +90,45 @@ def karras(schedule: AbstractSchedule, num_steps: int, rho: float = 7.0) -> Time
     return _with_exact_ends(schedule, schedule.time_at(-np.log(noise)))
 
 
+def log_linear(
+    schedule: AbstractSchedule,
+    num_steps: int,
+    start: float | None = None,
+    end: float | None = None,
+    *,
+    to_zero: bool = True,
+) -> Times:
+    """`num_steps + 1` times whose levels $\\rho = \\sigma/\\alpha$ fall by the same factor, but for
+    the last, which is without noise.
+
+    For samplers with `reaches_zero`; the model is never called at the last time.
+
+    **Arguments:**
+
+    - `schedule`: the noise schedule.
+    - `num_steps`: how many steps, that to no noise included.
+    - `start`, `end`: the largest and the smallest positive level; those of the schedule if left
+      out.
+    - `to_zero`: whether to end without noise; if not, all steps fall by the same factor.
+
+    **Raises:** `ValueError` unless `start > end > 0` and both lie within the schedule's levels.
+
+    **Reference:** Permenter, Yuan, Interpreting and Improving Diffusion Models from an Optimization
+    Perspective, 2024, arXiv:2306.04848.
+    """
+    checks.count("num_steps", num_steps)
+    largest, smallest = np.exp(-schedule.log_snr(np.array([schedule.start, schedule.end])))
+    first, last = largest if start is None else start, smallest if end is None else end
+    slack = 1 + 1e-9
+    if not smallest <= last * slack or not last < first <= largest * slack:
+        raise ValueError(
+            f"need {smallest} <= end < start <= {largest}, got end={last} and start={first}"
+        )
+    levels = np.exp(np.linspace(np.log(first), np.log(last), num_steps + (not to_zero)))
+    times = np.clip(schedule.time_at(-np.log(levels)), schedule.end, schedule.start)
+    return np.append(times, 0.0) if to_zero else times
+
+
 def _with_exact_ends(schedule, times):
     times[0], times[-1] = schedule.start, schedule.end
     return times
