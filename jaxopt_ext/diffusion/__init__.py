@@ -14,6 +14,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Provable rates: `AcceleratedDDIM`, `AcceleratedDDPM` and what they speed up, `PlainScoreDDIM`,
   `PlainScoreDDPM`; `theory_schedule` is the chain of the proofs. The first is of second order,
   for many steps; with few, exponential integrators are better.
+- `sample_parallel` (ParaDiGMS): any sampler's run by rounds over a window of steps, fewer than
+  steps, on one device or spread over a mesh. For latency where the model leaves devices idle.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
@@ -50,6 +52,7 @@ from .grids import (
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
 from .mixture import GaussianMixture
+from .paradigms import sample_parallel
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -102,6 +105,7 @@ __all__ = [
     "prior",
     "quadratic_time",
     "sample",
+    "sample_parallel",
     "theory_schedule",
     "trailing",
     "uniform_log_snr",
