@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
+from .diffusion_training import DIFFUSION_TRAINING
 from .estimators import ESTIMATORS
 from .functions_sets import FUNCTIONS_SETS
 from .inclusions import INCLUSIONS
@@ -72,6 +73,7 @@ ROWS: tuple[Row, ...] = (
     *KERNELS,
     *KERNELS_PRODUCTS,
     *TRAINING,
+    *DIFFUSION_TRAINING,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -17,10 +17,11 @@
   implicit derivative to a solution found elsewhere.
 - `AbstractSolver` and `AbstractSplittingSolver` are the contracts for new solvers.
 - `objectives`: losses of linear models. `operators`: linear maps. `checkpoint`: saving trees.
+  `distances`: between two samples of points.
   `loops`: loops that trace in `shard_map`. `ring`: the last points of a sequence.
 """
 
-from . import checkpoint, checks, loops, objectives, operators, progress, ring, tree
+from . import checkpoint, checks, distances, loops, objectives, operators, progress, ring, tree
 from .adjoint import AbstractAdjoint, ImplicitAdjoint, OneStepAdjoint, UnrolledAdjoint, attach
 from .bilevel import Bilevel, BilevelPoint, StochasticBilevel
 from .bounded_root import BoundedRootFinding
@@ -121,6 +122,7 @@ __all__ = [
     "attach",
     "checkpoint",
     "checks",
+    "distances",
     "hoist",
     "loops",
     "minibatches",

@@ -1,4 +1,4 @@
-"""Samplers of diffusion models.
+"""Samplers of diffusion models, and what trains these.
 
 `sample(model, sampler, schedule, times, x)` moves noise to data: a `Denoiser` wraps a network and
 says what it predicts, a schedule says how much noise there is, a grid where to stop on the way.
@@ -17,6 +17,21 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - `sample_parallel` (ParaDiGMS): any sampler's run by rounds over a window of steps, fewer than
   steps, on one device or spread over a mesh. For latency where the model leaves devices idle.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
+- Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
+  blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
+- Training, by `training.fit`: `DenoisingLoss` over `LogNormal`, `UniformTime` or `DiscreteTimes`
+  levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
+  `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
+  weights.
+- Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
+  of times lose; `task_conflict` measures how far they do.
+- Magnitudes that training preserves (EDM2): `EDM2MLP`, `EDM2UNet` of `MPLinear`, `MPConv`,
+  `MPFourier`, `mp_silu`, `mp_sum`, `mp_cat`, `pixel_norm`; `UncertaintyLoss` of a
+  `WithUncertainty`, `edm2_optimizer` at the rate of `inverse_sqrt_schedule`,
+  `forced_normalisation`; averages of any width afterwards by `posthoc_average`,
+  `posthoc_coefficients`, `power_exponent`, `power_width`.
+- To try things on: `digits`, `digit_features`, `digits_teacher`; distances of samples are in
+  `core.distances`.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -28,6 +43,14 @@ from .accelerated import (
     PlainScoreDDPM,
     theory_schedule,
 )
+from .averages import (
+    AbstractAverage,
+    ExponentialAverage,
+    PowerFunctionAverage,
+    power_exponent,
+    power_width,
+)
+from .beds import DigitFeatures, Digits, digit_features, digits, digits_teacher
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -40,6 +63,14 @@ from .denoiser import (
     Velocity,
     combine,
 )
+from .edm2 import (
+    EDM2MLP,
+    EDM2UNet,
+    UncertaintyLoss,
+    WithUncertainty,
+    edm2_optimizer,
+    inverse_sqrt_schedule,
+)
 from .grids import (
     karras,
     leading,
@@ -51,8 +82,35 @@ from .grids import (
 )
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
+from .magnitude_preserving import (
+    MPConv,
+    MPFourier,
+    MPLinear,
+    forced_normalisation,
+    mp_cat,
+    mp_silu,
+    mp_sum,
+    pixel_norm,
+)
 from .mixture import GaussianMixture
+from .networks import (
+    AbstractNetwork,
+    FourierFeatures,
+    Labelled,
+    MLPDenoiser,
+    Sinusoidal,
+    TransformerDenoiser,
+    UNetDenoiser,
+)
+from .objectives import (
+    AbstractLevels,
+    DenoisingLoss,
+    DiscreteTimes,
+    LogNormal,
+    UniformTime,
+)
 from .paradigms import sample_parallel
+from .posthoc import posthoc_average, posthoc_coefficients
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
     AbstractSchedule,
@@ -65,47 +123,117 @@ from .schedules import (
     cosine_betas,
     linear_betas,
 )
+from .timestep_tasks import (
+    ExactWeights,
+    SoftmaxWeights,
+    TaskConflict,
+    UnifiedGradientWeights,
+    task_conflict,
+)
+from .weightings import (
+    P2,
+    SNR,
+    AbstractWeighting,
+    ConstantWeighting,
+    EDMWeighting,
+    InverseSNR,
+    MaxSNR,
+    MinSNR,
+    TruncatedSNR,
+)
 
 __all__ = [
     "DDIM",
+    "EDM2MLP",
+    "P2",
+    "SNR",
+    "AbstractAverage",
     "AbstractDenoiser",
+    "AbstractLevels",
+    "AbstractNetwork",
     "AbstractPrediction",
     "AbstractSampler",
     "AbstractSchedule",
+    "AbstractWeighting",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
     "ClassifierFree",
+    "ConstantWeighting",
     "Cosine",
     "Data",
     "Denoiser",
+    "DenoisingLoss",
+    "DigitFeatures",
+    "Digits",
     "DiscreteSchedule",
+    "DiscreteTimes",
+    "EDM2UNet",
+    "EDMWeighting",
+    "ExactWeights",
+    "ExponentialAverage",
+    "FourierFeatures",
     "GaussianMixture",
     "Guided",
     "Heun",
+    "InverseSNR",
+    "Labelled",
+    "LogNormal",
+    "MLPDenoiser",
+    "MPConv",
+    "MPFourier",
+    "MPLinear",
+    "MaxSNR",
+    "MinSNR",
     "Node",
     "Noise",
     "PlainScoreDDIM",
     "PlainScoreDDPM",
+    "PowerFunctionAverage",
     "Preconditioned",
     "RectifiedFlow",
     "Sampled",
     "Score",
+    "Sinusoidal",
+    "SoftmaxWeights",
+    "TaskConflict",
     "Thresholded",
+    "TransformerDenoiser",
+    "TruncatedSNR",
+    "UNetDenoiser",
+    "UncertaintyLoss",
+    "UnifiedGradientWeights",
+    "UniformTime",
     "VarianceExploding",
     "VariancePreserving",
     "Velocity",
+    "WithUncertainty",
     "combine",
     "cosine_betas",
+    "digit_features",
+    "digits",
+    "digits_teacher",
+    "edm2_optimizer",
     "ends",
+    "forced_normalisation",
     "gaussian",
+    "inverse_sqrt_schedule",
     "karras",
     "leading",
     "linear_betas",
     "linspaced",
+    "mp_cat",
+    "mp_silu",
+    "mp_sum",
+    "pixel_norm",
+    "posthoc_average",
+    "posthoc_coefficients",
+    "power_exponent",
+    "power_width",
     "prior",
     "quadratic_time",
     "sample",
     "sample_parallel",
+    "task_conflict",
     "theory_schedule",
     "trailing",
     "uniform_log_snr",

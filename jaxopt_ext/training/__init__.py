@@ -9,8 +9,9 @@
 - To the global optimum: `ConvexReLU` fits a `TwoLayerReLU` by ADMM over activation patterns, from
   `sample_patterns` or `all_patterns`, of which `scenario_size` are enough, robustly with a radius,
   or by `SampledNeurons`; its updates `PatternUpdate` and `BlockUpdate`.
-- Steps on batches, with any `optax` transformation: `fit` drives them, over `Shuffled` batches say,
-  and gives a `Fit`; `GradientStep` is the plain one, whose loss sees a `Context`.
+- Steps on batches, with any `optax` transformation: `fit` drives them, over `Shuffled`, `Drawn` or
+  `Fresh` batches say, and gives a `Fit`; `GradientStep` is the plain one, whose loss sees a
+  `Context`, with averages, frozen parts and projections; `Snapshots` are taken on the way.
 - Consistency under augmentation: `AdaWAC` weighs it against supervision sample by sample, on a
   `PairBatch` from `pair_augment`, with `MeanSquare` consistency and a `DiceLoss` beside it; its
   relatives `FixedWeights`, `Reweight`, `DroReweight` and `Trim`; `entropic_update` and
@@ -69,7 +70,7 @@ from .convex_relu import (
     sample_patterns,
     scenario_size,
 )
-from .fit import Fit, Shuffled, fit
+from .fit import Drawn, Fit, Fresh, Shuffled, fit
 from .losses import AbstractOutputLoss, Hinge, Logistic, SquaredError
 from .midam import (
     MIDAM,
@@ -91,6 +92,7 @@ from .pams import (
     pams_quantize,
     quantize_weights,
 )
+from .snapshots import Snapshots
 from .step import AbstractTrainingStep, Context, GradientState, GradientStep
 
 __all__ = [
@@ -121,10 +123,12 @@ __all__ = [
     "Context",
     "ConvexReLU",
     "DiceLoss",
+    "Drawn",
     "DroReweight",
     "FeedforwardNetwork",
     "Fit",
     "FixedWeights",
+    "Fresh",
     "GradientState",
     "GradientStep",
     "Hinge",
@@ -148,6 +152,7 @@ __all__ = [
     "Shuffled",
     "Sigmoid",
     "SmoothedMax",
+    "Snapshots",
     "SplitBatchNorm",
     "SquaredError",
     "Tanh",

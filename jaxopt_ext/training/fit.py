@@ -1,4 +1,4 @@
-"""The driver of training steps: one scan over batches."""
+"""The driver of training steps: one scan over batches, and ways to make them."""
 
 import os
 import pathlib
@@ -81,6 +81,48 @@ class Shuffled(eqx.Module):
         order = jax.random.permutation(jax.random.fold_in(self.key, epoch), n).astype(jnp.int32)
         index = jax.lax.dynamic_slice_in_dim(order, place * self.batch_size, self.batch_size)
         return rows.take(self.data, index), index
+
+
+class Drawn(eqx.Module):
+    """Batches of rows of a table, drawn with replacement; a function of the step.
+
+    **Arguments:**
+
+    - `data`: arrays with a common leading axis.
+    - `batch_size`: rows in a batch.
+    - `key`: random key.
+
+    **Raises:** `ValueError` if there are no common rows.
+    """
+
+    data: PyTree[Array]
+    batch_size: int = eqx.field(static=True)
+    key: PRNGKeyArray
+
+    def __check_init__(self):
+        rows.check(self.data)
+        checks.count("batch_size", self.batch_size)
+
+    def __call__(self, step: Int[Array, ""]) -> PyTree[Array]:
+        key = jax.random.fold_in(self.key, step)
+        high = rows.count(self.data)
+        return rows.take(self.data, jax.random.randint(key, (self.batch_size,), 0, high))
+
+
+class Fresh(eqx.Module):
+    """Batches that are never seen again; a function of the step.
+
+    **Arguments:**
+
+    - `draw`: from a random key to a batch.
+    - `key`: random key.
+    """
+
+    draw: Callable[[PRNGKeyArray], PyTree[Array]]
+    key: PRNGKeyArray
+
+    def __call__(self, step: Int[Array, ""]) -> PyTree[Array]:
+        return self.draw(jax.random.fold_in(self.key, step))
 
 
 def fit(

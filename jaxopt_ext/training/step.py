@@ -65,7 +65,8 @@ class Context(eqx.Module):
 
 
 class GradientState(eqx.Module):
-    """State of `GradientStep`: the model, the optimizer's state, the average, steps done."""
+    """State of `GradientStep`: the model, the optimizer's state, the average or the tuple of them,
+    steps done."""
 
     params: PyTree
     opt_state: PyTree[Array]
@@ -77,17 +78,24 @@ class GradientState(eqx.Module):
 class GradientStep(AbstractTrainingStep):
     r"""Plain training,
 
-    $$\theta \leftarrow \theta + u(\nabla_\theta \ell(\theta, \text{batch}, \text{context})),$$
+    $$\theta \leftarrow \Pi\big(\theta
+      + u(\nabla_\theta \ell(\theta, \text{batch}, \text{context}))\big),$$
 
-    with $u$ the optimizer's update.
+    with $u$ the optimizer's update and $\Pi$ a projection, if there is one.
 
     **Arguments:**
 
     - `loss`: `(model, batch, context) -> (scalar, metrics)`, with a dictionary of scalars, and
       `context` a `Context`.
-    - `tx`: an `optax` transformation; it is told the loss as `value`.
+    - `tx`: an `optax` transformation; it is told the loss as `value`, the gradient as `grad`, the
+      functions `value_fn(params)`, `grad_fn(params)` and `hvp_fn(params, vector)` of this batch,
+      and a `key`.
     - `average`: an object with `init(params) -> average` and `update(average, params, step) ->
-      average`, where `step` counts from 1 and is that of the parameters; or `None`.
+      average`, where `step` counts from 1 and is that of the parameters; a tuple of these, of which
+      losses see the first; or `None`.
+    - `trainable`: which floating-point arrays of the model are trained, all if `None`: a function
+      of a leaf, or a pytree of booleans, whole or a prefix, as `equinox.partition` takes it.
+    - `after_update`: $\Pi$, from models to models.
 
     **Raises:** `TypeError` if `loss` is not a function or `tx` not a transformation.
 
@@ -97,30 +105,79 @@ class GradientStep(AbstractTrainingStep):
     loss: Callable[[PyTree, PyTree[Array], Context], tuple[Float[Array, ""], Metrics]]
     tx: optax.GradientTransformation
     average: Any = None
+    trainable: Any = None
+    after_update: Callable[[PyTree], PyTree] | None = None
 
     def __check_init__(self):
-        check_parts(self.tx, loss=self.loss)
+        functions = {} if self.after_update is None else {"after_update": self.after_update}
+        check_parts(self.tx, loss=self.loss, **functions)
 
     def init(self, params, batch, key):
         del batch
-        averaged = None if self.average is None else self.average.init(params)
-        return GradientState(
-            params, start(self.tx, params), averaged, jnp.zeros((), jnp.int32), key
-        )
+        opt_state = start(self.tx, params, self.trainable)
+        averaged = _each(lambda average: average.init(params), self.average)
+        return GradientState(params, opt_state, averaged, jnp.zeros((), jnp.int32), key)
 
     def step(self, state, batch):
         number = state.step + 1
-        averaged = jax.lax.stop_gradient(state.averaged) if self.average is not None else None
+        first = state.averaged
+        if isinstance(self.average, tuple):
+            first = state.averaged[0] if self.average else None
+        arrays, rest = eqx.partition(first, eqx.is_inexact_array)
+        averaged = eqx.combine(jax.lax.stop_gradient(arrays), rest)
         context = Context(jax.random.fold_in(state.key, number), number, averaged)
-        loss, metrics, gradient = value_aux_gradient(
-            lambda params: self.loss(params, batch, context), state.params
+        fun = lambda params: self.loss(params, batch, context)
+        loss, metrics, gradient = value_aux_gradient(fun, state.params, self.trainable)
+        told = _told(fun, state.params, self.trainable, gradient, context.key)
+        params, opt_state, finite = descend(
+            self.tx,
+            loss,
+            gradient,
+            state.opt_state,
+            state.params,
+            trainable=self.trainable,
+            told=told,
+            after_update=self.after_update,
         )
-        params, opt_state, finite = descend(self.tx, loss, gradient, state.opt_state, state.params)
-        averaged = state.averaged
-        if self.average is not None:
-            averaged = keep(finite, self.average.update(averaged, params, number), averaged)
+        update = lambda average, old: keep(finite, average.update(old, params, number), old)
+        averaged = _each(update, self.average, state.averaged)
         after = GradientState(params, opt_state, averaged, number, state.key)
         return after, {**metrics, "loss": loss, "finite": finite}
+
+
+def _each(fun, average, *states):
+    """A function of the average, or of each of several."""
+    if average is None:
+        return None
+    if isinstance(average, tuple):
+        return tuple(map(fun, average, *states))
+    return fun(average, *states)
+
+
+def _told(fun, params, trainable, gradient, key):
+    """What transformations may ask for besides the gradient, in the trained arrays."""
+    _, rest = split(params, trainable)
+    whole = lambda arrays: eqx.combine(arrays, rest)
+
+    def value_fn(arrays, grad_fn=None, hvp_fn=None, key=None):
+        # Line searches of optax hand on what is not theirs, and raise if it is not taken.
+        del grad_fn, hvp_fn, key
+        return fun(whole(arrays))[0]
+
+    grad_fn = lambda arrays: value_aux_gradient(fun, whole(arrays), trainable)[2]
+
+    def hvp_fn(arrays, vector):
+        return jax.jvp(grad_fn, (arrays,), (vector,))[1]
+
+    # The loss has the other keys.
+    key = jax.random.fold_in(key, 1)
+    return {
+        "grad": gradient,
+        "value_fn": value_fn,
+        "grad_fn": grad_fn,
+        "hvp_fn": hvp_fn,
+        "key": key,
+    }
 
 
 def check_parts(tx: Any, **functions: Any) -> None:
@@ -132,19 +189,34 @@ def check_parts(tx: Any, **functions: Any) -> None:
             raise TypeError(f"{name} must be a function, got {function!r}")
 
 
-def start(tx: optax.GradientTransformation, params: PyTree) -> PyTree[Array]:
-    """The optimizer's state for the floating-point leaves of `params`."""
-    return tx.init(checks.split_point("params", params)[0])
+def split(params: PyTree, trainable: Any = None) -> tuple[PyTree, PyTree]:
+    """The floating-point arrays that are trained, and the rest."""
+    arrays, rest = eqx.partition(params, eqx.is_inexact_array)
+    if trainable is None:
+        return arrays, rest
+    leaves = jax.tree.leaves(trainable)
+    # A model of booleans can be called as well as a function can.
+    if not (leaves and all(isinstance(leaf, bool) for leaf in leaves)):
+        trainable = jax.tree.map(lambda leaf: bool(trainable(leaf)), arrays)
+    arrays, fixed = eqx.partition(arrays, trainable)
+    return arrays, eqx.combine(fixed, rest)
+
+
+def start(tx: optax.GradientTransformation, params: PyTree, trainable: Any = None) -> PyTree[Array]:
+    """The optimizer's state for the floating-point leaves of `params` that are trained."""
+    return tx.init(split(checks.split_point("params", params)[0], trainable)[0])
 
 
 def value_aux_gradient(
-    fun: Callable[[PyTree], tuple[Float[Array, ""], Any]], params: PyTree
+    fun: Callable[[PyTree], tuple[Float[Array, ""], Any]],
+    params: PyTree,
+    trainable: Any = None,
 ) -> tuple[Float[Array, ""], Any, PyTree[Array]]:
-    """Value, further outputs and gradient of a function in the floating-point leaves of `params`.
+    """Value, further outputs and gradient of a function in the trained leaves of `params`.
 
     In `shard_map` the gradient is each device's own, as that of `tree.value_and_gradient`.
     """
-    arrays, rest = eqx.partition(params, eqx.is_inexact_array)
+    arrays, rest = split(params, trainable)
     inner = lambda arrays: fun(eqx.combine(arrays, rest))
     if loops.in_shard_map():
         collectives.reject_unchecked_sums(lambda arrays: inner(arrays)[0], arrays)
@@ -161,15 +233,31 @@ def descend(
     gradient: PyTree[Array],
     opt_state: PyTree[Array],
     params: PyTree,
+    *,
+    trainable: Any = None,
+    told: dict[str, Any] | None = None,
+    after_update: Callable[[PyTree], PyTree] | None = None,
 ) -> tuple[PyTree, PyTree[Array], Bool[Array, ""]]:
     """Parameters and optimizer's state after a step, those before it where loss or gradient is not
-    finite, and whether they are."""
-    arrays, rest = eqx.partition(params, eqx.is_inexact_array)
+    finite, and whether they are.
+
+    **Arguments:**
+
+    - `tx`: the transformation, which is told the loss as `value`.
+    - `loss`, `gradient`: of the trained leaves.
+    - `opt_state`, `params`: before the step.
+    - `trainable`: which floating-point leaves are trained.
+    - `told`: what else the transformation is told.
+    - `after_update`: from the updated parameters to those that are kept.
+    """
+    arrays, rest = split(params, trainable)
     finite = jnp.isfinite(loss) & tree.all_finite(gradient)
-    told = optax.with_extra_args_support(tx)
-    updates, moved = told.update(gradient, opt_state, arrays, value=loss)
-    new = keep(finite, optax.apply_updates(arrays, updates), arrays)
-    return eqx.combine(new, rest), keep(finite, moved, opt_state), finite
+    extra = optax.with_extra_args_support(tx)
+    updates, moved = extra.update(gradient, opt_state, arrays, value=loss, **(told or {}))
+    new = eqx.combine(optax.apply_updates(arrays, updates), rest)
+    if after_update is not None:
+        new = after_update(new)
+    return keep(finite, new, params), keep(finite, moved, opt_state), finite
 
 
 def keep(condition: Bool[Array, ""], new: PyTree, old: PyTree) -> PyTree:

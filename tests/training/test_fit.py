@@ -71,6 +71,102 @@ def test_what_a_loss_is_told():
     assert len(set(np.asarray(fit.metrics["noise"]).tolist())) == 5
 
 
+def test_several_averages_projection_and_frozen_parts():
+    """Against a loop of numpy; losses see the first average."""
+
+    class Double(eqx.Module):
+        def init(self, params):
+            return jax.tree.map(lambda leaf: 2 * leaf, params)
+
+        def update(self, average, params, number):
+            return jax.tree.map(lambda leaf: 2 * leaf, params)
+
+    def loss(params, batch, context):
+        seen = jnp.sum(context.averaged["a"])
+        return jnp.sum((params["a"] + params["b"]) * batch), {"seen": seen}
+
+    params = {"a": jnp.ones(2), "b": jnp.ones(2)}
+    batches = jnp.arange(1.0, 9.0).reshape(4, 2)
+    method = step(
+        loss,
+        average=(Double(), Mean2()),
+        trainable={"a": True, "b": False},
+        after_update=lambda p: {"a": jnp.maximum(p["a"], 0.0), "b": p["b"]},
+    )
+    fit = training.fit(method, params, batches, progress=False)
+    a, path = np.ones(2), []
+    for batch in np.asarray(batches):
+        a = np.maximum(a - 0.1 * batch, 0)
+        path.append(a)
+    np.testing.assert_allclose(fit.params["a"], a, rtol=1e-12, atol=1e-15)
+    np.testing.assert_array_equal(fit.params["b"], np.ones(2))
+    np.testing.assert_allclose(fit.metrics["seen"], [4, *(2 * np.sum(p) for p in path[:-1])])
+    np.testing.assert_allclose(fit.state.averaged[1]["a"], np.mean(path, axis=0), rtol=1e-12)
+
+
+class Mean2(eqx.Module):
+    def init(self, params):
+        return params
+
+    def update(self, average, params, number):
+        return jax.tree.map(lambda m, leaf: m + (leaf - m) / number, average, params)
+
+
+def test_what_a_transformation_is_told():
+    """Newton's direction from what it may ask for, and a random number of its own."""
+
+    def update(updates, state, params, *, value, grad, value_fn, grad_fn, hvp_fn, key, **extra):
+        matrix = jax.vmap(lambda z: hvp_fn(params, z))(jnp.eye(3))
+        same = [value - value_fn(params), jnp.sum(abs(grad - grad_fn(params)))]
+        return -jnp.linalg.solve(matrix, updates), (jnp.stack(same), jax.random.normal(key))
+
+    zeros = jnp.zeros(2), jnp.zeros(())
+    newton = optax.GradientTransformationExtraArgs(lambda params: zeros, update)
+
+    def loss(params, batch, context):
+        noise = {"noise": jax.random.normal(context.key)}
+        return 0.5 * jnp.mean((batch @ params - 1) ** 2), noise
+
+    fit = training.fit(step(loss, newton), jnp.ones(3), X[None], progress=False)
+    np.testing.assert_allclose(fit.params, np.linalg.lstsq(X, np.ones(10))[0], rtol=1e-9)
+    same, noise = fit.state.opt_state
+    np.testing.assert_array_equal(same, 0)
+    assert abs(float(noise - fit.metrics["noise"][0])) > 1e-6
+    wanted = training.fit(step(tx=optax.lbfgs()), jnp.ones(3), X[None], 1, progress=False)
+    assert float(square(wanted.params, X, None)[0]) < float(square(jnp.ones(3), X, None)[0])
+
+
+def test_snapshots_are_what_training_had_then():
+    batches = X[:9].reshape(9, 1, 3)
+    taken = training.Snapshots(step(), every=2, count=3)
+    fit = training.fit(taken, jnp.ones(3), batches, piece=5, progress=False)
+    for i, number in enumerate((2, 4, 6)):  # there is no room for that of step 8
+        wanted = training.fit(step(), jnp.ones(3), batches, number, progress=False)
+        np.testing.assert_allclose(fit.state.snapshots[i], wanted.params, rtol=1e-12)
+    plain = training.fit(step(), jnp.ones(3), batches, progress=False)
+    np.testing.assert_allclose(fit.params, plain.params, rtol=1e-12)
+    averaged = training.Snapshots(step(average=Mean()), 4, 3, of=lambda state: state.averaged)
+    found = training.fit(averaged, jnp.ones(3), batches, progress=False).state
+    np.testing.assert_allclose(found.averaged, found.inner.averaged)
+    one = training.fit(step(average=Mean()), jnp.ones(3), batches, 4, progress=False)
+    np.testing.assert_allclose(found.snapshots[0], one.state.averaged, rtol=1e-12)
+    np.testing.assert_array_equal(found.snapshots[2], 0)  # not reached
+
+
+def test_batches_drawn_and_fresh():
+    table = jnp.arange(5.0)
+    drawn = training.Drawn(table, 4000, jax.random.key(0))
+    counts = np.bincount(np.asarray(drawn(jnp.asarray(0)), int), minlength=5)
+    assert np.all(abs(counts - 800) < 4 * np.sqrt(640))
+    assert not np.array_equal(drawn(jnp.asarray(0)), drawn(jnp.asarray(1)))
+    fresh = training.Fresh(lambda key: jax.random.normal(key, (2, 3)), jax.random.key(1))
+    rows = jnp.stack([fresh(jnp.asarray(t)) for t in range(3)])
+    assert len(np.unique(rows)) == 18
+    found = training.fit(step(), jnp.ones(3), fresh, 3, progress=False).params
+    wanted = training.fit(step(), jnp.ones(3), rows, progress=False).params
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+
+
 def test_batches_as_a_function_in_epochs(trace_count):
     key = jax.random.key(1)
     shuffled = training.Shuffled(jnp.asarray(X), 3, key)
@@ -135,6 +231,12 @@ def test_bad_input(tmp_path):
         step(loss=3)
     with pytest.raises(TypeError, match="tx"):
         step(tx=3)
+    with pytest.raises(TypeError, match="after_update"):
+        step(after_update=3)
+    with pytest.raises(TypeError, match="method"):
+        training.Snapshots(square, 1, 1)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="every"):
+        training.Snapshots(step(), 0, 1)
     with pytest.raises(ValueError, match="5 batches for 6 steps"):
         training.fit(step(), jnp.ones(3), batches, 6)
     with pytest.raises(ValueError, match="num_steps"):

@@ -1,0 +1,85 @@
+"""Min-SNR weighting against constant weights, on digits."""
+
+import jax
+import numpy as np
+import optax
+
+from jaxopt_ext import diffusion
+
+from .. import Outcome
+from . import _digits as bed
+
+CLAIM = (
+    "In training a perceptron to predict the data behind noisy digits, the Frechet distance of "
+    "samples is smaller with Min-SNR weights than with constant ones after 400, 800 and 1200 "
+    "steps, and with Min-SNR weights after 800 steps smaller than with constant ones after 1200, "
+    "in the mean of 3 seeds."
+)
+SETTINGS = (
+    "Perceptron 64-256 with three residual layers, variance preserving schedule, batches of 128, "
+    "gamma 5 as in the paper, averages of relative width 0.10, 597 samples by 40 steps of DDIM on "
+    "a grid uniform in log-SNR, predictions clipped to [-1, 1]. Adam's rate is the best of 5e-4, "
+    "1e-3, 2e-3, 4e-3 and 8e-3 by the distance after 1000 steps on seed 100, for each side: 4e-3 for "
+    "both. Seeds 0 to 2 are reported."
+)
+RATES = {"Min-SNR": 4e-3, "constant": 4e-3}
+GRID, TUNING, REPORTED, EVERY, STEPS = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), 100, (0, 1, 2), 400, 1200
+WEIGHTINGS = {
+    "Min-SNR": diffusion.MinSNR(5.0),
+    "constant": diffusion.ConstantWeighting(),
+    "truncated SNR": diffusion.TruncatedSNR(),
+    "SNR": diffusion.SNR(),
+    "P2": diffusion.P2(),
+}
+PREDICTIONS = {
+    "data": diffusion.Data(),
+    "noise": diffusion.Noise(),
+    "velocity": diffusion.Velocity(),
+}
+
+
+def found(weighting, rate, seed, steps=STEPS, every=EVERY, prediction="data"):
+    """Frechet distances on the way."""
+    schedule = diffusion.VariancePreserving()
+    network = diffusion.MLPDenoiser((8, 8), key=jax.random.key(1000 + seed))
+    model = diffusion.Denoiser(network, PREDICTIONS[prediction])
+    loss = diffusion.DenoisingLoss(diffusion.UniformTime(schedule), WEIGHTINGS[weighting])
+    snapshots, _, _ = bed.train(model, loss, optax.adam(rate), steps, every, seed)
+    times, x = diffusion.uniform_log_snr(schedule, 40), bed.noise(schedule, seed)
+    values = []
+    for i in range(steps // every):
+        # A floor of one that is never exceeded: values are clipped to [-1, 1].
+        clipped = diffusion.Thresholded(bed.at(snapshots, model, i), ratio=0.0, floor=1.0)
+        made = diffusion.sample(clipped, diffusion.DDIM(), schedule, times, x, denoise=True)
+        values.append(bed.frechet(made.value))
+    return np.array(values)
+
+
+def tune():
+    """How RATES were found."""
+    for name in RATES:
+        print(name, {rate: found(name, rate, TUNING, 1000, 1000)[0] for rate in GRID})
+
+
+def others(seed=50):
+    """What the other weightings and predictions give, at the rate of Min-SNR."""
+    for prediction in PREDICTIONS:
+        for name in WEIGHTINGS:
+            values = found(name, RATES["Min-SNR"], seed, 1000, 1000, prediction)
+            print(prediction, name, values)
+
+
+def run() -> Outcome:
+    table = [{"steps": EVERY * (i + 1)} for i in range(STEPS // EVERY)]
+    means = {}
+    for name, rate in RATES.items():
+        values = np.stack([found(name, rate, seed) for seed in REPORTED])
+        means[name] = values.mean(axis=0)
+        for row, mean, spread in zip(table, means[name], values.std(axis=0, ddof=1), strict=True):
+            row[name], row[f"{name} spread"] = float(mean), float(spread)
+    ours, constant = means["Min-SNR"], means["constant"]
+    holds = bool(np.all(ours < constant) and ours[1] < constant[2])
+    return Outcome(table, holds, NOTE, why="scale: at this size the gain is smaller than the claim")
+
+
+NOTE = ""
