@@ -2,7 +2,8 @@
 
 import jaxopt_ext as jxt
 
-from .rows import Row, SamplerRow
+from .cases.parallel_sampling import ParallelSamplingCase
+from .rows import FunctionRow, Row, SamplerRow
 
 _ACCELERATED = (
     "Li, Huang, Efimov, Wei, Chi, Chen, Accelerating Convergence of Score-Based Diffusion Models, "
@@ -29,5 +30,18 @@ PARALLEL_SAMPLERS: tuple[Row, ...] = (
         lambda: jxt.diffusion.AcceleratedDDPM(),
         claim="diffusion/accelerated",
         system=("S083",),
+    ),
+    FunctionRow(
+        "ParaDiGMS",
+        "diffusion.sample_parallel",
+        "Shih, Belkhale, Ermon, Sadigh, Anari, Parallel Sampling of Diffusion Models, 2023, "
+        "arXiv:2305.16317",
+        ParallelSamplingCase,
+        claim="diffusion/paradigms",
+        system=("S131",),
+        opt_outs={
+            "gradient": "the number of rounds is found in the run, which reverse mode cannot pass; "
+            "sample has the derivative"
+        },
     ),
 )

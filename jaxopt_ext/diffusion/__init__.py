@@ -52,6 +52,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `sample_reversible` for derivatives in constant memory.
 - Denoising as projection: `DistanceFunction`, `IdealDenoiser` of finitely many points,
   `relative_projection_error`; `admissible` levels and their `constant_rate`.
+- `sample_parallel` (ParaDiGMS): any sampler's run by rounds over a window of steps, fewer than
+  steps, on one device or spread over a mesh. For latency where the model leaves devices idle.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -155,6 +157,7 @@ from .networks import (
     UNetDenoiser,
 )
 from .objectives import AbstractLevels, DenoisingLoss, DiscreteTimes, LogNormal, UniformTime
+from .paradigms import sample_parallel
 from .pndm import FON, PNDM, ImprovedEuler, RungeKutta
 from .policies import naive_policy, optimal_policy, policy_cost
 from .posthoc import posthoc_average, posthoc_coefficients
@@ -349,6 +352,7 @@ __all__ = [
     "sample",
     "sample_adaptive",
     "sample_adjoint",
+    "sample_parallel",
     "sample_reversible",
     "task_conflict",
     "theory_schedule",

@@ -5,6 +5,14 @@ import numpy as np
 from ..core import checks
 from .denoiser import combine
 from .sampler import AbstractSampler, ends, gaussian
+from .schedules import Coefficients, Node
+
+
+def posterior_deviation(here: Node, there: Node) -> Coefficients:
+    """$\\sigma_t \\sqrt{1 - e^{-2h}}$, the noise that ancestral sampling draws in a step."""
+    # exp(-2h); 1 less it is the share of the noise that is new since the step's end
+    decay = (here.alpha / here.sigma * there.sigma / there.alpha) ** 2
+    return there.sigma * np.sqrt(1 - decay)
 
 
 class DDIM(AbstractSampler):
@@ -45,9 +53,7 @@ class DDIM(AbstractSampler):
     def plan(self, schedule, times):
         here, there = ends(schedule, times)
         ratio = there.alpha / here.alpha
-        # exp(-2h); 1 less it is the share of the noise that is new since the step's end
-        decay = (here.alpha / here.sigma * there.sigma / there.alpha) ** 2
-        fresh = self.eta * there.sigma * np.sqrt(1 - decay)
+        fresh = self.eta * posterior_deviation(here, there)
         kept = np.sqrt(there.sigma**2 - fresh**2)
         return here, ratio, kept - here.sigma * ratio, fresh
 

@@ -84,12 +84,15 @@ class Sampled(eqx.Module):
     - `path`: the points behind each step, on a leading axis, or `None`.
     - `status`: a `Status` from drivers that may stop before the end, `converged` at the end; else
       `None`.
+    - `rounds`: of drivers that evaluate many steps at once, how often one after the other; else
+      `None`.
     """
 
     value: Sample
     evaluations: int | Int[Array, "*n"]
     path: Any = None
     status: Status | None = None
+    rounds: Int[Array, "*n"] | None = None
 
 
 def sample(
