@@ -13,6 +13,10 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
 - `Euler`, `Midpoint`, `RK4` and `Heun` are explicit Runge-Kutta methods; `sample_adjoint` takes
   them for derivatives whose memory does not grow with the steps.
+- Inverse problems: `posterior_sample` with `MCG`, or `RePaint`, `DataProjection` to compare with,
+  of a `LinearMeasurement`, `Inpainting`, `Colorization`, `SuperResolution`, `Blur` (kernels
+  `gaussian_kernel`, `motion_kernel`) or `SparseRadon`; what they impose is a `Projection`,
+  `Transpose`, `Kaczmarz` or `Unconstrained`.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
@@ -35,6 +39,8 @@ from .averages import (
     power_width,
 )
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_teacher
+from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
+from .data_projection import DataProjection
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -59,6 +65,18 @@ from .grids import (
 )
 from .guidance import ClassifierFree, Guided, Thresholded
 from .heun import Heun
+from .mcg import MCG
+from .measurement import (
+    AbstractMeasurement,
+    Blur,
+    Colorization,
+    Inpainting,
+    LinearMeasurement,
+    SparseRadon,
+    SuperResolution,
+    gaussian_kernel,
+    motion_kernel,
+)
 from .mixture import GaussianMixture
 from .networks import (
     AbstractNetwork,
@@ -76,6 +94,8 @@ from .objectives import (
     LogNormal,
     UniformTime,
 )
+from .posterior import AbstractGuidedSampler, posterior_sample
+from .repaint import RePaint
 from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
@@ -103,23 +123,30 @@ from .weightings import (
 
 __all__ = [
     "DDIM",
+    "MCG",
     "P2",
     "RK4",
     "SNR",
     "AbstractAverage",
+    "AbstractConsistency",
     "AbstractDenoiser",
+    "AbstractGuidedSampler",
     "AbstractLevels",
+    "AbstractMeasurement",
     "AbstractNetwork",
     "AbstractPrediction",
     "AbstractRungeKutta",
     "AbstractSampler",
     "AbstractSchedule",
     "AbstractWeighting",
+    "Blur",
     "ClassifierFree",
+    "Colorization",
     "ConstantWeighting",
     "Cosine",
     "Data",
     "DataForm",
+    "DataProjection",
     "Denoiser",
     "DenoisingLoss",
     "DigitFeatures",
@@ -133,8 +160,11 @@ __all__ = [
     "GaussianMixture",
     "Guided",
     "Heun",
+    "Inpainting",
     "InverseSNR",
+    "Kaczmarz",
     "Labelled",
+    "LinearMeasurement",
     "LogNormal",
     "MLPDenoiser",
     "MaxSNR",
@@ -145,14 +175,20 @@ __all__ = [
     "NoiseForm",
     "PowerFunctionAverage",
     "Preconditioned",
+    "Projection",
+    "RePaint",
     "RectifiedFlow",
     "Sampled",
     "Score",
     "Sinusoidal",
+    "SparseRadon",
+    "SuperResolution",
     "Thresholded",
     "TransformerDenoiser",
+    "Transpose",
     "TruncatedSNR",
     "UNetDenoiser",
+    "Unconstrained",
     "UniformTime",
     "VarianceExploding",
     "VariancePreserving",
@@ -164,10 +200,13 @@ __all__ = [
     "digits_teacher",
     "ends",
     "gaussian",
+    "gaussian_kernel",
     "karras",
     "leading",
     "linear_betas",
     "linspaced",
+    "motion_kernel",
+    "posterior_sample",
     "power_exponent",
     "power_width",
     "prior",
