@@ -14,6 +14,13 @@ _POSTERIOR = {
     "pytree": "the measurement of the example is of arrays",
 }
 
+
+def _psld():
+    autoencoder = jxt.diffusion.Autoencoder(lambda x: x / 2, lambda z: 2 * z + z**2 / 8)
+    seen = jxt.diffusion.Inpainting(_MASK)
+    return jxt.diffusion.PSLD(seen, np.zeros(2), autoencoder, batch_ndim=0)
+
+
 INVERSE_SAMPLERS: tuple[Row, ...] = (
     FunctionRow(
         "AdjointDPM",
@@ -40,6 +47,16 @@ INVERSE_SAMPLERS: tuple[Row, ...] = (
         lambda: jxt.diffusion.MCG(jxt.diffusion.Inpainting(_MASK), np.zeros(2), batch_ndim=0),
         claim="diffusion/mcg",
         system=("S154",),
+        opt_outs=_POSTERIOR,
+    ),
+    SamplerRow(
+        "Posterior sampling with latent diffusion (PSLD)",
+        "diffusion.PSLD",
+        "Rout, Raoof, Daras, Caramanis, Dimakis, Shakkottai, Solving Linear Inverse Problems "
+        "Provably via Posterior Sampling with Latent Diffusion Models, 2023, arXiv:2307.00619",
+        _psld,
+        claim="diffusion/psld",
+        system=("S120",),
         opt_outs=_POSTERIOR,
     ),
 )

@@ -13,10 +13,11 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
 - `Euler`, `Midpoint`, `RK4` and `Heun` are explicit Runge-Kutta methods; `sample_adjoint` takes
   them for derivatives whose memory does not grow with the steps.
-- Inverse problems: `posterior_sample` with `MCG`, or `RePaint`, `DataProjection` to compare with,
-  of a `LinearMeasurement`, `Inpainting`, `Colorization`, `SuperResolution`, `Blur` (kernels
-  `gaussian_kernel`, `motion_kernel`) or `SparseRadon`; what they impose is a `Projection`,
-  `Transpose`, `Kaczmarz` or `Unconstrained`.
+- Inverse problems: `posterior_sample` with `MCG`, with `PSLD` for models of latents between which
+  and images an `Autoencoder` stands, or with `RePaint`, `DataProjection` to compare with. What is
+  measured: `LinearMeasurement`, `Inpainting`, `Colorization`, `SuperResolution`, `SparseRadon`,
+  `Blur` with `gaussian_kernel` or `motion_kernel`. What is imposed of it: `Projection`,
+  `Transpose`, `Kaczmarz`, `Unconstrained`.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
@@ -24,13 +25,14 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
   `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
   weights.
-- To try things on: `digits`, `digit_features`, `digits_teacher`; distances of samples are in
-  `core.distances`.
+- To try things on: `digits`, `digit_features`, `digits_teacher`, `digits_autoencoder` (a
+  `ConvolutionalAutoencoder`); distances of samples are in `core.distances`.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
 
 from .adjoint import sample_adjoint
+from .autoencoders import ConvolutionalAutoencoder
 from .averages import (
     AbstractAverage,
     ExponentialAverage,
@@ -38,7 +40,7 @@ from .averages import (
     power_exponent,
     power_width,
 )
-from .beds import DigitFeatures, Digits, digit_features, digits, digits_teacher
+from .beds import DigitFeatures, Digits, digit_features, digits, digits_autoencoder, digits_teacher
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
 from .data_projection import DataProjection
 from .ddim import DDIM
@@ -95,6 +97,7 @@ from .objectives import (
     UniformTime,
 )
 from .posterior import AbstractGuidedSampler, posterior_sample
+from .psld import PSLD, Autoencoder
 from .repaint import RePaint
 from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
@@ -125,6 +128,7 @@ __all__ = [
     "DDIM",
     "MCG",
     "P2",
+    "PSLD",
     "RK4",
     "SNR",
     "AbstractAverage",
@@ -139,10 +143,12 @@ __all__ = [
     "AbstractSampler",
     "AbstractSchedule",
     "AbstractWeighting",
+    "Autoencoder",
     "Blur",
     "ClassifierFree",
     "Colorization",
     "ConstantWeighting",
+    "ConvolutionalAutoencoder",
     "Cosine",
     "Data",
     "DataForm",
@@ -197,6 +203,7 @@ __all__ = [
     "cosine_betas",
     "digit_features",
     "digits",
+    "digits_autoencoder",
     "digits_teacher",
     "ends",
     "gaussian",

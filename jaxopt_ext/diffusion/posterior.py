@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..core import checks, loops, tree
 from ..core.closure import hoist
 from .denoiser import AbstractDenoiser, Data, Sample, combine
 from .measurement import AbstractMeasurement, Measured
-from .sampler import AbstractSampler, Sampled, ends, gaussian, sample
+from .sampler import AbstractSampler, Sampled, as_numbers, ends, gaussian, sample
 from .schedules import AbstractSchedule, Node, Times
 
 Advance = Callable[[AbstractDenoiser, Sample, PRNGKeyArray], tuple[Sample, Any]]
@@ -66,8 +67,9 @@ class AbstractGuidedSampler(AbstractSampler):
         """What is measured of one sample without noise; itself unless said otherwise."""
         return x
 
-    def finish(self, x: Sample) -> Sample:
+    def finish(self, x: Sample, node: Node) -> Sample:
         """What is given back of the samples at the end; themselves unless said otherwise."""
+        del node
         return x
 
     @property
@@ -229,9 +231,10 @@ def posterior_sample(
     checks.instance("guided", guided, AbstractGuidedSampler, "MCG(measurement, y)")
     guided = hoist(guided)
     out = sample(model, guided, schedule, times, x, key=key, denoise=denoise, trace=trace)
-    return eqx.tree_at(lambda s: s.value, out, _finish(guided, out.value))
+    (last,) = as_numbers((schedule.nodes(np.asarray(times)[-1]),), out.value)
+    return Sampled(_finish(guided, out.value, last), out.evaluations, out.path)
 
 
 @eqx.filter_jit
-def _finish(guided: AbstractGuidedSampler, x: PyTree[Array]) -> PyTree[Array]:
-    return guided.fit(x).finish(x)
+def _finish(guided: AbstractGuidedSampler, x: PyTree[Array], node: Node) -> PyTree[Array]:
+    return guided.fit(x).finish(x, node)

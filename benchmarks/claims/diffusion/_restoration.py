@@ -12,13 +12,13 @@ WIDTH = 0.25
 PRIOR, NUM = 900, 64
 
 
-def images(seed: int):
-    """A batch that the prior has not seen: of the training images behind it for the first four
-    seeds, which settings are chosen on, of the test images for those from 10."""
+def images(seed: int, num: int = NUM):
+    """A batch, of at most `NUM`, that the prior has not seen: of the training images behind it for
+    the first four seeds, which settings are chosen on, of the test images for those from 10."""
     data = diffusion.digits()
     pool = data.train[PRIOR:] if seed < 10 else data.test
     first = NUM * (seed % 10)
-    return jnp.asarray(pool[first : first + NUM])
+    return jnp.asarray(pool[first : first + num])
 
 
 def points_denoiser(points, width: float) -> diffusion.Denoiser:
