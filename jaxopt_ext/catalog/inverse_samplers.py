@@ -1,9 +1,25 @@
 """Rows of derivatives of samples, and of samplers of inverse problems."""
 
+import numpy as np
+
 import jaxopt_ext as jxt
 
 from .cases.adjoint import AdjointCase
 from .rows import FunctionRow, Row, SamplerRow
+
+# One of two coordinates is seen; the suite's batch counts as one sample.
+_MASK = np.array([True, False])
+_POSTERIOR = {
+    "law": "it samples given a measurement, and no posterior exactly",
+    "pytree": "the measurement of the example is of arrays",
+}
+
+
+def _psld():
+    autoencoder = jxt.diffusion.Autoencoder(lambda x: x / 2, lambda z: 2 * z + z**2 / 8)
+    seen = jxt.diffusion.Inpainting(_MASK)
+    return jxt.diffusion.PSLD(seen, np.zeros(2), autoencoder, batch_ndim=0)
+
 
 INVERSE_SAMPLERS: tuple[Row, ...] = (
     FunctionRow(
@@ -22,5 +38,25 @@ INVERSE_SAMPLERS: tuple[Row, ...] = (
         lambda: jxt.diffusion.RK4(),
         claim="diffusion/adjoint",
         order=4,
+    ),
+    SamplerRow(
+        "Manifold constrained gradients (MCG)",
+        "diffusion.MCG",
+        "Chung, Sim, Ryu, Ye, Improving Diffusion Models for Inverse Problems using Manifold "
+        "Constraints, 2022, arXiv:2206.00941",
+        lambda: jxt.diffusion.MCG(jxt.diffusion.Inpainting(_MASK), np.zeros(2), batch_ndim=0),
+        claim="diffusion/mcg",
+        system=("S154",),
+        opt_outs=_POSTERIOR,
+    ),
+    SamplerRow(
+        "Posterior sampling with latent diffusion (PSLD)",
+        "diffusion.PSLD",
+        "Rout, Raoof, Daras, Caramanis, Dimakis, Shakkottai, Solving Linear Inverse Problems "
+        "Provably via Posterior Sampling with Latent Diffusion Models, 2023, arXiv:2307.00619",
+        _psld,
+        claim="diffusion/psld",
+        system=("S120",),
+        opt_outs=_POSTERIOR,
     ),
 )

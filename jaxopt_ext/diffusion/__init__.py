@@ -23,8 +23,6 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   weights.
 - Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
   of times lose; `task_conflict` measures how far they do.
-- To try things on: `digits`, `digit_features`, `digits_teacher`; distances of samples are in
-  `core.distances`.
 - Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
   `AutoregressiveLoss`; `optimal_policy` generates many coordinates a call, `encode` and `decode`
   are a lossless coder.
@@ -54,6 +52,13 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `relative_projection_error`; `admissible` levels and their `constant_rate`.
 - `sample_parallel` (ParaDiGMS): any sampler's run by rounds over a window of steps, fewer than
   steps, on one device or spread over a mesh. For latency where the model leaves devices idle.
+- Inverse problems: `posterior_sample` with `MCG`, with `PSLD` for models of latents between which
+  and images an `Autoencoder` stands, or with `RePaint`, `DataProjection` to compare with. What is
+  measured: `LinearMeasurement`, `Inpainting`, `Colorization`, `SuperResolution`, `SparseRadon`,
+  `Blur` with `gaussian_kernel` or `motion_kernel`. What is imposed of it: `Projection`,
+  `Transpose`, `Kaczmarz`, `Unconstrained`.
+- To try things on: `digits`, `digit_features`, `digits_teacher`, `digits_autoencoder` (a
+  `ConvolutionalAutoencoder`); distances of samples are in `core.distances`.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -67,6 +72,7 @@ from .accelerated import (
 )
 from .adaptive import DPMSolverAdaptive, sample_adaptive
 from .adjoint import sample_adjoint
+from .autoencoders import ConvolutionalAutoencoder
 from .autoregressive import (
     AbstractOrderModel,
     AutoregressiveLoss,
@@ -86,8 +92,10 @@ from .averages import (
     power_width,
 )
 from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
-from .beds import DigitFeatures, Digits, digit_features, digits, digits_teacher
+from .beds import DigitFeatures, Digits, digit_features, digits, digits_autoencoder, digits_teacher
 from .coding import decode, encode
+from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
+from .data_projection import DataProjection
 from .ddim import DDIM
 from .denoiser import (
     AbstractDenoiser,
@@ -145,6 +153,18 @@ from .magnitude_preserving import (
     mp_sum,
     pixel_norm,
 )
+from .mcg import MCG
+from .measurement import (
+    AbstractMeasurement,
+    Blur,
+    Colorization,
+    Inpainting,
+    LinearMeasurement,
+    SparseRadon,
+    SuperResolution,
+    gaussian_kernel,
+    motion_kernel,
+)
 from .mixture import GaussianMixture
 from .model_statistics import ModelStatistics, model_statistics
 from .networks import (
@@ -160,6 +180,7 @@ from .objectives import AbstractLevels, DenoisingLoss, DiscreteTimes, LogNormal,
 from .paradigms import sample_parallel
 from .pndm import FON, PNDM, ImprovedEuler, RungeKutta
 from .policies import naive_policy, optimal_policy, policy_cost
+from .posterior import AbstractGuidedSampler, posterior_sample
 from .posthoc import posthoc_average, posthoc_coefficients
 from .projection import (
     DistanceFunction,
@@ -168,6 +189,8 @@ from .projection import (
     constant_rate,
     relative_projection_error,
 )
+from .psld import PSLD, Autoencoder
+from .repaint import RePaint
 from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
 from .schedules import (
@@ -210,15 +233,20 @@ __all__ = [
     "EDICT",
     "EDM2MLP",
     "FON",
+    "MCG",
     "P2",
     "PNDM",
+    "PSLD",
     "RK4",
     "SNR",
     "AbstractAverage",
+    "AbstractConsistency",
     "AbstractDenoiser",
+    "AbstractGuidedSampler",
     "AbstractIncrement",
     "AbstractInvertible",
     "AbstractLevels",
+    "AbstractMeasurement",
     "AbstractNetwork",
     "AbstractOrderModel",
     "AbstractPrediction",
@@ -228,10 +256,14 @@ __all__ = [
     "AbstractWeighting",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
+    "Autoencoder",
     "AutoregressiveLoss",
+    "Blur",
     "Chain",
     "ClassifierFree",
+    "Colorization",
     "ConstantWeighting",
+    "ConvolutionalAutoencoder",
     "Cosine",
     "DDIMInversion",
     "DPMSolver",
@@ -241,6 +273,7 @@ __all__ = [
     "Data",
     "DataForm",
     "DataLogits",
+    "DataProjection",
     "Denoiser",
     "DenoisingLoss",
     "DigitFeatures",
@@ -264,9 +297,12 @@ __all__ = [
     "HeunIncrement",
     "IdealDenoiser",
     "ImprovedEuler",
+    "Inpainting",
     "Interpolation",
     "InverseSNR",
+    "Kaczmarz",
     "Labelled",
+    "LinearMeasurement",
     "LogNormal",
     "MLPDenoiser",
     "MPConv",
@@ -286,6 +322,8 @@ __all__ = [
     "PlainScoreDDPM",
     "PowerFunctionAverage",
     "Preconditioned",
+    "Projection",
+    "RePaint",
     "RectifiedFlow",
     "RungeKutta",
     "SDEDPMSolverPP",
@@ -294,12 +332,16 @@ __all__ = [
     "SingleStep",
     "Sinusoidal",
     "SoftmaxWeights",
+    "SparseRadon",
+    "SuperResolution",
     "TaskConflict",
     "Thresholded",
     "TransformerDenoiser",
+    "Transpose",
     "TruncatedSNR",
     "UNetDenoiser",
     "UncertaintyLoss",
+    "Unconstrained",
     "UniC",
     "UniP",
     "UniPC",
@@ -320,6 +362,7 @@ __all__ = [
     "digit_features",
     "digit_levels",
     "digits",
+    "digits_autoencoder",
     "digits_teacher",
     "dpm_solver_fast",
     "edm2_optimizer",
@@ -327,6 +370,7 @@ __all__ = [
     "ends",
     "forced_normalisation",
     "gaussian",
+    "gaussian_kernel",
     "inverse_sqrt_schedule",
     "invert",
     "karras",
@@ -335,6 +379,7 @@ __all__ = [
     "linspaced",
     "log_linear",
     "model_statistics",
+    "motion_kernel",
     "mp_cat",
     "mp_silu",
     "mp_sum",
@@ -342,6 +387,7 @@ __all__ = [
     "optimal_policy",
     "pixel_norm",
     "policy_cost",
+    "posterior_sample",
     "posthoc_average",
     "posthoc_coefficients",
     "power_exponent",

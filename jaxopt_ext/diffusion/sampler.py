@@ -131,7 +131,7 @@ def sample(
     x, key, times = prepare(model, sampler, schedule, times, x, key)
     first, last = schedule.nodes(times[0]), schedule.nodes(times[-1])
     begin, table, last = as_numbers((first, sampler.plan(schedule, times), last), x)
-    value, path = _run(hoist(model), sampler, x, begin, table, last, key, denoise, trace)
+    value, path = _run(hoist(model), hoist(sampler), x, begin, table, last, key, denoise, trace)
     return Sampled(value, sampler.evaluations(len(times) - 1) + denoise, path)
 
 
