@@ -24,8 +24,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
   of times lose; `task_conflict` measures how far they do.
 - Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
-  `AutoregressiveLoss`; `optimal_policy` generates many coordinates a call, `encode` and `decode`
-  are a lossless coder.
+  `AutoregressiveLoss`; `optimal_policy` generates many coordinates a call, `compress` and
+  `decompress` are a lossless coder.
 - `DPMSolver` (orders 1 to 3 in the predicted noise; `dpm_solver_fast` for a given number of
   evaluations), `DPMSolverPP` (in the predicted data; for guidance), each by `SingleStep` or
   `MultiStep`; `SDEDPMSolverPP` draws noise. `sample_adaptive` with `DPMSolverAdaptive` chooses the
@@ -93,7 +93,7 @@ from .averages import (
 )
 from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_autoencoder, digits_teacher
-from .coding import decode, encode
+from .coding import compress, decompress
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
 from .data_projection import DataProjection
 from .ddim import DDIM
@@ -356,9 +356,11 @@ __all__ = [
     "admissible",
     "antithetic_steps",
     "combine",
+    "compress",
     "constant_rate",
     "cosine_betas",
     "decode",
+    "decompress",
     "digit_features",
     "digit_levels",
     "digits",

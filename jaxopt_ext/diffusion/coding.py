@@ -16,7 +16,7 @@ _LOW = np.uint64(1 << 31)  # states lie in [2^31, 2^63), and give and take 32 bi
 _WORD = np.uint64(32)
 
 
-def encode(
+def compress(
     model: AbstractOrderModel,
     x: Int[Array, "*n D"],
     key: PRNGKeyArray,
@@ -72,13 +72,13 @@ def encode(
     return head + state.astype("<u8").tobytes() + stream.astype("<u4").tobytes()
 
 
-def decode(
+def decompress(
     model: AbstractOrderModel,
     data: bytes,
     key: PRNGKeyArray,
     policy: Int[Array, " b"] | None = None,
 ) -> Int[np.ndarray, "*n D"]:
-    """The values behind the bytes of `encode`, with the same model, key and policy.
+    """The values behind the bytes of `compress`, with the same model, key and policy.
 
     **Raises:** `ValueError` if the bytes are too few, too many, or not those of such a model.
     """

@@ -175,19 +175,19 @@ def test_what_is_decoded_is_what_was_encoded(kind, policy):
     rng = np.random.default_rng(0)
     x = STATES[rng.choice(81, 300, p=JOINT)]
     key = jax.random.key(5)
-    data = diffusion.encode(model, x, key, policy)
-    np.testing.assert_array_equal(diffusion.decode(model, data, key, policy), x)
+    data = diffusion.compress(model, x, key, policy)
+    np.testing.assert_array_equal(diffusion.decompress(model, data, key, policy), x)
     keys = jax.random.split(key, model.stages)
     orders = jnp.stack([jax.random.permutation(k, 4) for k in keys])
     logs = jax.jit(jax.vmap(lambda x: model.log_prob(x, orders, policy)))(jnp.asarray(x))
     bits = -float(jnp.sum(logs)) / np.log(2)
     assert bits - 1 < 8 * len(data) < 1.02 * bits + 64 * 300 + 32
-    alone = diffusion.encode(model, x[0], key, policy)
-    np.testing.assert_array_equal(diffusion.decode(model, alone, key, policy), x[0])
+    alone = diffusion.compress(model, x[0], key, policy)
+    np.testing.assert_array_equal(diffusion.decompress(model, alone, key, policy), x[0])
     with pytest.raises(ValueError, match=r"data|hold"):
-        diffusion.decode(model, data[:-4], key, policy)
+        diffusion.decompress(model, data[:-4], key, policy)
     with pytest.raises(ValueError, match=r"data|hold"):
-        diffusion.decode(model, data, jax.random.key(6), policy)
+        diffusion.decompress(model, data, jax.random.key(6), policy)
 
 
 @pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.slow)])
@@ -223,6 +223,6 @@ def test_bad_input_is_refused():
     with pytest.raises(ValueError, match="budget"):
         diffusion.naive_policy(4, 0)
     with pytest.raises(ValueError, match="x must"):
-        diffusion.encode(model, np.array([0, 1, 2, 3]), key)
+        diffusion.compress(model, np.array([0, 1, 2, 3]), key)
     with pytest.raises(ValueError, match="at least 12 bytes"):
-        diffusion.decode(model, b"", key)
+        diffusion.decompress(model, b"", key)

@@ -91,8 +91,8 @@ def one(seed, rates=CHOSEN, *, whole=True):
     some, code = np.asarray(test[:100]), jax.random.key(1)
     worst = 0.0
     for policy in (None, diffusion.optimal_policy(jnp.asarray(smooth), 16)):
-        stored = diffusion.encode(model, some, code, policy)
-        same = np.array_equal(diffusion.decode(model, stored, code, policy), some)
+        stored = diffusion.compress(model, some, code, policy)
+        same = np.array_equal(diffusion.decompress(model, stored, code, policy), some)
         order = jax.random.permutation(jax.random.split(code, 1)[0], PIXELS)
         need = float(bits(model, test[:100], order, policy).sum())
         over = (8 * len(stored) - need) / need - 64 * 100 / need
