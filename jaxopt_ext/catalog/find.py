@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
 from .diffusion_training import DIFFUSION_TRAINING
+from .dpm_solver_v3 import DPM_SOLVER_V3
 from .dpm_solvers import DPM_SOLVERS
 from .estimators import ESTIMATORS
 from .fedmbo import FEDMBO
@@ -81,6 +82,7 @@ ROWS: tuple[Row, ...] = (
     *PARALLEL_SAMPLERS,
     *MULTISTEP_SAMPLERS,
     *DPM_SOLVERS,
+    *DPM_SOLVER_V3,
     *ESTIMATORS,
     *LINALG,
     *LINALG_SEQUENCES,
