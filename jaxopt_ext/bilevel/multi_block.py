@@ -63,7 +63,7 @@ class MeasuredRows(AbstractRowMoves):
     """A row moves when it is measured, along its new slope, as many steps at once as it has waited:
     the lazy form, in which blocks that are not measured are left alone.
 
-    A step of a row is then as much as $m / I$ times longer, and so must the step size be shorter.
+    The steps of a row are then $m / I$ times longer on average, and the step size must be shorter.
     A correction of `MSVR` above 1 has no use here: it makes up for moves that rows do not make
     while they wait, and multiplies the noise of those that they make at once.
     """

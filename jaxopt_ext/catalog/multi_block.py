@@ -1,7 +1,5 @@
 """Rows of the bilevel methods that look at a few blocks in each step."""
 
-from typing import Any
-
 import jaxopt_ext as jxt
 
 from .rows import SolverRow
@@ -10,17 +8,21 @@ _BSVRB = (
     "Hu, Qiu, Guo, Zhang, Yang, Blockwise Stochastic Variance-Reduced Methods with Parallel "
     "Speedup for Multi-Block Bilevel Optimization, ICML 2023, arXiv:2305.18730"
 )
-_WHOLE: dict[str, Any] = {"blocks": None, "batch": None, "tol": 1e-6, "max_steps": 3000}
-"""Of all blocks and samples: with fewer the noise stays, whatever the tolerance."""
-_FREE = _WHOLE | {"multiplier_set": None}
-
-
+# Of all blocks and samples: with fewer the noise stays, whatever the tolerance.
 MULTI_BLOCK: tuple[SolverRow, ...] = (
     SolverRow(
         "Blockwise stochastic variance-reduced bilevel method",
         "bilevel.BSVRB",
         _BSVRB,
-        lambda: jxt.bilevel.BSVRB(0.3, 0.5, **_FREE),
+        lambda: jxt.bilevel.BSVRB(
+            0.3,
+            0.5,
+            blocks=None,
+            batch=None,
+            multiplier_set=None,
+            tol=1e-6,
+            max_steps=3000,
+        ),
         claim="bilevel/multi_block",
         system=("S056",),
     ),
@@ -28,7 +30,9 @@ MULTI_BLOCK: tuple[SolverRow, ...] = (
         "Blockwise stochastic variance-reduced bilevel method, Hessians",
         "bilevel.BSVRBHessian",
         _BSVRB,
-        lambda: jxt.bilevel.BSVRBHessian(0.3, 0.5, **_WHOLE),
+        lambda: jxt.bilevel.BSVRBHessian(
+            0.3, 0.5, blocks=None, batch=None, tol=1e-6, max_steps=3000
+        ),
         claim="bilevel/multi_block",
         system=("S056",),
     ),
