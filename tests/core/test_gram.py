@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from jax.sharding import AxisType, PartitionSpec as P
 
 from jaxopt_ext.core.gram import combine, gram, min_norm_weights, nonnegative_program
 from jaxopt_ext.multiobjective import dual_cone_weights, nash_weights
@@ -140,6 +141,23 @@ def test_nonnegative_least_squares_agree_at_256():
     for i in (0, 100, 255):
         left = rows[i] + rows.T @ scipy.optimize.nnls(rows.T, -rows[i])[0]
         np.testing.assert_allclose(w[i] @ rows, left, atol=1e-7)
+
+
+@pytest.mark.slow
+def test_more_than_can_be_factorized_in_a_batch_and_in_shard_map():
+    """One member's programs do not converge without factorizations; another is not a number."""
+    plain, low, close = hard(20)
+    low = np.pad(low, ((0, 0), (0, 15)))
+    rows = jnp.asarray(np.stack([plain, close, low, 2 * plain])).at[3, 0, 0].set(jnp.nan)
+    G = jax.vmap(gram)(rows)
+    project = lambda G: jax.vmap(lambda G: dual_cone_weights(G, jnp.eye(20)))(G)
+    mesh = jax.make_mesh((2,), ("i",), axis_types=(AxisType.Auto,))
+    spread = jax.shard_map(project, mesh=mesh, in_specs=P("i"), out_specs=P("i"))
+    looped = np.stack([ONE_CONE(one, jnp.eye(20)) for one in G])
+    assert np.all(np.isnan(looped[3]))
+    for found in (jax.jit(project)(G), jax.jit(spread)(G)):
+        assert np.all(np.isnan(found[3]))
+        np.testing.assert_allclose(found[:3] @ rows[:3], looped[:3] @ rows[:3], atol=1e-9)
 
 
 def test_too_few_turns_are_reported():
