@@ -88,38 +88,23 @@ def _samples(data, key, size):
     return data if size is None else minibatch(data, None, key, size)
 
 
-class Drawn(eqx.Module):
-    """The clients that take part in one stage.
+def mean_over(
+    network: Network, count: int | None, here: Bool[Array, " n"], value: PyTree[Array]
+) -> PyTree[Array]:
+    """The mean over the clients that take part, at each local client. What others found is not
+    looked at.
 
     **Arguments:**
 
-    - `network`: where they live.
-    - `count`: how many, drawn uniformly without replacement; all if `None`.
-    - `key`: common to all clients.
-
-    **Raises:** `ValueError` if there are fewer.
+    - `count`: how many they are; all if `None`.
+    - `here`: which they are, as from `participants`.
     """
-
-    network: Network
-    count: int | None = eqx.field(static=True)
-    here: Bool[Array, " n"]
-
-    def __init__(self, network: Network, count: int | None, key: PRNGKeyArray):
-        self.network, self.count = network, count
-        self.here = participants(key, network.size, count)
-
-    def moved(self, order: Int[Array, " n"]) -> "Drawn":
-        """Where they are after `network.permute`."""
-        return eqx.tree_at(lambda drawn: drawn.here, self, self.here[order])
-
-    def mean(self, value: PyTree[Array]) -> PyTree[Array]:
-        """The mean over them, at each local client. What others found is not looked at."""
-        if self.count is None:
-            return self.network.mean(value)
-        here = self.network.local(self.here)
-        kept = jax.tree.map(lambda a: jnp.where(column(here, a), a, 0), value)
-        # How many they are is known: nobody need ask.
-        return tree.scale(self.network.mean(kept), self.network.size / self.count)
+    if count is None:
+        return network.mean(value)
+    local = network.local(here)
+    kept = jax.tree.map(lambda a: jnp.where(column(local, a), a, 0), value)
+    # How many they are is known: nobody need ask.
+    return tree.scale(network.mean(kept), network.size / count)
 
 
 class AbstractSeries(eqx.Module):
@@ -188,7 +173,7 @@ class CommonTruncation(_AbstractTruncation):
 
 class WholeSeries(AbstractSeries):
     """Each chain makes all products and sums them. It carries the sum too, and twice as much
-    travels; the variance is lower by the order of Q."""
+    travels, for far less variance."""
 
     def lengths(self, key, num_terms, n):
         return jnp.full((n,), num_terms - 1, jnp.int32)
@@ -219,8 +204,13 @@ class Stages(eqx.Module):
     participants: int | None = eqx.field(static=True)
     series: AbstractSeries
 
-    def draw(self, key) -> Drawn:
-        return Drawn(self.network, self.participants, key)
+    def draw(self, key) -> Bool[Array, " n"]:
+        """Which clients take part in a stage."""
+        return participants(key, self.network.size, self.participants)
+
+    def mean(self, here: Bool[Array, " n"], value: PyTree[Array]) -> PyTree[Array]:
+        """The mean over them."""
+        return mean_over(self.network, self.participants, here, value)
 
     def gradients(self, key) -> tuple[PyTree[Array], PyTree[Array]]:
         """$\\nabla_x f_i$ and $\\nabla_y f_i$."""
@@ -274,7 +264,7 @@ def _parallel(stages: Stages, key, move) -> PyTree[Array]:
     begun = stages.draw(drawing)
     own, r = stages.gradients(sampling)
     lengths = series.lengths(lengths, stages.num_terms, network.size)
-    longest = jnp.max(jnp.where(begun.here, lengths, 0))
+    longest = jnp.max(jnp.where(begun, lengths, 0))
 
     def multiply(l, key, carried, lengths):
         longer = series.extend(carried, stages.multiply(key, carried[0]))
@@ -283,16 +273,18 @@ def _parallel(stages: Stages, key, move) -> PyTree[Array]:
 
     def step(l, key, carry):
         moving, sampling = jax.random.split(key)
-        carried, drawn, lengths = carry
+        carried, here, lengths = carry
         carried, order = move(moving, carried)
-        drawn, lengths = drawn.moved(order), lengths[order]
+        here, lengths = here[order], lengths[order]
         # Of the last move come clients for the cross product alone.
         go = lambda carried: multiply(l, sampling, carried, lengths)
-        return loops.cond(l <= longest, go, lambda carried: carried, carried), drawn, lengths
+        return loops.cond(l <= longest, go, lambda carried: carried, carried), here, lengths
 
     carry = series.start(r), begun, lengths
     carried, ended, _ = _repeat(step, carry, longest + 1, stages.num_terms, steps)
-    return jax.tree.map(jnp.subtract, begun.mean(own), ended.mean(stages.cross(last, carried)))
+    through = stages.cross(last, carried)
+    # The two means are over different clients: where chains begin and where they end.
+    return jax.tree.map(jnp.subtract, stages.mean(begun, own), stages.mean(ended, through))
 
 
 class AbstractChain(eqx.Module):
@@ -339,7 +331,7 @@ class AveragedChain(AbstractChain):
 
         def mean(key, value):
             drawing, sampling = jax.random.split(key)
-            return stages.draw(drawing).mean(value(sampling))
+            return stages.mean(stages.draw(drawing), value(sampling))
 
         def step(l, key, carried):
             r = mean(key, lambda key: stages.multiply(key, carried[0]))
@@ -356,7 +348,7 @@ class AveragedChain(AbstractChain):
         each = stages.clients.each(
             client_hypergradient, stages.network, sampling, stages.x, stages.y, v
         )
-        return stages.draw(drawing).mean(each)
+        return stages.mean(stages.draw(drawing), each)
 
 
 def client_hypergradient(

@@ -9,19 +9,20 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 
 from ..core import Scalar, checks, loops, tree
 from ..distributed import AbstractNetworkAlgorithm, Network, model_bits
+from ..distributed.participation import participants
 from .federated import (
     AbstractChain,
     AbstractSeries,
     AveragedChain,
     ClientLevel,
     Clients,
-    Drawn,
     ExchangedChains,
     OwnChains,
     OwnTruncation,
     Stages,
     check_estimator,
     client_hypergradient,
+    mean_over,
 )
 
 
@@ -135,7 +136,8 @@ class _AbstractParallel(AbstractFederatedBilevel):
         def one(y, key):
             drawing, sampling = jax.random.split(key)
             slopes = clients.each(_lower_slope, network, sampling, x, y)
-            mean = Drawn(network, self.participants, drawing).mean(slopes)
+            here = participants(drawing, network.size, self.participants)
+            mean = mean_over(network, self.participants, here, slopes)
             return _moved(y, self.lower_step, mean), None
 
         return loops.scan(one, y, jax.random.split(key, self.lower_steps))[0]
@@ -301,8 +303,8 @@ class FedNest(AbstractFederatedBilevel):
     def _steps(self, slope, z, step, number, network, key):
         """The mean of where the participants' corrected local steps end."""
         drawing, sampling, rest = jax.random.split(key, 3)
-        drawn = Drawn(network, self.participants, drawing)
-        mean = drawn.mean(slope(z, sampling))
+        here = participants(drawing, network.size, self.participants)
+        mean = mean_over(network, self.participants, here, slope(z, sampling))
         first = _moved(z, step, mean)
         if number == 1:
             return first
@@ -312,7 +314,7 @@ class FedNest(AbstractFederatedBilevel):
             return _moved(local, step, jax.tree.map(jnp.add, change, mean)), None
 
         ends = loops.scan(one, first, jax.random.split(rest, number - 1))[0]
-        return drawn.mean(ends)
+        return mean_over(network, self.participants, here, ends)
 
     def bits_per_round(self, params, network):
         """At most: of a client that takes part in each step, with the longest chain. Of local steps

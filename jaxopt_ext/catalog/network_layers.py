@@ -28,6 +28,35 @@ NETWORK_LAYERS: tuple[FunctionRow, ...] = (
         system=("S132",),
     ),
     FunctionRow(
+        "Mixture of the best experts (top-k)",
+        "distributed.TopKMoE",
+        "Lepikhin et al., GShard: Scaling Giant Models with Conditional Computation and Automatic "
+        "Sharding, 2020, arXiv:2006.16668",
+        lambda: MixtureCase(jxt.distributed.TopKMoE),
+        claim="distributed/scmoe",
+        system=("S132",),
+        relative=True,
+    ),
+    FunctionRow(
+        "Mixture of experts with a shared one",
+        "distributed.SharedExpertMoE",
+        "Rajbhandari et al., DeepSpeed-MoE: Advancing Mixture-of-Experts Inference and Training "
+        "to Power Next-Generation AI Scale, 2022, arXiv:2201.05596",
+        lambda: MixtureCase(jxt.distributed.SharedExpertMoE),
+        claim="distributed/scmoe",
+        system=("S132",),
+        relative=True,
+    ),
+    FunctionRow(
+        "Mixture of experts with two gates (DGMoE)",
+        "distributed.DGMoEPair",
+        _SCMOE,
+        lambda: MixtureCase(jxt.distributed.DGMoEPair),
+        claim="distributed/scmoe",
+        system=("S132",),
+        relative=True,
+    ),
+    FunctionRow(
         "Zero-knowledge proof of a linear layer",
         "distributed.secure_inference.prove",
         _SECURE,

@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 
 from jaxopt_ext import distributed
 from jaxopt_ext.distributed import attacks, compression
@@ -11,6 +12,10 @@ from jaxopt_ext.distributed.algorithm import model_bits
 from .network_compressed import gathered
 from .rows import NetworkRow
 
+_GAO = (
+    "Gao, Islamov, Stich, EControl: Fast Distributed Optimization with Compression and Error "
+    "Control, 2024, arXiv:2311.05645"
+)
 _TOP = compression.TopK(1)
 _row = functools.partial(NetworkRow, relative=True)
 _compressed = functools.partial(_row, claim="distributed/econtrol", collectives=gathered)
@@ -22,6 +27,11 @@ _BIAS = {"exact": "local steps apart from the others leave a bias"}
 def _local():
     """Made where it is used: arrays of a module would begin JAX before several processes meet."""
     return distributed.LocalSGD(0.02, 3)
+
+
+def _zeros(*batch):
+    """A point of the suite's task, or one for each node; which is no optimum."""
+    return {"a": jnp.zeros((*batch, 1)), "b": jnp.zeros((*batch, 3))}
 
 
 def _meetings(loss):
@@ -70,10 +80,23 @@ NETWORK_RELATIVES: tuple[NetworkRow, ...] = (
     _compressed(
         "Error compensation with two messages",
         "distributed.DoubleEC",
-        "Gao, Islamov, Stich, EControl: Fast Distributed Optimization with Compression and Error "
-        "Control, 2024, arXiv:2311.05645",
+        _GAO,
         lambda loss: distributed.DoubleEC(loss, 0.1, _TOP),
         collectives=lambda params, network: {"all-reduce": 2 * network.size * (4 + 4 + 2)},
+    ),
+    _compressed(
+        "Error compensation that knows the optimum",
+        "distributed.ECIdeal",
+        _GAO,
+        lambda loss: distributed.ECIdeal(loss, 0.05, _TOP, _zeros()),
+        opt_outs={"exact": "it is told a point that is not the optimum of the suite's task"},
+    ),
+    _compressed(
+        "Error compensation with a guess",
+        "distributed.ECApproximate",
+        _GAO,
+        lambda loss: distributed.ECApproximate(loss, 0.05, _TOP, _zeros(8)),
+        opt_outs={"exact": "it stops as near to the optimum as its guess is"},
     ),
     _row(
         "Robust gradient tracking",

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
 
-from ..core import checks
+from ..core import checks, tree
 from .algorithm import AbstractGradientAlgorithm, Loss
 from .compression import (
     EF14,
@@ -319,7 +319,8 @@ class ECIdeal(_AbstractCompensation):
     optimum: PyTree[Array]
 
     def begin(self, params, gradients, batch, network):
-        return _Reference.of(self.gradients(_copies(self.optimum, params), batch), network)
+        optimum = tree.cast_like(_copies(self.optimum, params), params)
+        return _Reference.of(self.gradients(optimum, batch), network)
 
 
 class ECApproximate(_AbstractCompensation):
@@ -343,7 +344,8 @@ class ECApproximate(_AbstractCompensation):
     reference: PyTree[Array]
 
     def begin(self, params, gradients, batch, network):
-        return _Reference.of(jax.tree.map(network.local, self.reference), network)
+        own = tree.cast_like(jax.tree.map(network.local, self.reference), gradients)
+        return _Reference.of(own, network)
 
 
 class _Reference(eqx.Module):

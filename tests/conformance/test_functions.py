@@ -12,7 +12,10 @@ from jax.flatten_util import ravel_pytree
 from jaxopt_ext import catalog
 
 ROWS = catalog.rows(catalog.FunctionRow)
-EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+EACH = pytest.mark.parametrize(
+    "row",
+    [pytest.param(r, id=r.name, marks=pytest.mark.slow if r.relative else ()) for r in ROWS],
+)
 CHECKS = ("reference", "single", "jit", "vmap", "dtype", "gradient", "retrace", "nan")
 SEEDS = (0, 1)
 

@@ -38,7 +38,14 @@ class FunctionRow(Row):
     in `host` and is called as it is.
 
     Not asked: speed, and what the function is good for, which belongs to its claim.
+
+    **Arguments:**
+
+    - `relative`: it is made of the parts of another row, and the suite runs it where time does not
+      matter only.
     """
+
+    relative: bool = False
 
     shape: ClassVar[str] = "function"
     suite: ClassVar[str] = "test_functions.py"
