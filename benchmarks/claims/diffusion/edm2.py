@@ -23,8 +23,9 @@ SETTINGS = (
     "trained uncertainty, batches of 128, 1000 steps of Adam (0.9, 0.99), with a rate that rises "
     "for 50 steps and falls from 250 on, 597 samples by Heun with 18 steps. Peak rate, of 1e-3, "
     "3e-3, 1e-2, 3e-2 and 1e-1, and width of the average, of 0.03, 0.05, 0.075, 0.10, 0.15 and "
-    "0.20 by reconstruction, are the best by Frechet distance on seed 100, for each side: 3e-2 and 0.05 "
-    "of the magnitude-preserving one, 1e-2 and 0.10 of the plain one. Seeds 0 to 2 are reported."
+    "0.20 by reconstruction, are the best by Frechet distance on seed 100, for each side: 3e-2 and "
+    "0.05 of the magnitude-preserving one, 1e-2 and 0.10 of the plain one. Seeds 0 to 2 are "
+    "reported."
 )
 SIGMA_DATA, STEPS, EVERY, FLAT = 0.847, 1000, 50, (0.85, 1.25)
 RATES, WIDTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (0.03, 0.05, 0.075, 0.10, 0.15, 0.20)
@@ -146,8 +147,8 @@ def run() -> Outcome:
         table,
         holds,
         NOTE,
-        why="paper: learned gains are not held, and at the rate best for samples they carry "
-        "activations out of the band; samples of so small a perceptron are no better",
+        why="paper: magnitudes are kept by weights that are independent of their inputs, which "
+        "trained ones are not",
     )
 
 
@@ -163,4 +164,17 @@ def missed(model, snapshots, fit):
     return float(np.linalg.norm(vector(made) - followed) / nearest)
 
 
-NOTE = ""
+NOTE = (
+    "Loss, samples and averages do as the claim says; the activations do not. They are root mean "
+    "squares over 256 noisy test images behind each block, after 50, 250 and 1000 steps. Trained "
+    "weights point along their inputs: with the entries of each row in random order, tried after "
+    "250 steps on the tuning seed, those behind the first block fall from 1.63 to 1.08. 'Weights "
+    "grown by' is over the square matrices. On the tuning seed rates 3e-3, 1e-2, 3e-2 and 1e-1 "
+    "gave the magnitude-preserving network losses of 0.447, 0.397, 0.354 and 0.376 and distances "
+    "of 1.89, 1.56, 0.97 and 1.17; rates 1e-3, 3e-3 and 1e-2 gave the plain one losses of 0.422, "
+    "0.382 and 0.400 and distances of 1.31, 0.95 and 0.92, and from 3e-2 on its samples were not "
+    "finite. Near to that a sample of the plain one may blow up, and the distance is not finite. "
+    "Without forced normalisation, tried on the tuning seed at 3e-2, weights grew by 1.25, the "
+    "loss was 0.355 in place of 0.354, the distance 1.05 in place of 0.97. Not tried: the U-Net, "
+    "and longer training."
+)
