@@ -144,6 +144,19 @@ def test_no_gap_no_gradient():
     np.testing.assert_allclose(run(guided, x).value, wanted, rtol=1e-12)
 
 
+def test_steps_of_other_samplers_are_guided():
+    x = RNG.normal(size=(2, 2))
+    guided = lambda weight: diffusion.MCG(
+        SEEN, jnp.array([0.7, 0.0]), diffusion.Heun(), weight, consistency=diffusion.Unconstrained()
+    )
+    plain = diffusion.sample(gaussian(), diffusion.Heun(), VP, TWO, jnp.asarray(x))
+    out = run(guided(0.0), x)
+    np.testing.assert_allclose(out.value, plain.value, rtol=1e-9)
+    assert out.evaluations == plain.evaluations == 2
+    change = one_step(x, False, 0.3) - one_step(x, False, 0.0)
+    np.testing.assert_allclose(run(guided(0.3), x).value - out.value, change, rtol=1e-7)
+
+
 def test_repeated_steps_lead_back_to_their_beginning():
     times = np.array([0.6, 0.5, 0.35])
     guided = diffusion.RePaint(SEEN, jnp.array([0.7, 0.0]), repeats=3)

@@ -19,10 +19,10 @@ MEASUREMENTS = {
     "colour": (diffusion.Colorization(), (3, 4, 4)),
     "blocks": (diffusion.SuperResolution(2), (6, 8)),
     "blur": (diffusion.Blur(KERNEL), (6, 8)),
-    "bell": (diffusion.Blur(diffusion.gaussian_kernel(5, 1.0)), (8, 8)),
-    "matrix": (diffusion.LinearMeasurement(MATRIX), (5,)),
-    "operator": (diffusion.LinearMeasurement(lx.MatrixLinearOperator(jnp.asarray(MATRIX))), (5,)),
     "views": (diffusion.SparseRadon(12, 3, 9), (9, 9)),
+    "matrix": (diffusion.LinearMeasurement(MATRIX), (5,)),
+    "bell": (diffusion.Blur(diffusion.gaussian_kernel(5, 1.0)), (8, 8)),
+    "operator": (diffusion.LinearMeasurement(lx.MatrixLinearOperator(jnp.asarray(MATRIX))), (5,)),
 }
 EACH = pytest.mark.parametrize("name", MEASUREMENTS)
 
@@ -33,6 +33,7 @@ def dense(function, shape):
     return np.asarray(columns).reshape(len(basis), -1).T
 
 
+@pytest.mark.always(6)
 @EACH
 def test_transpose_and_pseudo_inverse_are_those_of_the_matrix(name):
     measurement, shape = MEASUREMENTS[name]
@@ -47,6 +48,7 @@ def test_transpose_and_pseudo_inverse_are_those_of_the_matrix(name):
     np.testing.assert_allclose(dense(measurement.unmeasured, shape), wanted, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["colour", "blur", "matrix"])
 def test_single_precision_stays_single(name):
     measurement, shape = MEASUREMENTS[name]

@@ -14,15 +14,18 @@ CLAIM = (
     "respect to their noise and to a shift of the means, by the adjoint equation with Euler's and "
     "Heun's method, approach the exact ones with the orders 1 and 2 (within 0.15, from 160 to 320 "
     "steps); the compiled gradient needs at most 1.2 times as much memory with 1000 steps as with "
-    "10, where the unrolled one needs 20 times as much; and Euler's adjoint with 40 steps has at "
-    "most half the error of the same in the time without the change of variables (mean of 3 seeds "
-    "of 16 starts and losses)."
+    "10, where the unrolled one needs 20 times as much; Euler's adjoint with 40 steps has at most "
+    "half the error of the same in the time without the change of variables (mean of 3 seeds of 16 "
+    "starts and losses); and 30 steps along the signs of its gradient lead the noise of a trained "
+    "denoiser of digits to samples of a wanted class, with a classifier's probability above 0.9 "
+    "for at least 9 of the 10 classes."
 )
 SETTINGS = (
     "Nothing is chosen on other seeds. The grid is uniform in the logarithm of the signal-to-noise "
     "ratio; where the change of variables is judged, both sides have that grid and the one uniform "
     "in time, and for each the better counts, for noise and shift apart. Seeds 20 to 22; the first "
-    "run, on seeds 10 to 12, had both grids for the other side only."
+    "run, on seeds 10 to 12, had both grids for the other side only. The step of the noise, 0.03 "
+    "of its size, is chosen from 0.01, 0.03, 0.1 on seeds 0 and 1."
 )
 
 SEEDS = (20, 21, 22)
@@ -89,12 +92,32 @@ def memory(driver, count):
     return compiled.memory_analysis().temp_size_in_bytes
 
 
+def wanted_classes(seed):
+    """For how many classes a noise is found whose sample is taken for it."""
+    model, classifier = diffusion.digits_teacher(), diffusion.digit_features()
+    schedule, labels = diffusion.VarianceExploding(), jnp.arange(10)
+    grid = diffusion.karras(schedule, 18)
+
+    def log_probability(x):
+        value = diffusion.sample_adjoint(model, diffusion.Heun(), schedule, grid, x).value
+        return jax.nn.log_softmax(classifier.logits(value))[labels, labels]
+
+    def ascend(x, _):
+        slope = jax.grad(lambda x: jnp.sum(log_probability(x)))(x)
+        return x + 0.03 * schedule.start * jnp.sign(slope), None
+
+    x = diffusion.prior(schedule, jnp.zeros((10, 8, 8)), jax.random.key(seed))
+    found = jax.jit(lambda x: log_probability(jax.lax.scan(ascend, x, length=30)[0]))(x)
+    return int(jnp.sum(jnp.exp(found) > 0.9))
+
+
 def run() -> Outcome:
+    classes = [wanted_classes(seed) for seed in SEEDS]
     with jax.enable_x64(True):
-        return _run()
+        return _run(classes)
 
 
-def _run():
+def _run(classes):
     x = jnp.stack([_bed.starts(seed, 16) for seed in SEEDS])
     weights = jnp.stack([jax.random.normal(jax.random.key(100 + s), (16, 2)) for s in SEEDS])
     inputs = x, jnp.zeros(2), weights
@@ -139,6 +162,8 @@ def _run():
     for driver in (diffusion.sample_adjoint, diffusion.sample):
         few, many = bytes_of[driver.__name__] = memory(driver, 10), memory(driver, 1000)
         table.append({"adjoint": driver.__name__, "MB at 10": few / 1e6, "MB at 1000": many / 1e6})
+    for seed, count in zip(SEEDS, classes, strict=True):
+        table.append({"adjoint": f"noise of digits, seed {seed}", "classes": count})
     few, many = bytes_of["sample_adjoint"]
     rolled = bytes_of["sample"]
     holds = bool(
@@ -147,6 +172,7 @@ def _run():
         and many <= 1.2 * few
         and rolled[1] >= 20 * rolled[0]
         and np.all(2 * changed <= plain)
+        and min(classes) >= 9
     )
     show = lambda a: ", ".join(f"{v:.2f}" for v in a)
     return Outcome(
@@ -156,7 +182,7 @@ def _run():
         f"compiled memory grows {many / few:.2f} times from 10 to 1000 steps, unrolled "
         f"{rolled[1] / rolled[0]:.0f} times. Errors are relative, against Heun's method with 4000 "
         "unrolled steps, in double precision; memory is that of the compiled program for 1000 "
-        "starts in Heun's method. A trained network is not run here.",
+        "starts in Heun's method.",
         why="scale: where noise dominates the exact noise prediction is nearly x, and cancels the "
         "drift's linear part in time; without that part Euler's steps are the worse ones",
     )
