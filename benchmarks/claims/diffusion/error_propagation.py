@@ -12,8 +12,8 @@ from . import _digits
 
 CLAIM = (
     "On handwritten digits the error of a trained denoiser's ancestral samples grows along 8 steps "
-    "towards the data, and 300 more training steps with the regularizer leave at most 0.75 of the "
-    "final squared MMD and of the Frechet distance that 300 more steps on the denoising loss alone "
+    "towards the data, and 300 more training steps with the regularizer leave at most 0.75 of "
+    "the final squared MMD and of the Frechet distance that 300 more steps on the denoising loss alone "
     "leave (mean of 3 seeds)."
 )
 SETTINGS = (
