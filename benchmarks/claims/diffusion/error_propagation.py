@@ -12,15 +12,15 @@ from . import _digits
 
 CLAIM = (
     "On handwritten digits the error of a trained denoiser's ancestral samples grows along 8 steps "
-    "towards the data, and 300 more training steps with the regularizer leave at most 0.75 of "
-    "the final squared MMD and of the Frechet distance that 300 more steps on the denoising loss alone "
+    "towards the data, and 300 more training steps with the regularizer leave at most 0.75 of the "
+    "final squared MMD and of the Frechet distance that 300 more steps on the denoising loss alone "
     "leave (mean of 3 seeds)."
 )
 SETTINGS = (
     "Levels of Karras's grid from 20 to 0.02, then 0. Batches of 128, span 3, growth 0.1, weight "
     "0.2, Adam with rate 3e-4 for both sides; nothing is chosen. Seeds 50 to 52, fresh noise and "
-    "597 samples for the Frechet distance, all images for the errors along the run. The regularizer "
-    "costs four evaluations of the network beside the one of the denoising loss."
+    "597 samples for the Frechet distance, all images for the errors along the run. The "
+    "regularizer costs four evaluations of the network beside the one of the denoising loss."
 )
 
 SEEDS, STEPS = (50, 51, 52), 300

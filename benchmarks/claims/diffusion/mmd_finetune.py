@@ -88,4 +88,6 @@ def run() -> Outcome:
         table,
         bool(halved and still),
         "Weights that fit five steps do not fit eighteen, which stand beside them.",
+        why="scale: in 200 steps the MMD falls to 0.37 and 0.21 of what it was, but the Frechet "
+        "distance to 0.51 and 0.44, and the sliced Wasserstein distance, a root, to 0.67 and 0.56",
     )
