@@ -36,6 +36,7 @@ from .orders import ORDERS
 from .parallel_and_layers import PARALLEL_AND_LAYERS
 from .parallel_samplers import PARALLEL_SAMPLERS
 from .rows import Row
+from .sampler_losses import SAMPLER_LOSSES
 from .samplers import SAMPLERS
 from .solvers import SOLVERS
 from .solvers_conic import SOLVERS_CONIC
@@ -92,6 +93,7 @@ ROWS: tuple[Row, ...] = (
     *DIFFUSION_TRAINING,
     *ORDERS,
     *UNIPC,
+    *SAMPLER_LOSSES,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

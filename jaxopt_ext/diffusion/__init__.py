@@ -21,6 +21,9 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
   `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
   weights.
+- Training through the sampler: `MMDLoss` and `finetune_mmd` for the samples of a few steps,
+  `PropagationLoss` against errors that grow along a run; `modular_errors`, `cumulative_errors` and
+  their `amplification` measure these, `gaussian_chain_errors` knows them.
 - Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
   of times lose; `task_conflict` measures how far they do.
 - Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
@@ -120,6 +123,14 @@ from .edm2 import (
     edm2_optimizer,
     inverse_sqrt_schedule,
 )
+from .error_propagation import (
+    ChainErrors,
+    PropagationLoss,
+    amplification,
+    cumulative_errors,
+    gaussian_chain_errors,
+    modular_errors,
+)
 from .exponential import DataForm, NoiseForm
 from .gradient_estimation import GradientEstimation
 from .grids import (
@@ -166,6 +177,7 @@ from .measurement import (
     motion_kernel,
 )
 from .mixture import GaussianMixture
+from .mmd_finetune import MMDLoss, finetune_mmd
 from .model_statistics import ModelStatistics, model_statistics
 from .networks import (
     AbstractNetwork,
@@ -260,6 +272,7 @@ __all__ = [
     "AutoregressiveLoss",
     "Blur",
     "Chain",
+    "ChainErrors",
     "ClassifierFree",
     "Colorization",
     "ConstantWeighting",
@@ -305,6 +318,7 @@ __all__ = [
     "LinearMeasurement",
     "LogNormal",
     "MLPDenoiser",
+    "MMDLoss",
     "MPConv",
     "MPFourier",
     "MPLinear",
@@ -323,6 +337,7 @@ __all__ = [
     "PowerFunctionAverage",
     "Preconditioned",
     "Projection",
+    "PropagationLoss",
     "RePaint",
     "RectifiedFlow",
     "RungeKutta",
@@ -354,11 +369,13 @@ __all__ = [
     "Velocity",
     "WithUncertainty",
     "admissible",
+    "amplification",
     "antithetic_steps",
     "combine",
     "compress",
     "constant_rate",
     "cosine_betas",
+    "cumulative_errors",
     "decode",
     "decompress",
     "digit_features",
@@ -370,8 +387,10 @@ __all__ = [
     "edm2_optimizer",
     "encode",
     "ends",
+    "finetune_mmd",
     "forced_normalisation",
     "gaussian",
+    "gaussian_chain_errors",
     "gaussian_kernel",
     "inverse_sqrt_schedule",
     "invert",
@@ -381,6 +400,7 @@ __all__ = [
     "linspaced",
     "log_linear",
     "model_statistics",
+    "modular_errors",
     "motion_kernel",
     "mp_cat",
     "mp_silu",

@@ -1,7 +1,7 @@
 """The contract of samplers and their driver."""
 
 import abc
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -105,6 +105,7 @@ def sample(
     key: PRNGKeyArray | None = None,
     denoise: bool = False,
     trace: bool = False,
+    checkpoint: bool = False,
 ) -> Sampled:
     """Move noise to data.
 
@@ -122,6 +123,8 @@ def sample(
     - `key`: random key for stochastic samplers.
     - `denoise`: end with the predicted data at the last time, for one more evaluation.
     - `trace`: record the path.
+    - `checkpoint`: reverse mode keeps the samples between steps only, and evaluates the model once
+      more.
 
     **Returns:** a `Sampled`.
 
@@ -129,10 +132,48 @@ def sample(
     sampler gets no key; `TypeError` if `x` does not hold floating-point arrays.
     """
     x, key, times = prepare(model, sampler, schedule, times, x, key)
-    first, last = schedule.nodes(times[0]), schedule.nodes(times[-1])
-    begin, table, last = as_numbers((first, sampler.plan(schedule, times), last), x)
-    value, path = _run(hoist(model), hoist(sampler), x, begin, table, last, key, denoise, trace)
+    plan = Plan(schedule.nodes(times), sampler.plan(schedule, times))
+    options = {"denoise": denoise, "trace": trace, "checkpoint": checkpoint}
+    value, path = follow(model, sampler, plan, x, key, **options)
     return Sampled(value, sampler.evaluations(len(times) - 1) + denoise, path)
+
+
+class Plan(NamedTuple):
+    """All numbers of a run.
+
+    **Attributes:**
+
+    - `nodes`: where steps begin and end, one more than there are steps.
+    - `rows`: the sampler's table.
+    """
+
+    nodes: Node
+    rows: PyTree[Array]
+
+
+def plan_run(sampler: AbstractSampler, schedule: AbstractSchedule, times: Times) -> Plan:
+    """The plan of a run, from the host; raises what `sample` raises of these three."""
+    checks.instance("sampler", sampler, AbstractSampler, "DDIM()")
+    checks.instance("schedule", schedule, AbstractSchedule, "VariancePreserving()")
+    times = check_times(schedule, times, to_zero=sampler.reaches_zero)
+    return Plan(schedule.nodes(times), sampler.plan(schedule, times))
+
+
+def follow(
+    model: AbstractDenoiser,
+    sampler: AbstractSampler,
+    plan: Plan,
+    x: Sample,
+    key: PRNGKeyArray,
+    *,
+    denoise: bool = False,
+    trace: bool = False,
+    checkpoint: bool = False,
+) -> tuple[Sample, Any]:
+    """The sample at the end of a plan, and the path or `None`; options as in `sample`."""
+    plan = as_numbers(plan, x)
+    model, sampler = hoist(model), hoist(sampler)
+    return _run(model, sampler, x, plan, key, denoise, trace, checkpoint)
 
 
 def prepare(
@@ -175,23 +216,26 @@ def as_numbers(table: PyTree[np.ndarray], x: Sample) -> PyTree[Array]:
     real = jnp.finfo(jnp.result_type(*jax.tree.leaves(x))).dtype
 
     def leaf(a):
-        a = np.asarray(a)
-        return jnp.asarray(a, real) if np.issubdtype(a.dtype, np.floating) else jnp.asarray(a)
+        floating = jnp.issubdtype(jnp.result_type(a), jnp.floating)
+        return jnp.asarray(a, real) if floating else jnp.asarray(a)
 
     return jax.tree.map(leaf, table)
 
 
 @eqx.filter_jit
-def _run(model, sampler, x, begin, table, last, key, denoise, trace):
+def _run(model, sampler, x, plan, key, denoise, trace, checkpoint):
     def step(carry, now):
         x, memory = carry
         new = sampler.step(model, x, memory, *now)
         new = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, carry)
         return new, new[0] if trace else None
 
-    steps = len(jax.tree.leaves(table)[0])
-    memory = sampler.start(model, x, begin)
-    (x, _), path = loops.scan(step, (x, memory), (table, jax.random.split(key, steps)))
+    # A scan keeps a step from being merged with its repetition.
+    step = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
+    first, last = (jax.tree.map(lambda a: a[i], plan.nodes) for i in (0, -1))  # noqa: B023
+    memory = sampler.start(model, x, first)
+    keys = jax.random.split(key, len(plan.nodes.t) - 1)
+    (x, _), path = loops.scan(step, (x, memory), (plan.rows, keys))
     if denoise:
         x = model.data(x, last)
     return x, path
