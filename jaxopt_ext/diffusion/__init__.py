@@ -16,6 +16,9 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   for many steps; with few, exponential integrators are better.
 - `sample_parallel` (ParaDiGMS): any sampler's run by rounds over a window of steps, fewer than
   steps, on one device or spread over a mesh. For latency where the model leaves devices idle.
+- `EpsilonScaled`: a model with smaller noise, by a number, a `linear_scale` or a `TabulatedScale`;
+  `fit_scale` chooses it, `noise_norm_gap` and `exposure_bias` measure what it is for: few steps
+  and networks whose errors add up.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
@@ -70,6 +73,16 @@ from .edm2 import (
     WithUncertainty,
     edm2_optimizer,
     inverse_sqrt_schedule,
+)
+from .epsilon_scaling import (
+    EpsilonScaled,
+    FittedScale,
+    NormGap,
+    TabulatedScale,
+    exposure_bias,
+    fit_scale,
+    linear_scale,
+    noise_norm_gap,
 )
 from .grids import (
     karras,
@@ -169,8 +182,10 @@ __all__ = [
     "DiscreteTimes",
     "EDM2UNet",
     "EDMWeighting",
+    "EpsilonScaled",
     "ExactWeights",
     "ExponentialAverage",
+    "FittedScale",
     "FourierFeatures",
     "GaussianMixture",
     "Guided",
@@ -186,6 +201,7 @@ __all__ = [
     "MinSNR",
     "Node",
     "Noise",
+    "NormGap",
     "PlainScoreDDIM",
     "PlainScoreDDPM",
     "PowerFunctionAverage",
@@ -195,6 +211,7 @@ __all__ = [
     "Score",
     "Sinusoidal",
     "SoftmaxWeights",
+    "TabulatedScale",
     "TaskConflict",
     "Thresholded",
     "TransformerDenoiser",
@@ -214,16 +231,20 @@ __all__ = [
     "digits_teacher",
     "edm2_optimizer",
     "ends",
+    "exposure_bias",
+    "fit_scale",
     "forced_normalisation",
     "gaussian",
     "inverse_sqrt_schedule",
     "karras",
     "leading",
     "linear_betas",
+    "linear_scale",
     "linspaced",
     "mp_cat",
     "mp_silu",
     "mp_sum",
+    "noise_norm_gap",
     "pixel_norm",
     "posthoc_average",
     "posthoc_coefficients",
