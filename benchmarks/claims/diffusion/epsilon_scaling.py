@@ -104,8 +104,8 @@ def run() -> Outcome:
         "The distance is the squared MMD times a thousand for digits, the energy distance for the "
         "exact mixture in eight dimensions; gaps are over the root of the dimension. In few steps "
         "samples come out too wide, also with the exact denoiser, and the divisor repairs that; "
-        "the norms of the predicted noise do not show it here, and where the distance is smallest "
-        "their gap is larger than without a divisor.",
+        "the norms of the predicted noise do not show it on digits: the divisor that is best for "
+        "the distance makes their gap larger.",
         why="scale: the distance falls several times over, but this small network predicts no "
         "larger noise while sampling than on noisy data",
     )
