@@ -2,6 +2,7 @@
 
 import jaxopt_ext as jxt
 
+from .cases.epsilon_scaling import EpsilonScalingCase
 from .cases.parallel_sampling import ParallelSamplingCase
 from .rows import FunctionRow, Row, SamplerRow
 
@@ -43,5 +44,14 @@ PARALLEL_SAMPLERS: tuple[Row, ...] = (
             "gradient": "the number of rounds is found in the run, which reverse mode cannot pass; "
             "sample has the derivative"
         },
+    ),
+    FunctionRow(
+        "Epsilon scaling",
+        "diffusion.EpsilonScaled",
+        "Ning, Li, Su, Salah, Ertugrul, Elucidating the Exposure Bias in Diffusion Models, 2024, "
+        "arXiv:2308.15321",
+        EpsilonScalingCase,
+        claim="diffusion/epsilon_scaling",
+        system=("S097",),
     ),
 )

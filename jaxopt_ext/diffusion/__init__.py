@@ -62,6 +62,9 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `Transpose`, `Kaczmarz`, `Unconstrained`.
 - To try things on: `digits`, `digit_features`, `digits_teacher`, `digits_autoencoder` (a
   `ConvolutionalAutoencoder`); distances of samples are in `core.distances`.
+- `EpsilonScaled`: a model with smaller noise, by a number, a `linear_scale` or a `TabulatedScale`;
+  `fit_scale` chooses it, `noise_norm_gap` and `exposure_bias` measure what it is for: few steps
+  and networks whose errors add up.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -122,6 +125,16 @@ from .edm2 import (
     WithUncertainty,
     edm2_optimizer,
     inverse_sqrt_schedule,
+)
+from .epsilon_scaling import (
+    EpsilonScaled,
+    FittedScale,
+    NormGap,
+    TabulatedScale,
+    exposure_bias,
+    fit_scale,
+    linear_scale,
+    noise_norm_gap,
 )
 from .error_propagation import (
     ChainErrors,
@@ -298,10 +311,12 @@ __all__ = [
     "DividedDifferences",
     "EDM2UNet",
     "EDMWeighting",
+    "EpsilonScaled",
     "Euler",
     "EulerIncrement",
     "ExactWeights",
     "ExponentialAverage",
+    "FittedScale",
     "FourierFeatures",
     "GaussianMixture",
     "GradientEstimation",
@@ -331,6 +346,7 @@ __all__ = [
     "Node",
     "Noise",
     "NoiseForm",
+    "NormGap",
     "OrderAgnostic",
     "PlainScoreDDIM",
     "PlainScoreDDPM",
@@ -349,6 +365,7 @@ __all__ = [
     "SoftmaxWeights",
     "SparseRadon",
     "SuperResolution",
+    "TabulatedScale",
     "TaskConflict",
     "Thresholded",
     "TransformerDenoiser",
@@ -387,7 +404,9 @@ __all__ = [
     "edm2_optimizer",
     "encode",
     "ends",
+    "exposure_bias",
     "finetune_mmd",
+    "fit_scale",
     "forced_normalisation",
     "gaussian",
     "gaussian_chain_errors",
@@ -397,6 +416,7 @@ __all__ = [
     "karras",
     "leading",
     "linear_betas",
+    "linear_scale",
     "linspaced",
     "log_linear",
     "model_statistics",
@@ -406,6 +426,7 @@ __all__ = [
     "mp_silu",
     "mp_sum",
     "naive_policy",
+    "noise_norm_gap",
     "optimal_policy",
     "pixel_norm",
     "policy_cost",

@@ -94,10 +94,10 @@ def by_buffer(eta, num_steps, window, tol):
     return points[-1], rounds, evaluations
 
 
-@pytest.mark.always(2)
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
     ("eta", "window", "tol"),
-    [(0.0, 16, 0.1), (1.0, 16, 0.1), (1.0, 50, 0.3), (0.0, 7, 0.1), (0.0, 50, 0.0), (1.0, 50, 0.0)],
+    [(1.0, 16, 0.1), (0.0, 16, 0.1), (1.0, 50, 0.3), (0.0, 7, 0.1), (0.0, 50, 0.0), (1.0, 50, 0.0)],
 )
 def test_rounds_are_those_of_the_paper(eta, window, tol):
     found = parallel(diffusion.DDIM(eta), 30, window, tol)
