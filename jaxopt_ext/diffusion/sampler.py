@@ -40,6 +40,12 @@ class AbstractSampler(eqx.Module):
         """Whether the last time may be one without noise."""
         return False
 
+    @property
+    def stepper(self) -> "AbstractSampler":
+        """What `start` and `step` are taken of by `sample`: this, or one that leaves out what is in
+        the plan already, so that a run with other numbers is the same program."""
+        return self
+
     @abc.abstractmethod
     def evaluations(self, num_steps: int) -> int:
         """Model evaluations of a run of so many steps."""
@@ -131,7 +137,8 @@ def sample(
     x, key, times = prepare(model, sampler, schedule, times, x, key)
     first, last = schedule.nodes(times[0]), schedule.nodes(times[-1])
     begin, table, last = as_numbers((first, sampler.plan(schedule, times), last), x)
-    value, path = _run(hoist(model), hoist(sampler), x, begin, table, last, key, denoise, trace)
+    stepper = hoist(sampler.stepper)
+    value, path = _run(hoist(model), stepper, x, begin, table, last, key, denoise, trace)
     return Sampled(value, sampler.evaluations(len(times) - 1) + denoise, path)
 
 
