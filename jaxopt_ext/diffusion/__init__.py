@@ -14,6 +14,11 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   evaluations on, `UniPC(2)` below and under guidance.
 - From the model's own statistics: `DPMSolverV3` on what `model_statistics` measured once, with
   `Interpolation` or `DividedDifferences` of outputs; the most accurate with 5 to 10 evaluations.
+- Any exponential integrator, step by step: `USFSampler` of a `Decision`, whose `Step`s have an
+  order, an output (`StatisticsForm` for that of DPM-Solver-v3), a relaxation (`LinearRelaxation`,
+  `ExponentialRelaxation`, `BH1`, `BH2`), a `PseudoCorrector` or `ImplicitCorrector`; `ZeroData` or
+  `MeanData` save the first evaluation. `as_decision` writes known samplers so;
+  `sample_decisions` runs many at once.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
@@ -213,6 +218,20 @@ from .timestep_tasks import (
     task_conflict,
 )
 from .unipc import BH1, BH2, UniC, UniP, UniPC, Varying
+from .usf import (
+    Decision,
+    ExponentialRelaxation,
+    ImplicitCorrector,
+    LinearRelaxation,
+    MeanData,
+    PseudoCorrector,
+    StatisticsForm,
+    Step,
+    USFSampler,
+    ZeroData,
+    as_decision,
+    sample_decisions,
+)
 from .weightings import (
     P2,
     SNR,
@@ -274,6 +293,7 @@ __all__ = [
     "DataForm",
     "DataLogits",
     "DataProjection",
+    "Decision",
     "Denoiser",
     "DenoisingLoss",
     "DigitFeatures",
@@ -289,6 +309,7 @@ __all__ = [
     "EulerIncrement",
     "ExactWeights",
     "ExponentialAverage",
+    "ExponentialRelaxation",
     "FourierFeatures",
     "GaussianMixture",
     "GradientEstimation",
@@ -296,6 +317,7 @@ __all__ = [
     "Heun",
     "HeunIncrement",
     "IdealDenoiser",
+    "ImplicitCorrector",
     "ImprovedEuler",
     "Inpainting",
     "Interpolation",
@@ -303,6 +325,7 @@ __all__ = [
     "Kaczmarz",
     "Labelled",
     "LinearMeasurement",
+    "LinearRelaxation",
     "LogNormal",
     "MLPDenoiser",
     "MPConv",
@@ -310,6 +333,7 @@ __all__ = [
     "MPLinear",
     "MaskedMLP",
     "MaxSNR",
+    "MeanData",
     "Midpoint",
     "MinSNR",
     "ModelStatistics",
@@ -323,6 +347,7 @@ __all__ = [
     "PowerFunctionAverage",
     "Preconditioned",
     "Projection",
+    "PseudoCorrector",
     "RePaint",
     "RectifiedFlow",
     "RungeKutta",
@@ -333,6 +358,8 @@ __all__ = [
     "Sinusoidal",
     "SoftmaxWeights",
     "SparseRadon",
+    "StatisticsForm",
+    "Step",
     "SuperResolution",
     "TaskConflict",
     "Thresholded",
@@ -340,6 +367,7 @@ __all__ = [
     "Transpose",
     "TruncatedSNR",
     "UNetDenoiser",
+    "USFSampler",
     "UncertaintyLoss",
     "Unconstrained",
     "UniC",
@@ -353,8 +381,10 @@ __all__ = [
     "Varying",
     "Velocity",
     "WithUncertainty",
+    "ZeroData",
     "admissible",
     "antithetic_steps",
+    "as_decision",
     "combine",
     "compress",
     "constant_rate",
@@ -400,6 +430,7 @@ __all__ = [
     "sample",
     "sample_adaptive",
     "sample_adjoint",
+    "sample_decisions",
     "sample_parallel",
     "sample_reversible",
     "task_conflict",
