@@ -47,5 +47,6 @@ UNIPC: tuple[SamplerRow, ...] = (
         claim="diffusion/usf",
         system=("S166",),
         order=3,
+        counts=(80, 160),
     ),
 )

@@ -18,7 +18,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   order, an output (`StatisticsForm` for that of DPM-Solver-v3), a relaxation (`LinearRelaxation`,
   `ExponentialRelaxation`, `BH1`, `BH2`), a `PseudoCorrector` or `ImplicitCorrector`; `ZeroData` or
   `MeanData` save the first evaluation. `as_decision` writes known samplers so;
-  `sample_decisions` runs many at once.
+  `sample_decisions` runs many at once, and `search` finds a good one for so many evaluations by
+  evolution with a `Mutation` and, for fewer trials, a `RankPredictor`.
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
@@ -195,6 +196,7 @@ from .projection import (
     relative_projection_error,
 )
 from .psld import PSLD, Autoencoder
+from .rank_predictor import RankPredictor
 from .repaint import RePaint
 from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
@@ -209,6 +211,7 @@ from .schedules import (
     cosine_betas,
     linear_betas,
 )
+from .solver_search import Mutation, Searched, search
 from .stepping import MultiStep, SingleStep
 from .timestep_tasks import (
     ExactWeights,
@@ -338,6 +341,7 @@ __all__ = [
     "MinSNR",
     "ModelStatistics",
     "MultiStep",
+    "Mutation",
     "Node",
     "Noise",
     "NoiseForm",
@@ -348,12 +352,14 @@ __all__ = [
     "Preconditioned",
     "Projection",
     "PseudoCorrector",
+    "RankPredictor",
     "RePaint",
     "RectifiedFlow",
     "RungeKutta",
     "SDEDPMSolverPP",
     "Sampled",
     "Score",
+    "Searched",
     "SingleStep",
     "Sinusoidal",
     "SoftmaxWeights",
@@ -433,6 +439,7 @@ __all__ = [
     "sample_decisions",
     "sample_parallel",
     "sample_reversible",
+    "search",
     "task_conflict",
     "theory_schedule",
     "trailing",

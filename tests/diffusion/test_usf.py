@@ -176,7 +176,14 @@ STEPS = (
 )
 
 
-@pytest.mark.parametrize("first", [None, diffusion.ZeroData(), diffusion.MeanData()])
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(None, id="asked"),
+        pytest.param(diffusion.ZeroData(), id="zero", marks=pytest.mark.slow),
+        pytest.param(diffusion.MeanData(), id="mean"),
+    ],
+)
 def test_a_mixed_decision_is_what_quadrature_gives(first):
     decision = Decision((0.98, 0.8, 0.61, 0.45, 0.3, 0.12, 0.02), STEPS, first)
     mean = np.array([-0.2, 0.4])
@@ -202,8 +209,14 @@ def test_evaluations_are_counted():
     assert next(calls) == decision.calls == 6
 
 
-@pytest.mark.parametrize("form", [NoiseForm(), DataForm()])
-@pytest.mark.parametrize("order", [2, 3, 4])
+@pytest.mark.parametrize(
+    ("form", "order"),
+    [
+        pytest.param(form, order, marks=[] if order == 4 else pytest.mark.slow)
+        for form in (NoiseForm(), DataForm())
+        for order in (2, 3, 4)
+    ],
+)
 def test_polynomials_are_integrated_exactly(form, order):
     """Outputs that are a polynomial in the logarithm of the signal-to-noise ratio, whatever x."""
     polynomial = lambda level: sum((0.3 * level) ** k for k in range(order))
