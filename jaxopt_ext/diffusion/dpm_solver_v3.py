@@ -139,7 +139,7 @@ class DPMSolverV3(AbstractSampler):
         orders = np.minimum(self.order, np.arange(count) + 1)
         if count < self.lower_order_final:
             orders = np.minimum(orders, count - np.arange(count))
-        levels = exponential.log_snr(schedule.nodes(times))
+        levels = np.asarray(exponential.log_snr(schedule.nodes(times)))
         self.statistics.check_levels(levels)
         integrals = Integrals(self.statistics, levels)
         predicted, corrected = [], []
@@ -150,7 +150,7 @@ class DPMSolverV3(AbstractSampler):
             row = integrals.step(past, i + 1, scale, rows, self.order)
             predicted.append(row)
             uses = 0 if self.corrector is None else self.corrector.ahead(order)
-            if uses > 1 and there.t[i] > self.corrected_above:
+            if self.corrector is not None and uses > 1 and there.t[i] > self.corrected_above:
                 nodes = [i, i + 1, *past[1 : uses - 1]]
                 rows = self.corrector.rows(levels[nodes])
                 row = integrals.step(nodes, i + 1, scale, rows, self.order + 1)

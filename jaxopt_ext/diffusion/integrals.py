@@ -1,10 +1,11 @@
 """Integrals of the exponential integrators whose linear part comes from a model's statistics."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from .model_statistics import ModelStatistics
 from .schedules import Coefficients
 
 _FINER, _LEAST = 4, 2000  # points of quadrature: for each level of the statistics, and in all
@@ -22,12 +23,12 @@ class Integrals:
     """The integrals between the levels of a run, each from the beginning of a step, where
     exponents are small."""
 
-    def __init__(self, statistics, levels):
+    def __init__(self, statistics: ModelStatistics, levels: Any):
         points = max(len(statistics.log_snr) * _FINER, _LEAST)
         inner = (statistics.log_snr > levels[0]) & (statistics.log_snr < levels[-1])
         even = np.linspace(levels[0], levels[-1], points)
         self.grid = np.union1d(np.concatenate([statistics.log_snr[inner], even]), levels)
-        self.at = np.searchsorted(self.grid, levels)
+        self.at: Any = np.searchsorted(self.grid, levels)
         self.levels = levels
         l, s, self.offset = statistics.at(self.grid)
         self.linear = l[self.at]

@@ -36,7 +36,7 @@ def encode(decision: Decision, schedule: AbstractSchedule) -> Float[np.ndarray, 
     - `decision`: the decision.
     - `schedule`: the noise schedule.
     """
-    levels = schedule.log_snr(np.asarray(decision.times))
+    levels = np.asarray(schedule.log_snr(np.asarray(decision.times)))
     kinds = (type(None), ZeroData, MeanData)
     first = [float(type(decision.first) is kind) for kind in kinds]
     rows = [

@@ -166,8 +166,8 @@ class Step(eqx.Module):
         _check_active(self.active, 1)
 
 
-def _check_active(active, lowest):
-    for k, chosen in enumerate(active or (), 1):
+def _check_active(active: Any, lowest: int):
+    for k, chosen in enumerate(() if active is None else active, 1):
         inside = all(lowest <= j < MOST for j in chosen)
         if len(set(chosen)) < max(len(chosen), k) or not inside:
             raise ValueError(
@@ -345,7 +345,7 @@ class _Planner:
     def __init__(self, sampler: USFSampler, decision: Decision, schedule, times):
         self.decision = decision
         self.nodes = schedule.nodes(times)
-        self.levels = exponential.log_snr(self.nodes)
+        self.levels = np.asarray(exponential.log_snr(self.nodes))
         self.integrals = None
         shape = ()
         statistics = sampler.statistics
@@ -382,7 +382,7 @@ class _Planner:
         node = Node(*(a[list(at)] for a in self.nodes))
         return _Row(node, np.array(known), np.array(again), stack(corrected), stack(predicted))
 
-    def linear(self, weights, keep=0.0, offset=0.0) -> _Linear:
+    def linear(self, weights, keep: Any = 0.0, offset: Any = 0.0) -> _Linear:
         """With weights of points and of noises, by their place among those that are kept."""
         points, noises = (np.zeros((MOST + 1, *self.shape)) for _ in range(2))
         for place, (point, noise) in weights.items():
@@ -563,7 +563,7 @@ def sample_decisions(
     x = checks.inexact_tree("x", x)
     tables = []
     for decision in decisions:
-        times = check_times(schedule, decision.times)
+        times = check_times(schedule, np.array(decision.times))
         table = USFSampler(decision, statistics, mean).plan(schedule, times)
         first = jax.tree.map(lambda a: a[0], table)
         if decision.first is None:
