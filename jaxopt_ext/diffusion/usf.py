@@ -167,7 +167,7 @@ class Step(eqx.Module):
 
 
 def _check_active(active: Any, lowest: int):
-    for k, chosen in enumerate(() if active is None else active, 1):
+    for k, chosen in enumerate(active or [], 1):
         inside = all(lowest <= j < MOST for j in chosen)
         if len(set(chosen)) < max(len(chosen), k) or not inside:
             raise ValueError(
