@@ -1,4 +1,4 @@
-"""Rows of UniPC."""
+"""Rows of UniPC and of the framework of which it is one decision."""
 
 import jaxopt_ext as jxt
 
@@ -35,5 +35,18 @@ UNIPC: tuple[SamplerRow, ...] = (
         claim="diffusion/unipc",
         system=("S099",),
         order=2,
+    ),
+    SamplerRow(
+        "USF, a unified sampling framework",
+        "diffusion.USFSampler",
+        "Liu, Ning, Lin, Yang, Wang, A Unified Sampling Framework for Solver Searching of "
+        "Diffusion Probabilistic Models, 2023, arXiv:2312.07243",
+        lambda: jxt.diffusion.USFSampler(
+            jxt.diffusion.Step(2, corrector=jxt.diffusion.PseudoCorrector())
+        ),
+        claim="diffusion/usf",
+        system=("S166",),
+        order=3,
+        counts=(80, 160),
     ),
 )

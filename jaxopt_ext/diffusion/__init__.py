@@ -65,6 +65,12 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - `EpsilonScaled`: a model with smaller noise, by a number, a `linear_scale` or a `TabulatedScale`;
   `fit_scale` chooses it, `noise_norm_gap` and `exposure_bias` measure what it is for: few steps
   and networks whose errors add up.
+- Any exponential integrator, step by step: `USFSampler` of a `Decision`, whose `Step`s have an
+  order, an output (`StatisticsForm` for that of DPM-Solver-v3), a relaxation (`LinearRelaxation`,
+  `ExponentialRelaxation`, `BH1`, `BH2`), a `PseudoCorrector` or `ImplicitCorrector`; `ZeroData` or
+  `MeanData` save the first evaluation. `as_decision` writes known samplers so;
+  `sample_decisions` runs many at once, and `search` finds a good one for so many evaluations by
+  evolution with a `Mutation` and, for fewer trials, a `RankPredictor`.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -215,6 +221,7 @@ from .projection import (
     relative_projection_error,
 )
 from .psld import PSLD, Autoencoder
+from .rank_predictor import RankPredictor
 from .repaint import RePaint
 from .runge_kutta import RK4, AbstractRungeKutta, Euler, Midpoint
 from .sampler import AbstractSampler, Sampled, ends, gaussian, prior, sample
@@ -229,6 +236,7 @@ from .schedules import (
     cosine_betas,
     linear_betas,
 )
+from .solver_search import Mutation, Searched, search
 from .stepping import MultiStep, SingleStep
 from .timestep_tasks import (
     ExactWeights,
@@ -238,6 +246,20 @@ from .timestep_tasks import (
     task_conflict,
 )
 from .unipc import BH1, BH2, UniC, UniP, UniPC, Varying
+from .usf import (
+    Decision,
+    ExponentialRelaxation,
+    ImplicitCorrector,
+    LinearRelaxation,
+    MeanData,
+    PseudoCorrector,
+    StatisticsForm,
+    Step,
+    USFSampler,
+    ZeroData,
+    as_decision,
+    sample_decisions,
+)
 from .weightings import (
     P2,
     SNR,
@@ -300,6 +322,7 @@ __all__ = [
     "DataForm",
     "DataLogits",
     "DataProjection",
+    "Decision",
     "Denoiser",
     "DenoisingLoss",
     "DigitFeatures",
@@ -316,6 +339,7 @@ __all__ = [
     "EulerIncrement",
     "ExactWeights",
     "ExponentialAverage",
+    "ExponentialRelaxation",
     "FittedScale",
     "FourierFeatures",
     "GaussianMixture",
@@ -324,6 +348,7 @@ __all__ = [
     "Heun",
     "HeunIncrement",
     "IdealDenoiser",
+    "ImplicitCorrector",
     "ImprovedEuler",
     "Inpainting",
     "Interpolation",
@@ -331,6 +356,7 @@ __all__ = [
     "Kaczmarz",
     "Labelled",
     "LinearMeasurement",
+    "LinearRelaxation",
     "LogNormal",
     "MLPDenoiser",
     "MMDLoss",
@@ -339,10 +365,12 @@ __all__ = [
     "MPLinear",
     "MaskedMLP",
     "MaxSNR",
+    "MeanData",
     "Midpoint",
     "MinSNR",
     "ModelStatistics",
     "MultiStep",
+    "Mutation",
     "Node",
     "Noise",
     "NoiseForm",
@@ -354,16 +382,21 @@ __all__ = [
     "Preconditioned",
     "Projection",
     "PropagationLoss",
+    "PseudoCorrector",
+    "RankPredictor",
     "RePaint",
     "RectifiedFlow",
     "RungeKutta",
     "SDEDPMSolverPP",
     "Sampled",
     "Score",
+    "Searched",
     "SingleStep",
     "Sinusoidal",
     "SoftmaxWeights",
     "SparseRadon",
+    "StatisticsForm",
+    "Step",
     "SuperResolution",
     "TabulatedScale",
     "TaskConflict",
@@ -372,6 +405,7 @@ __all__ = [
     "Transpose",
     "TruncatedSNR",
     "UNetDenoiser",
+    "USFSampler",
     "UncertaintyLoss",
     "Unconstrained",
     "UniC",
@@ -385,9 +419,11 @@ __all__ = [
     "Varying",
     "Velocity",
     "WithUncertainty",
+    "ZeroData",
     "admissible",
     "amplification",
     "antithetic_steps",
+    "as_decision",
     "combine",
     "compress",
     "constant_rate",
@@ -441,8 +477,10 @@ __all__ = [
     "sample",
     "sample_adaptive",
     "sample_adjoint",
+    "sample_decisions",
     "sample_parallel",
     "sample_reversible",
+    "search",
     "task_conflict",
     "theory_schedule",
     "trailing",

@@ -13,11 +13,10 @@ from jaxtyping import Bool, Float
 from ..core import checks, loops
 from . import exponential
 from .denoiser import combine
+from .integrals import Integrals, Move
 from .model_statistics import ModelStatistics
 from .sampler import AbstractSampler, ends
 from .schedules import Coefficients, Node
-
-_FINER, _LEAST = 4, 2000  # points of quadrature: for each level of the statistics, and in all
 
 
 class AbstractDifferences(eqx.Module):
@@ -58,14 +57,6 @@ class DividedDifferences(AbstractDifferences):
         return order + 1
 
 
-class _Step(NamedTuple):
-    """$x_t = \\kappa x_s + o + \\sum_j w_j f_j$, coordinate by coordinate."""
-
-    keep: Coefficients
-    offset: Coefficients
-    weights: Coefficients
-
-
 class _Output(NamedTuple):
     """$f = r\\hat\\epsilon - q x$ at a node."""
 
@@ -79,8 +70,8 @@ class _Row(NamedTuple):
     asked for in the last step."""
 
     end: _Output
-    predictor: _Step
-    corrector: _Step
+    predictor: Move
+    corrector: Move
     last: Bool[np.ndarray, " n"]
 
 
@@ -148,31 +139,28 @@ class DPMSolverV3(AbstractSampler):
         orders = np.minimum(self.order, np.arange(count) + 1)
         if count < self.lower_order_final:
             orders = np.minimum(orders, count - np.arange(count))
-        levels = exponential.log_snr(schedule.nodes(times))
-        known = self.statistics.log_snr
-        if levels[0] < known[0] - 1e-6 or levels[-1] > known[-1] + 1e-6:
-            raise ValueError(
-                f"levels of the statistics are {known[0], known[-1]}, times have "
-                f"{levels[0], levels[-1]}"
-            )
-        integrals = _Integrals(self.statistics, levels)
+        levels = np.asarray(exponential.log_snr(schedule.nodes(times)))
+        self.statistics.check_levels(levels)
+        integrals = Integrals(self.statistics, levels)
         predicted, corrected = [], []
         for i, order in enumerate(orders):
             past = [i - k for k in range(order)]
             scale = there.alpha[i] / here.alpha[i], there.alpha[i]
-            row = integrals.step(past, i + 1, scale, self.predictor, self.order)
+            rows = self.predictor.rows(levels[past])
+            row = integrals.step(past, i + 1, scale, rows, self.order)
             predicted.append(row)
             uses = 0 if self.corrector is None else self.corrector.ahead(order)
-            if uses > 1 and there.t[i] > self.corrected_above:
+            if self.corrector is not None and uses > 1 and there.t[i] > self.corrected_above:
                 nodes = [i, i + 1, *past[1 : uses - 1]]
-                row = integrals.step(nodes, i + 1, scale, self.corrector, self.order + 1)
+                rows = self.corrector.rows(levels[nodes])
+                row = integrals.step(nodes, i + 1, scale, rows, self.order + 1)
                 corrected.append(
                     row._replace(weights=np.concatenate([row.weights[[1, 0]], row.weights[2:]]))
                 )
             else:
                 none = np.zeros_like(row.weights[:1])
                 corrected.append(row._replace(weights=np.concatenate([none, row.weights])))
-        stack = lambda rows: _Step(*(np.stack(a) for a in zip(*rows, strict=True)))
+        stack = lambda rows: Move(*(np.stack(a) for a in zip(*rows, strict=True)))
         linear = integrals.linear[1:]
         shaped = np.reshape(there.alpha, (-1, *[1] * (linear.ndim - 1)))
         end = _Output(there, there.sigma / there.alpha, linear / shaped)
@@ -200,60 +188,3 @@ def _evaluate(model, x, output):
 def _move(x, row, outputs):
     moved = exponential.weighted(row.keep, x, row.weights, outputs)
     return combine((1.0, moved), (row.offset, jax.tree.map(jnp.ones_like, x)))
-
-
-class _Integrals:
-    """The integrals between the levels of a run, each from the beginning of a step, where
-    exponents are small."""
-
-    def __init__(self, statistics, levels):
-        points = max(len(statistics.log_snr) * _FINER, _LEAST)
-        inner = (statistics.log_snr > levels[0]) & (statistics.log_snr < levels[-1])
-        even = np.linspace(levels[0], levels[-1], points)
-        self.grid = np.union1d(np.concatenate([statistics.log_snr[inner], even]), levels)
-        self.at = np.searchsorted(self.grid, levels)
-        self.levels = levels
-        l, s, self.offset = statistics.at(self.grid)
-        self.linear = l[self.at]
-        self.gaps = np.diff(self.grid).reshape(-1, *[1] * (l.ndim - 1))
-        self.L, self.S = self.rising(l), self.rising(s)
-
-    def rows(self, count):
-        """Room for the weights of so many outputs."""
-        return np.zeros((count, *self.linear.shape[1:]))
-
-    def rising(self, values, first=0):
-        """Integrals up to each point of the grid, from the point `first`, by trapezoids."""
-        gaps = self.gaps[first : first + len(values) - 1]
-        parts = 0.5 * gaps * (values[1:] + values[:-1])
-        return np.concatenate([np.zeros_like(values[:1]), np.cumsum(parts, 0)])
-
-    def carried(self, here, to):
-        """$W$ at another level of the run, from `here`."""
-        low, high = sorted((self.at[here], self.at[to]))
-        part = slice(low, high + 1)
-        inner = np.exp(self.S[self.at[here]] - self.S[part]) * self.offset[part]
-        return np.sign(to - here) * self.rising(inner, low)[-1]
-
-    def step(self, nodes, end, scale, differences, room):
-        """The step from the level of the first of `nodes` to `end`, by the outputs at `nodes`."""
-        here = nodes[0]
-        start, part = self.at[here], slice(self.at[here], self.at[end] + 1)
-        apart = (self.grid[part] - self.levels[here]).reshape(-1, *[1] * (self.linear.ndim - 1))
-        S = self.S[part] - self.S[start]
-        growth = np.exp(self.L[part] - self.L[start] + S)
-        total = lambda values: self.rising(values, start)[-1]
-        W = self.rising(np.exp(-S) * self.offset[part], start)
-        constant = total(growth * W)
-        weights = self.rows(room)
-        rows = differences.rows(self.levels[nodes])
-        for k in range(len(nodes)):
-            moment = total(growth * apart**k / math.factorial(k))
-            for q, node in enumerate(nodes):
-                share = rows[k, q] * moment
-                weights[q] += share * np.exp(self.S[start] - self.S[self.at[node]])
-                if node != here:
-                    constant = constant - share * self.carried(here, node)
-        decay = np.exp(self.L[start] - self.L[self.at[end]])
-        keep, size = (a * decay for a in scale)
-        return _Step(keep, -size * constant, -size * weights)

@@ -52,6 +52,15 @@ class ModelStatistics(eqx.Module):
         mix = lambda a: (1 - share) * a[low] + share * a[low + 1]
         return mix(self.linear), mix(self.scaling), mix(self.offset)
 
+    def check_levels(self, log_snr: Float[np.ndarray, " n"]) -> None:
+        """Raise `ValueError` unless rising levels lie within these."""
+        known = self.log_snr
+        if log_snr[0] < known[0] - 1e-6 or log_snr[-1] > known[-1] + 1e-6:
+            raise ValueError(
+                f"levels of the statistics are {known[0], known[-1]}, times have "
+                f"{log_snr[0], log_snr[-1]}"
+            )
+
     def linear_at(self, log_snr: Float[Array, ""]) -> Float[Array, " *shape"]:
         """$l$ at another level, inside a program."""
         levels, linear = jnp.asarray(self.log_snr), jnp.asarray(self.linear)

@@ -40,6 +40,12 @@ class AbstractSampler(eqx.Module):
         """Whether the last time may be one without noise."""
         return False
 
+    @property
+    def stepper(self) -> "AbstractSampler":
+        """What `start` and `step` are taken of by `sample`: this, or one that leaves out what is in
+        the plan already, so that a run with other numbers is the same program."""
+        return self
+
     @abc.abstractmethod
     def evaluations(self, num_steps: int) -> int:
         """Model evaluations of a run of so many steps."""
@@ -172,7 +178,7 @@ def follow(
 ) -> tuple[Sample, Any]:
     """The sample at the end of a plan, and the path or `None`; options as in `sample`."""
     plan = as_numbers(plan, x)
-    model, sampler = hoist(model), hoist(sampler)
+    model, sampler = hoist(model), hoist(sampler.stepper)
     return _run(model, sampler, x, plan, key, denoise, trace, checkpoint)
 
 
