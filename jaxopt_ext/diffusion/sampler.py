@@ -150,7 +150,7 @@ class Plan(NamedTuple):
     **Attributes:**
 
     - `nodes`: where steps begin and end, one more than there are steps.
-    - `rows`: the sampler's table.
+    - `rows`: the sampler's table; a step may have more than one.
     """
 
     nodes: Node
@@ -240,7 +240,7 @@ def _run(model, sampler, x, plan, key, denoise, trace, checkpoint):
     step = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
     first, last = (jax.tree.map(lambda a: a[i], plan.nodes) for i in (0, -1))  # noqa: B023
     memory = sampler.start(model, x, first)
-    keys = jax.random.split(key, len(plan.nodes.t) - 1)
+    keys = jax.random.split(key, len(jax.tree.leaves(plan.rows)[0]))
     (x, _), path = loops.scan(step, (x, memory), (plan.rows, keys))
     if denoise:
         x = model.data(x, last)
