@@ -57,6 +57,11 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   measured: `LinearMeasurement`, `Inpainting`, `Colorization`, `SuperResolution`, `SparseRadon`,
   `Blur` with `gaussian_kernel` or `motion_kernel`. What is imposed of it: `Projection`,
   `Transpose`, `Kaczmarz`, `Unconstrained`.
+- One call from noise to data: `ConsistencyModel`, trained in continuous time by
+  `ContinuousConsistencyLoss` with `TangentNorm` or `TangentClip`, beside its weight in a
+  `WeightedConsistency`; `DiscreteConsistencyLoss` to compare with. Its coordinates are `TrigFlow`
+  and `TrigVelocity`, to which `trigflow_teacher` brings any denoiser; `consistency_tangent` and
+  `DoubleNorm` are for networks and losses of your own.
 - To try things on: `digits`, `digit_features`, `digits_teacher`, `digits_autoencoder` (a
   `ConvolutionalAutoencoder`); distances of samples are in `core.distances`.
 
@@ -95,6 +100,16 @@ from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_autoencoder, digits_teacher
 from .coding import compress, decompress
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
+from .continuous_consistency import (
+    ConsistencyModel,
+    ContinuousConsistencyLoss,
+    DiscreteConsistencyLoss,
+    DoubleNorm,
+    TangentClip,
+    TangentNorm,
+    WeightedConsistency,
+    consistency_tangent,
+)
 from .data_projection import DataProjection
 from .ddim import DDIM
 from .denoiser import (
@@ -212,6 +227,7 @@ from .timestep_tasks import (
     UnifiedGradientWeights,
     task_conflict,
 )
+from .trigflow import TrigFlow, TrigVelocity, trigflow_teacher
 from .unipc import BH1, BH2, UniC, UniP, UniPC, Varying
 from .weightings import (
     P2,
@@ -262,7 +278,9 @@ __all__ = [
     "Chain",
     "ClassifierFree",
     "Colorization",
+    "ConsistencyModel",
     "ConstantWeighting",
+    "ContinuousConsistencyLoss",
     "ConvolutionalAutoencoder",
     "Cosine",
     "DDIMInversion",
@@ -279,10 +297,12 @@ __all__ = [
     "DigitFeatures",
     "Digits",
     "DirectLogits",
+    "DiscreteConsistencyLoss",
     "DiscreteSchedule",
     "DiscreteTimes",
     "DistanceFunction",
     "DividedDifferences",
+    "DoubleNorm",
     "EDM2UNet",
     "EDMWeighting",
     "Euler",
@@ -334,10 +354,14 @@ __all__ = [
     "SoftmaxWeights",
     "SparseRadon",
     "SuperResolution",
+    "TangentClip",
+    "TangentNorm",
     "TaskConflict",
     "Thresholded",
     "TransformerDenoiser",
     "Transpose",
+    "TrigFlow",
+    "TrigVelocity",
     "TruncatedSNR",
     "UNetDenoiser",
     "UncertaintyLoss",
@@ -352,11 +376,13 @@ __all__ = [
     "VariancePreserving",
     "Varying",
     "Velocity",
+    "WeightedConsistency",
     "WithUncertainty",
     "admissible",
     "antithetic_steps",
     "combine",
     "compress",
+    "consistency_tangent",
     "constant_rate",
     "cosine_betas",
     "decode",
@@ -405,6 +431,7 @@ __all__ = [
     "task_conflict",
     "theory_schedule",
     "trailing",
+    "trigflow_teacher",
     "uniform_log_snr",
     "uniform_time",
 ]
