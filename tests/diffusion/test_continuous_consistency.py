@@ -160,8 +160,9 @@ def test_a_teacher_goes_to_the_circle_and_back():
                 wanted = math.cos(t[i]) * noisy - before[0]
                 np.testing.assert_allclose(f, wanted, rtol=1e-6, atol=1e-7)
     # Minus that of EDM, in the same input.
-    seen, node = diffusion.Preconditioned(WIDTH).inputs(x, diffusion.Node(2.0, 1.0, 2.0))
-    ours, where = diffusion.TrigVelocity(WIDTH).inputs(x, diffusion.Node(2.0, 1.0, 2.0))
+    level = diffusion.Node(*map(jnp.asarray, (2.0, 1.0, 2.0)))
+    seen, node = diffusion.Preconditioned(WIDTH).inputs(x, level)
+    ours, where = diffusion.TrigVelocity(WIDTH).inputs(x, level)
     np.testing.assert_allclose(ours, seen, rtol=1e-12)
     np.testing.assert_allclose(where.t, math.atan(4.0), rtol=1e-12)
     outs = [
@@ -197,7 +198,7 @@ def test_the_loss_of_the_slope_is_plain():
     predicts = diffusion.TrigVelocity(WIDTH)
     data, noise = RNG.normal(size=(2, 3))
     t = 0.9
-    node = jax.tree.map(jnp.asarray, diffusion.TrigFlow(WIDTH).nodes(t))
+    node = jax.tree.map(jnp.asarray, diffusion.TrigFlow(WIDTH).nodes(np.asarray(t)))
     wanted = (math.cos(t) * WIDTH * noise - math.sin(t) * data) / WIDTH
     target = objectives.target(predicts, jnp.asarray(data), jnp.asarray(noise), node)
     np.testing.assert_allclose(target, wanted, rtol=1e-12)
@@ -329,7 +330,9 @@ def test_double_norm():
     found, moved = call(jnp.asarray(hidden), jnp.asarray(condition))
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-3)
     assert np.all(np.isfinite(moved))
-    vector = diffusion.DoubleNorm(4, 3, key=KEY)(jnp.asarray(hidden[:, 0, 0]), condition)
+    vector = diffusion.DoubleNorm(4, 3, key=KEY)(
+        jnp.asarray(hidden[:, 0, 0]), jnp.asarray(condition)
+    )
     assert vector.shape == (4,)
 
 
