@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
+from .consistency import CONSISTENCY
 from .diffusion_training import DIFFUSION_TRAINING
 from .dpm_solver_v3 import DPM_SOLVER_V3
 from .dpm_solvers import DPM_SOLVERS
@@ -91,6 +92,7 @@ ROWS: tuple[Row, ...] = (
     *KERNELS_PRODUCTS,
     *TRAINING,
     *DIFFUSION_TRAINING,
+    *CONSISTENCY,
     *ORDERS,
     *UNIPC,
     *SAMPLER_LOSSES,

@@ -71,6 +71,11 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `MeanData` save the first evaluation. `as_decision` writes known samplers so;
   `sample_decisions` runs many at once, and `search` finds a good one for so many evaluations by
   evolution with a `Mutation` and, for fewer trials, a `RankPredictor`.
+- One call from noise to data: `ConsistencyModel`, trained in continuous time by
+  `ContinuousConsistencyLoss` with `TangentNorm` or `TangentClip`, beside its weight in a
+  `WeightedConsistency`; `DiscreteConsistencyLoss` to compare with. Its coordinates are `TrigFlow`
+  and `TrigVelocity`, to which `trigflow_teacher` brings any denoiser; `consistency_tangent` and
+  `DoubleNorm` are for networks and losses of your own.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -107,6 +112,16 @@ from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_autoencoder, digits_teacher
 from .coding import compress, decompress
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
+from .continuous_consistency import (
+    ConsistencyModel,
+    ContinuousConsistencyLoss,
+    DiscreteConsistencyLoss,
+    DoubleNorm,
+    TangentClip,
+    TangentNorm,
+    WeightedConsistency,
+    consistency_tangent,
+)
 from .data_projection import DataProjection
 from .ddim import DDIM
 from .denoiser import (
@@ -245,6 +260,7 @@ from .timestep_tasks import (
     UnifiedGradientWeights,
     task_conflict,
 )
+from .trigflow import TrigFlow, TrigVelocity, trigflow_teacher
 from .unipc import BH1, BH2, UniC, UniP, UniPC, Varying
 from .usf import (
     Decision,
@@ -310,7 +326,9 @@ __all__ = [
     "ChainErrors",
     "ClassifierFree",
     "Colorization",
+    "ConsistencyModel",
     "ConstantWeighting",
+    "ContinuousConsistencyLoss",
     "ConvolutionalAutoencoder",
     "Cosine",
     "DDIMInversion",
@@ -328,10 +346,12 @@ __all__ = [
     "DigitFeatures",
     "Digits",
     "DirectLogits",
+    "DiscreteConsistencyLoss",
     "DiscreteSchedule",
     "DiscreteTimes",
     "DistanceFunction",
     "DividedDifferences",
+    "DoubleNorm",
     "EDM2UNet",
     "EDMWeighting",
     "EpsilonScaled",
@@ -399,10 +419,14 @@ __all__ = [
     "Step",
     "SuperResolution",
     "TabulatedScale",
+    "TangentClip",
+    "TangentNorm",
     "TaskConflict",
     "Thresholded",
     "TransformerDenoiser",
     "Transpose",
+    "TrigFlow",
+    "TrigVelocity",
     "TruncatedSNR",
     "UNetDenoiser",
     "USFSampler",
@@ -418,6 +442,7 @@ __all__ = [
     "VariancePreserving",
     "Varying",
     "Velocity",
+    "WeightedConsistency",
     "WithUncertainty",
     "ZeroData",
     "admissible",
@@ -426,6 +451,7 @@ __all__ = [
     "as_decision",
     "combine",
     "compress",
+    "consistency_tangent",
     "constant_rate",
     "cosine_betas",
     "cumulative_errors",
@@ -484,6 +510,7 @@ __all__ = [
     "task_conflict",
     "theory_schedule",
     "trailing",
+    "trigflow_teacher",
     "uniform_log_snr",
     "uniform_time",
 ]
