@@ -1,6 +1,7 @@
 """The contract of samplers and their driver."""
 
 import abc
+import functools
 from typing import Any
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from ..core.closure import hoist
 from ..core.solution import Status
 from .denoiser import AbstractDenoiser, Sample, combine
 from .schedules import AbstractSchedule, Node, Times
+from .segments import Segments, cut, segments
 
 
 class AbstractSampler(eqx.Module):
@@ -130,8 +132,10 @@ def sample(
     """
     x, key, times = prepare(model, sampler, schedule, times, x, key)
     first, last = schedule.nodes(times[0]), schedule.nodes(times[-1])
-    begin, table, last = as_numbers((first, sampler.plan(schedule, times), last), x)
-    value, path = _run(hoist(model), hoist(sampler), x, begin, table, last, key, denoise, trace)
+    table, model, sampler = sampler.plan(schedule, times), hoist(model), hoist(sampler)
+    parts = segments(model, sampler, x, first, table, last)
+    begin, table, last = as_numbers((first, table, last), x)
+    value, path = _run(model, sampler, x, begin, table, last, key, denoise, trace, parts)
     return Sampled(value, sampler.evaluations(len(times) - 1) + denoise, path)
 
 
@@ -182,19 +186,25 @@ def as_numbers(table: PyTree[np.ndarray], x: Sample) -> PyTree[Array]:
 
 
 @eqx.filter_jit
-def _run(model, sampler, x, begin, table, last, key, denoise, trace):
-    def step(carry, now):
+def _run(model, sampler, x, begin, table, last, key, denoise, trace, parts: Segments):
+    def step(model, carry, now):
         x, memory = carry
         new = sampler.step(model, x, memory, *now)
         new = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, carry)
         return new, new[0] if trace else None
 
-    steps = len(jax.tree.leaves(table)[0])
-    memory = sampler.start(model, x, begin)
-    (x, _), path = loops.scan(step, (x, memory), (table, jax.random.split(key, steps)))
+    rows = table, jax.random.split(key, parts.num_steps)
+    carry = x, sampler.start(cut(model, parts.start), x, begin)
+    done, paths = 0, []
+    for length, depths in parts.steps:
+        now = jax.tree.map(lambda a, i=done, n=length: a[i : i + n], rows)
+        carry, path = loops.scan(functools.partial(step, cut(model, depths)), carry, now)
+        paths.append(path)
+        done += length
+    x, _ = carry
     if denoise:
-        x = model.data(x, last)
-    return x, path
+        x = cut(model, parts.last).data(x, last)
+    return x, jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *paths)
 
 
 def prior(schedule: AbstractSchedule, like: Sample, key: PRNGKeyArray) -> Sample:
