@@ -21,6 +21,9 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
   `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
   weights.
+- Networks that stop early where there is much noise: `EarlyExit` with an `ExitSchedule`, of
+  `graded_exits` say, over `ScheduleTime` or `KarrasTime`, finetuned by `EarlyExitLoss` with
+  `all_but_embedding`; `block_evaluations` counts what a run costs.
 - Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
   of times lose; `task_conflict` measures how far they do.
 - Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
@@ -111,6 +114,17 @@ from .denoiser import (
 from .dpm_solver import DPMSolver, dpm_solver_fast
 from .dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from .dpm_solver_v3 import DividedDifferences, DPMSolverV3, Interpolation
+from .early_exit import (
+    EarlyExit,
+    EarlyExitLoss,
+    ExitSchedule,
+    KarrasTime,
+    MixedDepths,
+    ScheduleTime,
+    all_but_embedding,
+    block_evaluations,
+    graded_exits,
+)
 from .edict import EDICT
 from .edm2 import (
     EDM2MLP,
@@ -285,9 +299,12 @@ __all__ = [
     "DividedDifferences",
     "EDM2UNet",
     "EDMWeighting",
+    "EarlyExit",
+    "EarlyExitLoss",
     "Euler",
     "EulerIncrement",
     "ExactWeights",
+    "ExitSchedule",
     "ExponentialAverage",
     "FourierFeatures",
     "GaussianMixture",
@@ -301,6 +318,7 @@ __all__ = [
     "Interpolation",
     "InverseSNR",
     "Kaczmarz",
+    "KarrasTime",
     "Labelled",
     "LinearMeasurement",
     "LogNormal",
@@ -312,6 +330,7 @@ __all__ = [
     "MaxSNR",
     "Midpoint",
     "MinSNR",
+    "MixedDepths",
     "ModelStatistics",
     "MultiStep",
     "Node",
@@ -328,6 +347,7 @@ __all__ = [
     "RungeKutta",
     "SDEDPMSolverPP",
     "Sampled",
+    "ScheduleTime",
     "Score",
     "SingleStep",
     "Sinusoidal",
@@ -354,7 +374,9 @@ __all__ = [
     "Velocity",
     "WithUncertainty",
     "admissible",
+    "all_but_embedding",
     "antithetic_steps",
+    "block_evaluations",
     "combine",
     "compress",
     "constant_rate",
@@ -373,6 +395,7 @@ __all__ = [
     "forced_normalisation",
     "gaussian",
     "gaussian_kernel",
+    "graded_exits",
     "inverse_sqrt_schedule",
     "invert",
     "karras",
