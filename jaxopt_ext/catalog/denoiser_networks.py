@@ -42,7 +42,7 @@ def _start(dtype):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
     blocks = tuple(_Layer(draw(SIZE, SIZE) / 2) for _ in range(DEPTH))
-    network = _Stack(blocks, draw(SIZE), (SIZE,))
+    network = _Stack(shape=(SIZE,), blocks=blocks, level=draw(SIZE))
     exits = diffusion.ExitSchedule((2, 1))
     return diffusion.Denoiser(diffusion.EarlyExit(network, exits, diffusion.KarrasTime()))
 

@@ -229,7 +229,10 @@ class MixedDepths(AbstractNetwork):
 
     network: AbstractNetwork
     exits: ExitSchedule
-    time: Callable[[Node], Array]
+    time: Callable[[Node], Any]
+
+    def __init__(self, network: AbstractNetwork, exits: ExitSchedule, time: Callable[[Node], Any]):
+        self.network, self.exits, self.time = network, exits, time
 
     @property
     def shape(self):
@@ -281,10 +284,16 @@ class EarlyExit(AbstractVariableDepth):
 
     network: AbstractNetwork
     exits: ExitSchedule
-    time: Callable[[Node], Array]
+    time: Callable[[Node], Any]
     depths: tuple[int, ...] = eqx.field(static=True)
 
-    def __init__(self, network, exits, time, depths=None):
+    def __init__(
+        self,
+        network: AbstractNetwork,
+        exits: ExitSchedule,
+        time: Callable[[Node], Any],
+        depths: tuple[int, ...] | None = None,
+    ):
         checks.instance("network", network, AbstractNetwork, "MLPDenoiser(...)")
         checks.instance("exits", exits, ExitSchedule, "graded_exits(6)")
         if not callable(time):
