@@ -2,7 +2,7 @@
 
 import abc
 import itertools
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -11,9 +11,6 @@ from jaxtyping import Int, PyTree
 
 from .denoiser import AbstractDenoiser, Sample
 from .schedules import Node
-
-if TYPE_CHECKING:
-    from .sampler import AbstractSampler
 
 Depths = tuple[tuple[int, ...], ...]
 """For each network of variable depth in a model, the depths that occur."""
@@ -60,9 +57,7 @@ class _Visits(AbstractDenoiser):
     data = noise
 
 
-def visited(
-    sampler: "AbstractSampler", x: Sample, begin: Node, table: PyTree[np.ndarray]
-) -> list[list[Node]]:
+def visited(sampler: Any, x: Sample, begin: Node, table: PyTree[np.ndarray]) -> list[list[Node]]:
     """The nodes at which a sampler calls the model: before the first step, and in each step.
 
     Steps are taken one by one on the host, on a number in place of each array of the sample, so
@@ -99,7 +94,7 @@ def cut(model: PyTree, depths: Depths) -> PyTree:
 
 def segments(
     model: PyTree,
-    sampler: "AbstractSampler",
+    sampler: Any,
     x: Sample,
     begin: Node,
     table: PyTree[np.ndarray],

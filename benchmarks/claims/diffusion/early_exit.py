@@ -26,8 +26,8 @@ SETTINGS = (
     "levels, averages of relative width 0.10, bins of the ramp of the grid karras from 0.002 to "
     "80, 597 samples by DDIM on that grid. Adam's rate in the further steps is the best of 1e-5, "
     "5e-5, 2e-4, 1e-3, 5e-3 and 2e-2 by distance on seed 100, for each of the whole network and "
-    "the first of early exits, whose rate the others share: 2e-4 and 1e-3. Seeds 0 to 2 are reported; time is the "
-    "median of alternated runs on the last of them."
+    "the first of early exits, whose rate the others share: 2e-4 and 1e-3. Seeds 0 to 2 "
+    "are reported; time is the median of alternated runs on the last of them."
 )
 ALONE = True
 SIGMA_DATA, WIDTH, STEPS, FURTHER, RATE = 0.847, 128, 500, 150, 2e-3
