@@ -119,6 +119,24 @@ def cond(pred, true_fun, false_fun, *operands):
     return jax.lax.cond(pred, promoted(true_fun), promoted(false_fun), *operands)
 
 
+def switch(index, branches, *operands):
+    """`jax.lax.switch`."""
+    if not in_shard_map():
+        return jax.lax.switch(index, branches, *operands)
+    kinds = [jax.eval_shape(fun, *operands) for fun in branches]
+
+    def promoted(fun):
+        def branch(*operands):
+            out = fun(*operands)
+            for kind in kinds:
+                out = vary_like(out, kind)
+            return out
+
+        return branch
+
+    return jax.lax.switch(index, [*map(promoted, branches)], *operands)
+
+
 def if_due(
     due: Bool[Array, ""],
     make: Callable[[PyTree[Array]], PyTree[Array]],

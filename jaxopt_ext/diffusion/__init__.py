@@ -76,6 +76,9 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `WeightedConsistency`; `DiscreteConsistencyLoss` to compare with. Its coordinates are `TrigFlow`
   and `TrigVelocity`, to which `trigflow_teacher` brings any denoiser; `consistency_tangent` and
   `DoubleNorm` are for networks and losses of your own.
+- Networks that stop early where there is much noise: `EarlyExit` with an `ExitSchedule`, of
+  `graded_exits` say, over `ScheduleTime` or `KarrasTime`, finetuned by `EarlyExitLoss` with
+  `all_but_embedding`; `block_evaluations` counts what a run costs.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -138,6 +141,17 @@ from .denoiser import (
 from .dpm_solver import DPMSolver, dpm_solver_fast
 from .dpm_solver_pp import DPMSolverPP, SDEDPMSolverPP
 from .dpm_solver_v3 import DividedDifferences, DPMSolverV3, Interpolation
+from .early_exit import (
+    EarlyExit,
+    EarlyExitLoss,
+    ExitSchedule,
+    KarrasTime,
+    MixedDepths,
+    ScheduleTime,
+    all_but_embedding,
+    block_evaluations,
+    graded_exits,
+)
 from .edict import EDICT
 from .edm2 import (
     EDM2MLP,
@@ -354,10 +368,13 @@ __all__ = [
     "DoubleNorm",
     "EDM2UNet",
     "EDMWeighting",
+    "EarlyExit",
+    "EarlyExitLoss",
     "EpsilonScaled",
     "Euler",
     "EulerIncrement",
     "ExactWeights",
+    "ExitSchedule",
     "ExponentialAverage",
     "ExponentialRelaxation",
     "FittedScale",
@@ -374,6 +391,7 @@ __all__ = [
     "Interpolation",
     "InverseSNR",
     "Kaczmarz",
+    "KarrasTime",
     "Labelled",
     "LinearMeasurement",
     "LinearRelaxation",
@@ -388,6 +406,7 @@ __all__ = [
     "MeanData",
     "Midpoint",
     "MinSNR",
+    "MixedDepths",
     "ModelStatistics",
     "MultiStep",
     "Mutation",
@@ -409,6 +428,7 @@ __all__ = [
     "RungeKutta",
     "SDEDPMSolverPP",
     "Sampled",
+    "ScheduleTime",
     "Score",
     "Searched",
     "SingleStep",
@@ -446,9 +466,11 @@ __all__ = [
     "WithUncertainty",
     "ZeroData",
     "admissible",
+    "all_but_embedding",
     "amplification",
     "antithetic_steps",
     "as_decision",
+    "block_evaluations",
     "combine",
     "compress",
     "consistency_tangent",
@@ -473,6 +495,7 @@ __all__ = [
     "gaussian",
     "gaussian_chain_errors",
     "gaussian_kernel",
+    "graded_exits",
     "inverse_sqrt_schedule",
     "invert",
     "karras",

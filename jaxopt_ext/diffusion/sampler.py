@@ -1,6 +1,7 @@
 """The contract of samplers and their driver."""
 
 import abc
+import functools
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from ..core.closure import hoist
 from ..core.solution import Status
 from .denoiser import AbstractDenoiser, Sample, combine
 from .schedules import AbstractSchedule, Node, Times
+from .segments import Segments, cut, segments
 
 
 class AbstractSampler(eqx.Module):
@@ -177,9 +179,11 @@ def follow(
     checkpoint: bool = False,
 ) -> tuple[Sample, Any]:
     """The sample at the end of a plan, and the path or `None`; options as in `sample`."""
-    plan = as_numbers(plan, x)
     model, sampler = hoist(model), hoist(sampler.stepper)
-    return _run(model, sampler, x, plan, key, denoise, trace, checkpoint)
+    first, last = (jax.tree.map(lambda a: a[i], plan.nodes) for i in (0, -1))  # noqa: B023
+    parts = segments(model, sampler, x, first, plan.rows, last)
+    plan = as_numbers(plan, x)
+    return _run(model, sampler, x, plan, key, denoise, trace, checkpoint, parts)
 
 
 def prepare(
@@ -229,22 +233,29 @@ def as_numbers(table: PyTree[np.ndarray], x: Sample) -> PyTree[Array]:
 
 
 @eqx.filter_jit
-def _run(model, sampler, x, plan, key, denoise, trace, checkpoint):
-    def step(carry, now):
+def _run(model, sampler, x, plan, key, denoise, trace, checkpoint, parts: Segments):
+    def step(model, carry, now):
         x, memory = carry
         new = sampler.step(model, x, memory, *now)
         new = jax.tree.map(lambda a, b: jnp.asarray(a, b.dtype), new, carry)
         return new, new[0] if trace else None
 
-    # A scan keeps a step from being merged with its repetition.
-    step = jax.checkpoint(step, prevent_cse=False) if checkpoint else step
     first, last = (jax.tree.map(lambda a: a[i], plan.nodes) for i in (0, -1))  # noqa: B023
-    memory = sampler.start(model, x, first)
-    keys = jax.random.split(key, len(jax.tree.leaves(plan.rows)[0]))
-    (x, _), path = loops.scan(step, (x, memory), (plan.rows, keys))
+    rows = plan.rows, jax.random.split(key, parts.num_steps)
+    carry = x, sampler.start(cut(model, parts.start), x, first)
+    done, paths = 0, []
+    for length, depths in parts.steps:
+        now = jax.tree.map(lambda a, i=done, n=length: a[i : i + n], rows)
+        one = functools.partial(step, cut(model, depths))
+        # A scan keeps a step from being merged with its repetition.
+        one = jax.checkpoint(one, prevent_cse=False) if checkpoint else one
+        carry, path = loops.scan(one, carry, now)
+        paths.append(path)
+        done += length
+    x, _ = carry
     if denoise:
-        x = model.data(x, last)
-    return x, path
+        x = cut(model, parts.last).data(x, last)
+    return x, jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *paths)
 
 
 def prior(schedule: AbstractSchedule, like: Sample, key: PRNGKeyArray) -> Sample:
