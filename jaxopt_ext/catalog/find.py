@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
+from .denoiser_blocks import DENOISER_BLOCKS
 from .diffusion_training import DIFFUSION_TRAINING
 from .dpm_solver_v3 import DPM_SOLVER_V3
 from .dpm_solvers import DPM_SOLVERS
@@ -90,6 +91,7 @@ ROWS: tuple[Row, ...] = (
     *KERNELS_PRODUCTS,
     *TRAINING,
     *DIFFUSION_TRAINING,
+    *DENOISER_BLOCKS,
     *ORDERS,
     *UNIPC,
 )

@@ -57,6 +57,10 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   measured: `LinearMeasurement`, `Inpainting`, `Colorization`, `SuperResolution`, `SparseRadon`,
   `Blur` with `gaussian_kernel` or `motion_kernel`. What is imposed of it: `Projection`,
   `Transpose`, `Kaczmarz`, `Unconstrained`.
+- Several networks as one: `AggregatedNetwork`, whose trained aggregators (`FeatureAggregator`,
+  `GroupAggregator`; fixed ones are `UniformAggregator`, `LevelChoice`) weigh their features at
+  each place, as `attention_maps` shows; `aggregator_filter` says what is trained. Without
+  training: `average_weights` of networks from one ancestor, `AveragedOutputs` of any.
 - To try things on: `digits`, `digit_features`, `digits_teacher`, `digits_autoencoder` (a
   `ConvolutionalAutoencoder`); distances of samples are in `core.distances`.
 
@@ -121,6 +125,18 @@ from .edm2 import (
     inverse_sqrt_schedule,
 )
 from .exponential import DataForm, NoiseForm
+from .feature_aggregation import (
+    AbstractAggregator,
+    AggregatedNetwork,
+    AveragedOutputs,
+    FeatureAggregator,
+    GroupAggregator,
+    LevelChoice,
+    UniformAggregator,
+    aggregator_filter,
+    attention_maps,
+    average_weights,
+)
 from .gradient_estimation import GradientEstimation
 from .grids import (
     karras,
@@ -239,6 +255,7 @@ __all__ = [
     "PSLD",
     "RK4",
     "SNR",
+    "AbstractAggregator",
     "AbstractAverage",
     "AbstractConsistency",
     "AbstractDenoiser",
@@ -256,8 +273,10 @@ __all__ = [
     "AbstractWeighting",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
+    "AggregatedNetwork",
     "Autoencoder",
     "AutoregressiveLoss",
+    "AveragedOutputs",
     "Blur",
     "Chain",
     "ClassifierFree",
@@ -289,9 +308,11 @@ __all__ = [
     "EulerIncrement",
     "ExactWeights",
     "ExponentialAverage",
+    "FeatureAggregator",
     "FourierFeatures",
     "GaussianMixture",
     "GradientEstimation",
+    "GroupAggregator",
     "Guided",
     "Heun",
     "HeunIncrement",
@@ -302,6 +323,7 @@ __all__ = [
     "InverseSNR",
     "Kaczmarz",
     "Labelled",
+    "LevelChoice",
     "LinearMeasurement",
     "LogNormal",
     "MLPDenoiser",
@@ -346,6 +368,7 @@ __all__ = [
     "UniP",
     "UniPC",
     "UnifiedGradientWeights",
+    "UniformAggregator",
     "UniformTime",
     "Upscale",
     "VarianceExploding",
@@ -354,7 +377,10 @@ __all__ = [
     "Velocity",
     "WithUncertainty",
     "admissible",
+    "aggregator_filter",
     "antithetic_steps",
+    "attention_maps",
+    "average_weights",
     "combine",
     "compress",
     "constant_rate",
