@@ -6,6 +6,7 @@ against.
 """
 
 import abc
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -396,7 +397,18 @@ class AggregatedNetwork(AbstractNetwork):
         seen = tuple(np.empty(shape, bool).reshape(seen).shape)
         first, *inner = (make(k, s.shape) for k, s in zip(keys[1:], shapes[:-1], strict=False))
         output = make(keys[-1], seen) if output is None else output
-        return cls(networks, tuple(inner), first, output, embedding, level, num_classes, seen)
+        # Shape and blocks are no fields here.
+        make_network: Any = cls
+        return make_network(
+            networks=networks,
+            aggregators=tuple(inner),
+            first=first,
+            output=output,
+            embedding=embedding,
+            level=level,
+            num_classes=num_classes,
+            output_shape=seen,
+        )
 
     @property
     def shape(self) -> tuple[int, ...]:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -515,15 +527,15 @@ class AveragedOutputs(eqx.Module):
     """
 
     networks: tuple[Any, ...]
-    weights: tuple[float, ...] = eqx.field(static=True)
+    weights: Float[Array, " N"]
 
     def __init__(self, networks: Sequence[Any], weights: Sequence[float] | None = None):
-        self.networks, self.weights = tuple(networks), _weights(networks, weights)
+        self.networks, self.weights = tuple(networks), jnp.asarray(_weights(networks, weights))
 
     def __call__(self, x: Array, node: Node, *label: Array) -> Array:
         outputs = [network(x, node, *label) for network in self.networks]
-        scaled = [c * output for c, output in zip(self.weights, outputs, strict=True)]
-        return sum(scaled[1:], scaled[0])
+        scaled = [c.astype(y.dtype) * y for c, y in zip(self.weights, outputs, strict=True)]
+        return functools.reduce(jnp.add, scaled)
 
 
 def _weights(networks, weights):
@@ -573,6 +585,6 @@ def _traced(network):
             found.append(_feature(hidden))
         return [*found, network.head(hidden, condition)]
 
-    number = jax.ShapeDtypeStruct((), dtype)
+    number: Any = jax.ShapeDtypeStruct((), dtype)
     x = jax.ShapeDtypeStruct(network.shape, dtype)
     return jax.eval_shape(features, x, Node(number, number, number))
