@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
 from .consistency import CONSISTENCY
+from .denoiser_blocks import DENOISER_BLOCKS
 from .denoiser_networks import DENOISER_NETWORKS
 from .diffusion_training import DIFFUSION_TRAINING
 from .dpm_solver_v3 import DPM_SOLVER_V3
@@ -93,6 +94,7 @@ ROWS: tuple[Row, ...] = (
     *KERNELS_PRODUCTS,
     *TRAINING,
     *DIFFUSION_TRAINING,
+    *DENOISER_BLOCKS,
     *DENOISER_NETWORKS,
     *CONSISTENCY,
     *ORDERS,

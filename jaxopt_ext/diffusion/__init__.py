@@ -79,6 +79,10 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Networks that stop early where there is much noise: `EarlyExit` with an `ExitSchedule`, of
   `graded_exits` say, over `ScheduleTime` or `KarrasTime`, finetuned by `EarlyExitLoss` with
   `all_but_embedding`; `block_evaluations` counts what a run costs.
+- Several networks as one: `AggregatedNetwork`, whose trained aggregators (`FeatureAggregator`,
+  `GroupAggregator`; fixed ones are `UniformAggregator`, `LevelChoice`) weigh their features at
+  each place, as `attention_maps` shows; `aggregator_filter` says what is trained. Without
+  training: `average_weights` of networks from one ancestor, `AveragedOutputs` of any.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -180,6 +184,18 @@ from .error_propagation import (
     modular_errors,
 )
 from .exponential import DataForm, NoiseForm
+from .feature_aggregation import (
+    AbstractAggregator,
+    AggregatedNetwork,
+    AveragedOutputs,
+    FeatureAggregator,
+    GroupAggregator,
+    LevelChoice,
+    UniformAggregator,
+    aggregator_filter,
+    attention_maps,
+    average_weights,
+)
 from .gradient_estimation import GradientEstimation
 from .grids import (
     karras,
@@ -316,6 +332,7 @@ __all__ = [
     "PSLD",
     "RK4",
     "SNR",
+    "AbstractAggregator",
     "AbstractAverage",
     "AbstractConsistency",
     "AbstractDenoiser",
@@ -333,8 +350,10 @@ __all__ = [
     "AbstractWeighting",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
+    "AggregatedNetwork",
     "Autoencoder",
     "AutoregressiveLoss",
+    "AveragedOutputs",
     "Blur",
     "Chain",
     "ChainErrors",
@@ -377,10 +396,12 @@ __all__ = [
     "ExitSchedule",
     "ExponentialAverage",
     "ExponentialRelaxation",
+    "FeatureAggregator",
     "FittedScale",
     "FourierFeatures",
     "GaussianMixture",
     "GradientEstimation",
+    "GroupAggregator",
     "Guided",
     "Heun",
     "HeunIncrement",
@@ -393,6 +414,7 @@ __all__ = [
     "Kaczmarz",
     "KarrasTime",
     "Labelled",
+    "LevelChoice",
     "LinearMeasurement",
     "LinearRelaxation",
     "LogNormal",
@@ -456,6 +478,7 @@ __all__ = [
     "UniP",
     "UniPC",
     "UnifiedGradientWeights",
+    "UniformAggregator",
     "UniformTime",
     "Upscale",
     "VarianceExploding",
@@ -466,10 +489,13 @@ __all__ = [
     "WithUncertainty",
     "ZeroData",
     "admissible",
+    "aggregator_filter",
     "all_but_embedding",
     "amplification",
     "antithetic_steps",
     "as_decision",
+    "attention_maps",
+    "average_weights",
     "block_evaluations",
     "combine",
     "compress",
