@@ -17,6 +17,10 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
 - Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
   blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
+- Blocks continuous in depth: `ContinuousUNet` and `ContinuousMLP` of `SecondOrderBlock` or
+  `FirstOrderBlock`, with a `ConvolutionField` or `DenseField`, integrated by `CheckpointedSteps`,
+  `AdjointSteps` or `DormandPrince`. Few parameters, not few operations: `parameter_count` and
+  `flop_count` tell.
 - Training, by `training.fit`: `DenoisingLoss` over `LogNormal`, `UniformTime` or `DiscreteTimes`
   levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
   `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
@@ -99,6 +103,20 @@ from .averages import (
 )
 from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_autoencoder, digits_teacher
+from .beyond_u import (
+    AbstractDepthSolver,
+    AdjointSteps,
+    CheckpointedSteps,
+    ContinuousMLP,
+    ContinuousUNet,
+    ConvolutionField,
+    DenseField,
+    DormandPrince,
+    FirstOrderBlock,
+    SecondOrderBlock,
+    flop_count,
+    parameter_count,
+)
 from .coding import compress, decompress
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
 from .data_projection import DataProjection
@@ -267,6 +285,7 @@ __all__ = [
     "AbstractAverage",
     "AbstractConsistency",
     "AbstractDenoiser",
+    "AbstractDepthSolver",
     "AbstractGuidedSampler",
     "AbstractIncrement",
     "AbstractInvertible",
@@ -281,14 +300,19 @@ __all__ = [
     "AbstractWeighting",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
+    "AdjointSteps",
     "Autoencoder",
     "AutoregressiveLoss",
     "Blur",
     "Chain",
     "ChainErrors",
+    "CheckpointedSteps",
     "ClassifierFree",
     "Colorization",
     "ConstantWeighting",
+    "ContinuousMLP",
+    "ContinuousUNet",
+    "ConvolutionField",
     "ConvolutionalAutoencoder",
     "Cosine",
     "DDIMInversion",
@@ -302,6 +326,7 @@ __all__ = [
     "DataProjection",
     "Denoiser",
     "DenoisingLoss",
+    "DenseField",
     "DigitFeatures",
     "Digits",
     "DirectLogits",
@@ -309,6 +334,7 @@ __all__ = [
     "DiscreteTimes",
     "DistanceFunction",
     "DividedDifferences",
+    "DormandPrince",
     "EDM2UNet",
     "EDMWeighting",
     "EpsilonScaled",
@@ -316,6 +342,7 @@ __all__ = [
     "EulerIncrement",
     "ExactWeights",
     "ExponentialAverage",
+    "FirstOrderBlock",
     "FittedScale",
     "FourierFeatures",
     "GaussianMixture",
@@ -360,6 +387,7 @@ __all__ = [
     "SDEDPMSolverPP",
     "Sampled",
     "Score",
+    "SecondOrderBlock",
     "SingleStep",
     "Sinusoidal",
     "SoftmaxWeights",
@@ -407,6 +435,7 @@ __all__ = [
     "exposure_bias",
     "finetune_mmd",
     "fit_scale",
+    "flop_count",
     "forced_normalisation",
     "gaussian",
     "gaussian_chain_errors",
@@ -428,6 +457,7 @@ __all__ = [
     "naive_policy",
     "noise_norm_gap",
     "optimal_policy",
+    "parameter_count",
     "pixel_norm",
     "policy_cost",
     "posterior_sample",
