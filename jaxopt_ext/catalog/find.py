@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
 from .consistency import CONSISTENCY
+from .continuous_blocks import CONTINUOUS_BLOCKS
 from .denoiser_blocks import DENOISER_BLOCKS
 from .denoiser_networks import DENOISER_NETWORKS
 from .diffusion_training import DIFFUSION_TRAINING
@@ -100,6 +101,7 @@ ROWS: tuple[Row, ...] = (
     *ORDERS,
     *UNIPC,
     *SAMPLER_LOSSES,
+    *CONTINUOUS_BLOCKS,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

@@ -83,6 +83,10 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `GroupAggregator`; fixed ones are `UniformAggregator`, `LevelChoice`) weigh their features at
   each place, as `attention_maps` shows; `aggregator_filter` says what is trained. Without
   training: `average_weights` of networks from one ancestor, `AveragedOutputs` of any.
+- Blocks continuous in depth: `ContinuousUNet` and `ContinuousMLP` of `SecondOrderBlock` or
+  `FirstOrderBlock`, with a `ConvolutionField` or `DenseField`, integrated by `CheckpointedSteps`,
+  `AdjointSteps` or `DormandPrince`. Few parameters, not few operations: `parameter_count` and
+  `flop_count` tell.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -117,6 +121,20 @@ from .averages import (
 )
 from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_autoencoder, digits_teacher
+from .beyond_u import (
+    AbstractDepthSolver,
+    AdjointSteps,
+    CheckpointedSteps,
+    ContinuousMLP,
+    ContinuousUNet,
+    ConvolutionField,
+    DenseField,
+    DormandPrince,
+    FirstOrderBlock,
+    SecondOrderBlock,
+    flop_count,
+    parameter_count,
+)
 from .coding import compress, decompress
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
 from .continuous_consistency import (
@@ -336,6 +354,7 @@ __all__ = [
     "AbstractAverage",
     "AbstractConsistency",
     "AbstractDenoiser",
+    "AbstractDepthSolver",
     "AbstractGuidedSampler",
     "AbstractIncrement",
     "AbstractInvertible",
@@ -350,6 +369,7 @@ __all__ = [
     "AbstractWeighting",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
+    "AdjointSteps",
     "AggregatedNetwork",
     "Autoencoder",
     "AutoregressiveLoss",
@@ -357,11 +377,15 @@ __all__ = [
     "Blur",
     "Chain",
     "ChainErrors",
+    "CheckpointedSteps",
     "ClassifierFree",
     "Colorization",
     "ConsistencyModel",
     "ConstantWeighting",
     "ContinuousConsistencyLoss",
+    "ContinuousMLP",
+    "ContinuousUNet",
+    "ConvolutionField",
     "ConvolutionalAutoencoder",
     "Cosine",
     "DDIMInversion",
@@ -376,6 +400,7 @@ __all__ = [
     "Decision",
     "Denoiser",
     "DenoisingLoss",
+    "DenseField",
     "DigitFeatures",
     "Digits",
     "DirectLogits",
@@ -384,6 +409,7 @@ __all__ = [
     "DiscreteTimes",
     "DistanceFunction",
     "DividedDifferences",
+    "DormandPrince",
     "DoubleNorm",
     "EDM2UNet",
     "EDMWeighting",
@@ -397,6 +423,7 @@ __all__ = [
     "ExponentialAverage",
     "ExponentialRelaxation",
     "FeatureAggregator",
+    "FirstOrderBlock",
     "FittedScale",
     "FourierFeatures",
     "GaussianMixture",
@@ -453,6 +480,7 @@ __all__ = [
     "ScheduleTime",
     "Score",
     "Searched",
+    "SecondOrderBlock",
     "SingleStep",
     "Sinusoidal",
     "SoftmaxWeights",
@@ -517,6 +545,7 @@ __all__ = [
     "exposure_bias",
     "finetune_mmd",
     "fit_scale",
+    "flop_count",
     "forced_normalisation",
     "gaussian",
     "gaussian_chain_errors",
@@ -539,6 +568,7 @@ __all__ = [
     "naive_policy",
     "noise_norm_gap",
     "optimal_policy",
+    "parameter_count",
     "pixel_norm",
     "policy_cost",
     "posterior_sample",

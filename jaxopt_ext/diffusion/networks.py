@@ -154,7 +154,7 @@ def _default(dtype):
     return jnp.zeros(()).dtype if dtype is None else dtype
 
 
-def _zeroed(layer):
+def zeroed(layer: Any) -> Any:
     """The layer with zero weights."""
     arrays, rest = eqx.partition(layer, eqx.is_inexact_array)
     return eqx.combine(jax.tree.map(jnp.zeros_like, arrays), rest)
@@ -304,7 +304,8 @@ class Conv3x3(eqx.Module):
         return conv3x3(self.weight, x, self.stride) + self.bias
 
 
-def _norm(channels, dtype):
+def group_norm(channels: int, dtype: Any) -> eqx.nn.GroupNorm:
+    """Norms of groups of four channels or so."""
     return eqx.nn.GroupNorm(math.gcd(channels, max(1, channels // 4)), channels, dtype=dtype)
 
 
@@ -319,10 +320,10 @@ class ConvolutionBlock(eqx.Module):
 
     def __init__(self, inputs: int, outputs: int, condition: int, *, key, dtype=None):
         keys = jax.random.split(key, 4)
-        self.norms = _norm(inputs, dtype), _norm(outputs, dtype)
+        self.norms = group_norm(inputs, dtype), group_norm(outputs, dtype)
         self.convolutions = (
             Conv3x3(inputs, outputs, key=keys[0], dtype=dtype),
-            _zeroed(Conv3x3(outputs, outputs, key=keys[1], dtype=dtype)),
+            zeroed(Conv3x3(outputs, outputs, key=keys[1], dtype=dtype)),
         )
         self.modulation = eqx.nn.Linear(condition, 2 * outputs, dtype=dtype, key=keys[2])
         self.skip = (
@@ -347,7 +348,7 @@ class PixelAttention(eqx.Module):
     attention: eqx.nn.MultiheadAttention
 
     def __init__(self, channels: int, heads: int = 1, *, key, dtype=None):
-        self.norm = _norm(channels, dtype)
+        self.norm = group_norm(channels, dtype)
         self.attention = eqx.nn.MultiheadAttention(heads, channels, dtype=dtype, key=key)
 
     def __call__(self, x, condition):
@@ -455,7 +456,7 @@ class UNetDenoiser(AbstractNetwork):
         key: PRNGKeyArray,
         dtype: Any = None,
     ):
-        images = _channels_first("shape", shape)
+        images = channels_first("shape", shape)
         checks.count("convolution_blocks", convolution_blocks)
         halvings = len(channels) - 1
         if any(side % 2**halvings for side in images[1:]):
@@ -488,22 +489,33 @@ class UNetDenoiser(AbstractNetwork):
         self.condition = eqx.nn.Linear(inputs, size, dtype=dtype, key=next(keys))
         self.first = conv(images[0], channels[0])
         self.blocks = tuple(blocks)
-        self.norm = _norm(now, dtype)
-        self.last = _zeroed(conv(now, images[0]))
+        self.norm = group_norm(now, dtype)
+        self.last = zeroed(conv(now, images[0]))
         self.num_classes = num_classes
 
     def stem(self, x, node, label=None):
-        features = self.embedding(self.level(node)).astype(x.dtype)
-        labels = one_hot(label, self.num_classes, x.dtype)
-        condition = jax.nn.silu(self.condition(jnp.concatenate([features, labels])))
-        return (self.first(x.reshape(-1, *self.shape[-2:])), ()), condition
+        return image_stem(self, x, node, label)
 
     def head(self, hidden, condition):
         del condition
-        return self.last(jax.nn.silu(self.norm(hidden[0]))).reshape(self.shape)
+        return image_head(self, hidden)
 
 
-def _channels_first(name, shape):
+def image_stem(network: Any, x: Array, node: Node, label: Int[Array, ""] | None) -> tuple[Any, Any]:
+    """The stem of U-Nets: a convolution, nothing kept yet, and a layer of level and label."""
+    features = network.embedding(network.level(node)).astype(x.dtype)
+    labels = one_hot(label, network.num_classes, x.dtype)
+    condition = jax.nn.silu(network.condition(jnp.concatenate([features, labels])))
+    return (network.first(x.reshape(-1, *network.shape[-2:])), ()), condition
+
+
+def image_head(network: Any, hidden: Any) -> Array:
+    """The head of U-Nets: a norm and a convolution."""
+    return network.last(jax.nn.silu(network.norm(hidden[0]))).reshape(network.shape)
+
+
+def channels_first(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape with an axis of channels; raises `ValueError` for one that is no image's."""
     if len(shape) not in (2, 3):
         raise ValueError(f"{name} must be (channels, height, width) or two sides, got {shape}")
     return (1, *shape) if len(shape) == 2 else tuple(shape)
@@ -530,7 +542,7 @@ class TransformerBlock(eqx.Module):
             linear(width, 4 * width, keys[1]),
             linear(4 * width, width, keys[2]),
         )
-        self.modulation = _zeroed(linear(width, 6 * width, keys[3]))
+        self.modulation = zeroed(linear(width, 6 * width, keys[3]))
 
     def __call__(self, hidden, condition):
         parts = jnp.split(self.modulation(condition), 6)
@@ -593,7 +605,7 @@ class TransformerDenoiser(AbstractNetwork):
         key: PRNGKeyArray,
         dtype: Any = None,
     ):
-        channels, height, side = _channels_first("shape", shape)
+        channels, height, side = channels_first("shape", shape)
         for name, value in (("patch", patch), ("width", width), ("depth", depth), ("heads", heads)):
             checks.count(name, value)
         if height % patch or side % patch:
@@ -616,8 +628,8 @@ class TransformerDenoiser(AbstractNetwork):
         self.blocks = tuple(
             TransformerBlock(width, heads, key=next(keys), dtype=dtype) for _ in range(depth)
         )
-        self.modulation = _zeroed(linear(width, 2 * width))
-        self.last = _zeroed(linear(width, size))
+        self.modulation = zeroed(linear(width, 2 * width))
+        self.last = zeroed(linear(width, size))
         self.num_classes = num_classes
 
     def stem(self, x, node, label=None):
