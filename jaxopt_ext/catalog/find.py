@@ -48,6 +48,7 @@ from .stochastic import STOCHASTIC
 from .textbook_cuts import TEXTBOOK_CUTS
 from .textbook_rates import TEXTBOOK_RATES
 from .training import TRAINING
+from .trajectories import TRAJECTORIES
 from .unipc import UNIPC
 
 ROWS: tuple[Row, ...] = (
@@ -94,6 +95,7 @@ ROWS: tuple[Row, ...] = (
     *ORDERS,
     *UNIPC,
     *SAMPLER_LOSSES,
+    *TRAJECTORIES,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
