@@ -30,7 +30,7 @@ class _Line(eqx.Module):
 def _start(dtype):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    return diffusion.TrajectoryModel(_Line(draw(SIZE, SIZE) / 2, draw(SIZE)))
+    return diffusion.TrajectoryModel(_Line(draw(SIZE, SIZE) / 2, draw(SIZE)), diffusion.Data())
 
 
 def _samples(num_steps, dtype):

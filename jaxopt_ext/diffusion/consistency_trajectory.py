@@ -126,7 +126,7 @@ class KarrasLevels(AbstractLevels):
 
     def draw(self, key, size, dtype):
         ends = np.array([self.schedule.start, self.schedule.end])
-        first, last = np.exp(-self.schedule.log_snr(ends) / self.rho)
+        first, last = np.exp(-self.schedule.log_snr(ends) / self.rho).tolist()
         ramp = self.high * jax.random.uniform(key, (size,), dtype)
         log_snr = -self.rho * jnp.log(first + ramp * (last - first))
         return self.schedule.nodes(self.schedule.time_at(log_snr))
