@@ -52,6 +52,7 @@ from .stochastic import STOCHASTIC
 from .textbook_cuts import TEXTBOOK_CUTS
 from .textbook_rates import TEXTBOOK_RATES
 from .training import TRAINING
+from .trajectories import TRAJECTORIES
 from .unipc import UNIPC
 
 ROWS: tuple[Row, ...] = (
@@ -101,6 +102,7 @@ ROWS: tuple[Row, ...] = (
     *ORDERS,
     *UNIPC,
     *SAMPLER_LOSSES,
+    *TRAJECTORIES,
     *CONTINUOUS_BLOCKS,
 )
 

@@ -87,6 +87,9 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `FirstOrderBlock`, with a `ConvolutionField` or `DenseField`, integrated by `CheckpointedSteps`,
   `AdjointSteps` or `DormandPrince`. Few parameters, not few operations: `parameter_count` and
   `flop_count` tell.
+- Trajectories: a `TrajectoryModel` of a `TrajectoryNetwork` jumps from any level to any lower one,
+  by `GammaSampler` in one step or many; `CTMLoss`, with `denoising_term` and a `HingeAdversary`
+  against a critic, trains it, `consistency_distillation_loss` its relative with one target.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -137,6 +140,24 @@ from .beyond_u import (
 )
 from .coding import compress, decompress
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
+from .consistency_trajectory import (
+    AbstractSpans,
+    AbstractTargets,
+    AdaptiveWeight,
+    AnyTarget,
+    CTMLoss,
+    HingeAdversary,
+    KarrasLevels,
+    LastTarget,
+    MixedLevels,
+    NearestTarget,
+    SquaredDistance,
+    UniformSpans,
+    WeightedSpans,
+    WithCritic,
+    consistency_distillation_loss,
+    denoising_term,
+)
 from .continuous_consistency import (
     ConsistencyModel,
     ContinuousConsistencyLoss,
@@ -308,6 +329,7 @@ from .timestep_tasks import (
     UnifiedGradientWeights,
     task_conflict,
 )
+from .trajectories import AbstractTrajectory, GammaSampler, TrajectoryModel, TrajectoryNetwork
 from .trigflow import TrigFlow, TrigVelocity, trigflow_teacher
 from .unipc import BH1, BH2, UniC, UniP, UniPC, Varying
 from .usf import (
@@ -366,15 +388,21 @@ __all__ = [
     "AbstractRungeKutta",
     "AbstractSampler",
     "AbstractSchedule",
+    "AbstractSpans",
+    "AbstractTargets",
+    "AbstractTrajectory",
     "AbstractWeighting",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
+    "AdaptiveWeight",
     "AdjointSteps",
     "AggregatedNetwork",
+    "AnyTarget",
     "Autoencoder",
     "AutoregressiveLoss",
     "AveragedOutputs",
     "Blur",
+    "CTMLoss",
     "Chain",
     "ChainErrors",
     "CheckpointedSteps",
@@ -426,12 +454,14 @@ __all__ = [
     "FirstOrderBlock",
     "FittedScale",
     "FourierFeatures",
+    "GammaSampler",
     "GaussianMixture",
     "GradientEstimation",
     "GroupAggregator",
     "Guided",
     "Heun",
     "HeunIncrement",
+    "HingeAdversary",
     "IdealDenoiser",
     "ImplicitCorrector",
     "ImprovedEuler",
@@ -439,8 +469,10 @@ __all__ = [
     "Interpolation",
     "InverseSNR",
     "Kaczmarz",
+    "KarrasLevels",
     "KarrasTime",
     "Labelled",
+    "LastTarget",
     "LevelChoice",
     "LinearMeasurement",
     "LinearRelaxation",
@@ -456,9 +488,11 @@ __all__ = [
     "Midpoint",
     "MinSNR",
     "MixedDepths",
+    "MixedLevels",
     "ModelStatistics",
     "MultiStep",
     "Mutation",
+    "NearestTarget",
     "Node",
     "Noise",
     "NoiseForm",
@@ -485,6 +519,7 @@ __all__ = [
     "Sinusoidal",
     "SoftmaxWeights",
     "SparseRadon",
+    "SquaredDistance",
     "StatisticsForm",
     "Step",
     "SuperResolution",
@@ -493,6 +528,8 @@ __all__ = [
     "TangentNorm",
     "TaskConflict",
     "Thresholded",
+    "TrajectoryModel",
+    "TrajectoryNetwork",
     "TransformerDenoiser",
     "Transpose",
     "TrigFlow",
@@ -507,6 +544,7 @@ __all__ = [
     "UniPC",
     "UnifiedGradientWeights",
     "UniformAggregator",
+    "UniformSpans",
     "UniformTime",
     "Upscale",
     "VarianceExploding",
@@ -514,6 +552,8 @@ __all__ = [
     "Varying",
     "Velocity",
     "WeightedConsistency",
+    "WeightedSpans",
+    "WithCritic",
     "WithUncertainty",
     "ZeroData",
     "admissible",
@@ -527,12 +567,14 @@ __all__ = [
     "block_evaluations",
     "combine",
     "compress",
+    "consistency_distillation_loss",
     "consistency_tangent",
     "constant_rate",
     "cosine_betas",
     "cumulative_errors",
     "decode",
     "decompress",
+    "denoising_term",
     "digit_features",
     "digit_levels",
     "digits",

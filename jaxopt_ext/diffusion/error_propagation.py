@@ -13,17 +13,8 @@ from ..core.closure import hoist
 from ..core.distances import RBF, AbstractKernel, squared_mmd
 from .denoiser import AbstractDenoiser
 from .objectives import DenoisingLoss
-from .sampler import AbstractSampler, Plan, as_numbers, gaussian, plan_run
+from .sampler import AbstractSampler, Plan, gaussian, memoryless, plan_run
 from .schedules import AbstractSchedule, Node, Times
-
-
-def _memoryless(model, sampler, plan, like):
-    """The plan in the type of `like`; `ValueError` if the sampler remembers outputs."""
-    plan = as_numbers(plan, like)
-    node = jax.tree.map(lambda a: a[0], plan.nodes)
-    if jax.tree.leaves(jax.eval_shape(lambda x: sampler.start(model, x, node), like)):
-        raise ValueError(f"sampler must have no memory, got {sampler!r}")
-    return plan
 
 
 def _noisy(plan, index, data, key):
@@ -118,7 +109,7 @@ def _errors(model, sampler, schedule, times, data, key, kernel, span):
     data = checks.inexact_tree("data", jnp.asarray(data))
     if len(data) < 4:
         raise ValueError(f"data must be at least 4, got {len(data)}")
-    plan = _memoryless(model, sampler, plan, data)
+    plan = memoryless(model, sampler, plan, data)
     kernel = RBF() if kernel is None else kernel
     return _all_errors(hoist(model), sampler, plan, data, key, kernel, span)
 
@@ -331,7 +322,7 @@ class PropagationLoss(eqx.Module):
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Loss and metrics."""
         choosing, carrying = jax.random.split(jax.random.fold_in(context.key, 1))
-        plan = _memoryless(model, self.sampler, self.plan, batch)
+        plan = memoryless(model, self.sampler, self.plan, batch)
         index = jax.random.randint(choosing, (), 1, len(plan.nodes.t))
         apart = _discrepancy(
             model,

@@ -232,6 +232,15 @@ def as_numbers(table: PyTree[np.ndarray], x: Sample) -> PyTree[Array]:
     return jax.tree.map(leaf, table)
 
 
+def memoryless(model: AbstractDenoiser, sampler: AbstractSampler, plan: Plan, like: Sample) -> Plan:
+    """The plan in the type of `like`; `ValueError` if the sampler remembers outputs."""
+    plan = as_numbers(plan, like)
+    node = jax.tree.map(lambda a: a[0], plan.nodes)
+    if jax.tree.leaves(jax.eval_shape(lambda x: sampler.start(model, x, node), like)):
+        raise ValueError(f"sampler must have no memory, got {sampler!r}")
+    return plan
+
+
 @eqx.filter_jit
 def _run(model, sampler, x, plan, key, denoise, trace, checkpoint, parts: Segments):
     def step(model, carry, now):
