@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
+from .cascades import CASCADES
 from .diffusion_training import DIFFUSION_TRAINING
 from .dpm_solver_v3 import DPM_SOLVER_V3
 from .dpm_solvers import DPM_SOLVERS
@@ -94,6 +95,7 @@ ROWS: tuple[Row, ...] = (
     *ORDERS,
     *UNIPC,
     *SAMPLER_LOSSES,
+    *CASCADES,
 )
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]

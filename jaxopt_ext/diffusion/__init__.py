@@ -24,6 +24,10 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Training through the sampler: `MMDLoss` and `finetune_mmd` for the samples of a few steps,
   `PropagationLoss` against errors that grow along a run; `modular_errors`, `cumulative_errors` and
   their `amplification` measure these, `gaussian_chain_errors` knows them.
+- Cascades (Cas-DM): `CascadedDenoiser`, a network of the noise and one of the data behind it, with
+  `BothInputs`, `CleanInput` or `NoisyInput`, blended by a `LearnedShare`, `PixelShare` or
+  `FixedShare`; `CascadedLoss` with a `PerceptualDistance` that leaves the first network alone. To
+  compare with: `DualDenoiser`, and `MetricLoss` of one network.
 - Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
   of times lose; `task_conflict` measures how far they do.
 - Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
@@ -99,6 +103,23 @@ from .averages import (
 )
 from .bdia import BDIA, AbstractIncrement, EulerIncrement, HeunIncrement
 from .beds import DigitFeatures, Digits, digit_features, digits, digits_autoencoder, digits_teacher
+from .cascaded import (
+    AbstractBlended,
+    AbstractInputs,
+    AbstractShare,
+    BothInputs,
+    CascadedDenoiser,
+    CascadedLoss,
+    CleanInput,
+    DualDenoiser,
+    FixedShare,
+    LearnedShare,
+    MetricLoss,
+    NoisyInput,
+    PerceptualDistance,
+    PixelShare,
+    Predictions,
+)
 from .coding import compress, decompress
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
 from .data_projection import DataProjection
@@ -265,10 +286,12 @@ __all__ = [
     "RK4",
     "SNR",
     "AbstractAverage",
+    "AbstractBlended",
     "AbstractConsistency",
     "AbstractDenoiser",
     "AbstractGuidedSampler",
     "AbstractIncrement",
+    "AbstractInputs",
     "AbstractInvertible",
     "AbstractLevels",
     "AbstractMeasurement",
@@ -278,15 +301,20 @@ __all__ = [
     "AbstractRungeKutta",
     "AbstractSampler",
     "AbstractSchedule",
+    "AbstractShare",
     "AbstractWeighting",
     "AcceleratedDDIM",
     "AcceleratedDDPM",
     "Autoencoder",
     "AutoregressiveLoss",
     "Blur",
+    "BothInputs",
+    "CascadedDenoiser",
+    "CascadedLoss",
     "Chain",
     "ChainErrors",
     "ClassifierFree",
+    "CleanInput",
     "Colorization",
     "ConstantWeighting",
     "ConvolutionalAutoencoder",
@@ -309,6 +337,7 @@ __all__ = [
     "DiscreteTimes",
     "DistanceFunction",
     "DividedDifferences",
+    "DualDenoiser",
     "EDM2UNet",
     "EDMWeighting",
     "EpsilonScaled",
@@ -317,6 +346,7 @@ __all__ = [
     "ExactWeights",
     "ExponentialAverage",
     "FittedScale",
+    "FixedShare",
     "FourierFeatures",
     "GaussianMixture",
     "GradientEstimation",
@@ -330,6 +360,7 @@ __all__ = [
     "InverseSNR",
     "Kaczmarz",
     "Labelled",
+    "LearnedShare",
     "LinearMeasurement",
     "LogNormal",
     "MLPDenoiser",
@@ -339,6 +370,7 @@ __all__ = [
     "MPLinear",
     "MaskedMLP",
     "MaxSNR",
+    "MetricLoss",
     "Midpoint",
     "MinSNR",
     "ModelStatistics",
@@ -346,12 +378,16 @@ __all__ = [
     "Node",
     "Noise",
     "NoiseForm",
+    "NoisyInput",
     "NormGap",
     "OrderAgnostic",
+    "PerceptualDistance",
+    "PixelShare",
     "PlainScoreDDIM",
     "PlainScoreDDPM",
     "PowerFunctionAverage",
     "Preconditioned",
+    "Predictions",
     "Projection",
     "PropagationLoss",
     "RePaint",
