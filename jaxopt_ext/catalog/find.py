@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from .aggregators import AGGREGATORS
 from .bilevel import BILEVEL
+from .cascades import CASCADES
 from .consistency import CONSISTENCY
 from .continuous_blocks import CONTINUOUS_BLOCKS
 from .denoiser_blocks import DENOISER_BLOCKS
@@ -102,6 +103,7 @@ ROWS: tuple[Row, ...] = (
     *ORDERS,
     *UNIPC,
     *SAMPLER_LOSSES,
+    *CASCADES,
     *TRAJECTORIES,
     *CONTINUOUS_BLOCKS,
 )

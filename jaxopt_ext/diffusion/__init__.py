@@ -90,6 +90,10 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 - Trajectories: a `TrajectoryModel` of a `TrajectoryNetwork` jumps from any level to any lower one,
   by `GammaSampler` in one step or many; `CTMLoss`, with `denoising_term` and a `HingeAdversary`
   against a critic, trains it, `consistency_distillation_loss` its relative with one target.
+- Cascades (Cas-DM): `CascadedDenoiser`, a network of the noise and one of the data behind it, with
+  `BothInputs`, `CleanInput` or `NoisyInput`, blended by a `LearnedShare`, `PixelShare` or
+  `FixedShare`; `CascadedLoss` with a `PerceptualDistance` that leaves the first network alone. To
+  compare with: `DualDenoiser`, and `MetricLoss` of one network.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
@@ -137,6 +141,23 @@ from .beyond_u import (
     SecondOrderBlock,
     flop_count,
     parameter_count,
+)
+from .cascaded import (
+    AbstractBlended,
+    AbstractInputs,
+    AbstractShare,
+    BothInputs,
+    CascadedDenoiser,
+    CascadedLoss,
+    CleanInput,
+    DualDenoiser,
+    FixedShare,
+    LearnedShare,
+    MetricLoss,
+    NoisyInput,
+    PerceptualDistance,
+    PixelShare,
+    Predictions,
 )
 from .coding import compress, decompress
 from .consistency import AbstractConsistency, Kaczmarz, Projection, Transpose, Unconstrained
@@ -374,11 +395,13 @@ __all__ = [
     "SNR",
     "AbstractAggregator",
     "AbstractAverage",
+    "AbstractBlended",
     "AbstractConsistency",
     "AbstractDenoiser",
     "AbstractDepthSolver",
     "AbstractGuidedSampler",
     "AbstractIncrement",
+    "AbstractInputs",
     "AbstractInvertible",
     "AbstractLevels",
     "AbstractMeasurement",
@@ -388,6 +411,7 @@ __all__ = [
     "AbstractRungeKutta",
     "AbstractSampler",
     "AbstractSchedule",
+    "AbstractShare",
     "AbstractSpans",
     "AbstractTargets",
     "AbstractTrajectory",
@@ -402,11 +426,15 @@ __all__ = [
     "AutoregressiveLoss",
     "AveragedOutputs",
     "Blur",
+    "BothInputs",
     "CTMLoss",
+    "CascadedDenoiser",
+    "CascadedLoss",
     "Chain",
     "ChainErrors",
     "CheckpointedSteps",
     "ClassifierFree",
+    "CleanInput",
     "Colorization",
     "ConsistencyModel",
     "ConstantWeighting",
@@ -439,6 +467,7 @@ __all__ = [
     "DividedDifferences",
     "DormandPrince",
     "DoubleNorm",
+    "DualDenoiser",
     "EDM2UNet",
     "EDMWeighting",
     "EarlyExit",
@@ -453,6 +482,7 @@ __all__ = [
     "FeatureAggregator",
     "FirstOrderBlock",
     "FittedScale",
+    "FixedShare",
     "FourierFeatures",
     "GammaSampler",
     "GaussianMixture",
@@ -473,6 +503,7 @@ __all__ = [
     "KarrasTime",
     "Labelled",
     "LastTarget",
+    "LearnedShare",
     "LevelChoice",
     "LinearMeasurement",
     "LinearRelaxation",
@@ -485,6 +516,7 @@ __all__ = [
     "MaskedMLP",
     "MaxSNR",
     "MeanData",
+    "MetricLoss",
     "Midpoint",
     "MinSNR",
     "MixedDepths",
@@ -496,12 +528,16 @@ __all__ = [
     "Node",
     "Noise",
     "NoiseForm",
+    "NoisyInput",
     "NormGap",
     "OrderAgnostic",
+    "PerceptualDistance",
+    "PixelShare",
     "PlainScoreDDIM",
     "PlainScoreDDPM",
     "PowerFunctionAverage",
     "Preconditioned",
+    "Predictions",
     "Projection",
     "PropagationLoss",
     "PseudoCorrector",

@@ -1,0 +1,65 @@
+"""Rows of cascades of denoisers."""
+
+from typing import Any
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+from .. import diffusion, training
+from .rows import Row, TrainingRow
+
+SIZE, BATCH = 3, 4
+
+
+class _Line(diffusion.AbstractNetwork):
+    """A network of two arrays."""
+
+    weight: Float[Array, "n n"]
+    shift: Float[Array, " n"]
+    shape: tuple[int, ...] = eqx.field(static=True)
+    blocks: tuple[Any, ...] = ()
+
+    def stem(self, x, node, label=None):
+        del label
+        return jnp.tanh(self.weight @ x.reshape(-1)) + self.shift * node.sigma, None
+
+    def head(self, hidden, condition):
+        del condition
+        return hidden.reshape(self.shape)
+
+
+def _start(dtype):
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    line = lambda *shape: _Line(draw(n := int(np.prod(shape)), n) / 2, draw(n), shape)
+    return diffusion.CascadedDenoiser(diffusion.Denoiser(line(SIZE)), line(2, SIZE))
+
+
+def _samples(num_steps, dtype):
+    rng = np.random.default_rng(1)
+    return jnp.asarray(rng.normal(size=(num_steps, BATCH, SIZE)), dtype)
+
+
+def _step(*weight):
+    levels = diffusion.UniformTime(diffusion.VariancePreserving())
+    metric = (diffusion.PerceptualDistance(jnp.tanh), *weight) if weight else ()
+    return training.GradientStep(diffusion.CascadedLoss(levels, *metric), optax.adam(0.1))
+
+
+CASCADES: tuple[Row, ...] = (
+    TrainingRow(
+        "Cascaded diffusion with a metric (Cas-DM)",
+        "diffusion.CascadedLoss",
+        "An, Yang, Wang, Li, Liu, Wang, Luo, Bring Metric Functions into Diffusion Models, 2024, "
+        "arXiv:2401.02414",
+        lambda: _step(0.1),
+        claim="diffusion/cascaded",
+        system=("S136",),
+        start=_start,
+        batches=_samples,
+        plain=lambda: (_step(0.0), _step()),
+    ),
+)
