@@ -127,4 +127,6 @@ def run() -> Outcome:
         bool(enough and near and worse),
         f"Below the thresholds and a fifth of the denoiser: {bool(enough)}; within 1.1 of 18 steps "
         f"of Heun: {bool(near)}; 3 times better than with the logarithm: {bool(worse)}.",
+        why="scale: after 800 steps of distillation one step has a distance of 2.07, two have 2.19 "
+        "and the denoiser in 18 steps 1.19; longer training was not tried",
     )
