@@ -5,77 +5,59 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
 
 - Schedules: `VariancePreserving`, `Cosine`, `VarianceExploding`, `RectifiedFlow`; of a chain of
   steps, `DiscreteSchedule` with `linear_betas` or `cosine_betas`.
+- Grids: `uniform_time`, `uniform_log_snr`, `karras`, `quadratic_time`, `log_linear` (to no noise);
+  of chains `leading`, `trailing`, `linspaced`.
 - Predictions: `Noise`, `Data`, `Velocity`, `Score`, `Preconditioned`.
 - Models of models: `Guided`, `ClassifierFree` (one network, one call), `Thresholded`.
 - Samplers: `DDIM` (first order; with `eta=1` the ancestral sampler of DDPM), `Heun` (second
   order). Use DDIM for a rough sample in few evaluations, Heun for an accurate one.
-- Predictor and corrector: `UniPC`, of one order more than `UniP` at the same evaluations, with
-  `BH1`, `BH2` or `Varying` coefficients; `UniC` corrects any other sampler. Use `UniPC()` from 10
-  evaluations on, `UniPC(2)` below and under guidance.
-- From the model's own statistics: `DPMSolverV3` on what `model_statistics` measured once, with
-  `Interpolation` or `DividedDifferences` of outputs; the most accurate with 5 to 10 evaluations.
-- `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
-- Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
-  blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
-- Training, by `training.fit`: `DenoisingLoss` over `LogNormal`, `UniformTime` or `DiscreteTimes`
-  levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
-  `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
-  weights.
-- Training through the sampler: `MMDLoss` and `finetune_mmd` for the samples of a few steps,
-  `PropagationLoss` against errors that grow along a run; `modular_errors`, `cumulative_errors` and
-  their `amplification` measure these, `gaussian_chain_errors` knows them.
-- Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
-  of times lose; `task_conflict` measures how far they do.
-- Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
-  `AutoregressiveLoss`; `optimal_policy` generates many coordinates a call, `compress` and
-  `decompress` are a lossless coder.
+- `Euler`, `Midpoint`, `RK4` and `Heun` are explicit Runge-Kutta methods; `sample_adjoint` takes
+  them for derivatives whose memory does not grow with the steps.
 - `DPMSolver` (orders 1 to 3 in the predicted noise; `dpm_solver_fast` for a given number of
   evaluations), `DPMSolverPP` (in the predicted data; for guidance), each by `SingleStep` or
   `MultiStep`; `SDEDPMSolverPP` draws noise. `sample_adaptive` with `DPMSolverAdaptive` chooses the
   steps. Use `DPMSolverPP()` for few evaluations, `MultiStep(3)` from 20 on.
-- Provable rates: `AcceleratedDDIM`, `AcceleratedDDPM` and what they speed up, `PlainScoreDDIM`,
-  `PlainScoreDDPM`; `theory_schedule` is the chain of the proofs. The first is of second order,
-  for many steps; with few, exponential integrators are better.
-- `Euler`, `Midpoint`, `RK4` and `Heun` are explicit Runge-Kutta methods; `sample_adjoint` takes
-  them for derivatives whose memory does not grow with the steps.
-- Magnitudes that training preserves (EDM2): `EDM2MLP`, `EDM2UNet` of `MPLinear`, `MPConv`,
-  `MPFourier`, `mp_silu`, `mp_sum`, `mp_cat`, `pixel_norm`; `UncertaintyLoss` of a
-  `WithUncertainty`, `edm2_optimizer` at the rate of `inverse_sqrt_schedule`,
-  `forced_normalisation`; averages of any width afterwards by `posthoc_average`,
-  `posthoc_coefficients`, `power_exponent`, `power_width`.
-- Grids: `uniform_time`, `uniform_log_snr`, `karras`, `quadratic_time`, `log_linear` (to no noise);
-  of chains `leading`, `trailing`, `linspaced`.
+- Predictor and corrector: `UniPC`, of one order more than `UniP` at the same evaluations, with
+  `BH1`, `BH2` or `Varying` coefficients; `UniC` corrects any other sampler. Use `UniPC()` from 10
+  evaluations on, `UniPC(2)` below and under guidance.
 - Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
   Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against);
   `GradientEstimation`, for networks with few evaluations.
-- Samplers that run backwards: `BDIA` (`EulerIncrement`, `HeunIncrement`), `EDICT`, and
-  `DDIMInversion` for comparison; `encode` and `decode` a sample, `invert` a run,
-  `sample_reversible` for derivatives in constant memory.
-- Denoising as projection: `DistanceFunction`, `IdealDenoiser` of finitely many points,
-  `relative_projection_error`; `admissible` levels and their `constant_rate`.
-- `sample_parallel` (ParaDiGMS): any sampler's run by rounds over a window of steps, fewer than
-  steps, on one device or spread over a mesh. For latency where the model leaves devices idle.
-- Inverse problems: `posterior_sample` with `MCG`, with `PSLD` for models of latents between which
-  and images an `Autoencoder` stands, or with `RePaint`, `DataProjection` to compare with. What is
-  measured: `LinearMeasurement`, `Inpainting`, `Colorization`, `SuperResolution`, `SparseRadon`,
-  `Blur` with `gaussian_kernel` or `motion_kernel`. What is imposed of it: `Projection`,
-  `Transpose`, `Kaczmarz`, `Unconstrained`.
-- To try things on: `digits`, `digit_features`, `digits_teacher`, `digits_autoencoder` (a
-  `ConvolutionalAutoencoder`); distances of samples are in `core.distances`.
-- `EpsilonScaled`: a model with smaller noise, by a number, a `linear_scale` or a `TabulatedScale`;
-  `fit_scale` chooses it, `noise_norm_gap` and `exposure_bias` measure what it is for: few steps
-  and networks whose errors add up.
+- From the model's own statistics: `DPMSolverV3` on what `model_statistics` measured once, with
+  `Interpolation` or `DividedDifferences` of outputs; the most accurate with 5 to 10 evaluations.
 - Any exponential integrator, step by step: `USFSampler` of a `Decision`, whose `Step`s have an
   order, an output (`StatisticsForm` for that of DPM-Solver-v3), a relaxation (`LinearRelaxation`,
   `ExponentialRelaxation`, `BH1`, `BH2`), a `PseudoCorrector` or `ImplicitCorrector`; `ZeroData` or
   `MeanData` save the first evaluation. `as_decision` writes known samplers so;
   `sample_decisions` runs many at once, and `search` finds a good one for so many evaluations by
   evolution with a `Mutation` and, for fewer trials, a `RankPredictor`.
-- One call from noise to data: `ConsistencyModel`, trained in continuous time by
-  `ContinuousConsistencyLoss` with `TangentNorm` or `TangentClip`, beside its weight in a
-  `WeightedConsistency`; `DiscreteConsistencyLoss` to compare with. Its coordinates are `TrigFlow`
-  and `TrigVelocity`, to which `trigflow_teacher` brings any denoiser; `consistency_tangent` and
-  `DoubleNorm` are for networks and losses of your own.
+- Provable rates: `AcceleratedDDIM`, `AcceleratedDDPM` and what they speed up, `PlainScoreDDIM`,
+  `PlainScoreDDPM`; `theory_schedule` is the chain of the proofs. The first is of second order,
+  for many steps; with few, exponential integrators are better.
+- Samplers that run backwards: `BDIA` (`EulerIncrement`, `HeunIncrement`), `EDICT`, and
+  `DDIMInversion` for comparison; `encode` and `decode` a sample, `invert` a run,
+  `sample_reversible` for derivatives in constant memory.
+- `sample_parallel` (ParaDiGMS): any sampler's run by rounds over a window of steps, fewer than
+  steps, on one device or spread over a mesh. For latency where the model leaves devices idle.
+- `EpsilonScaled`: a model with smaller noise, by a number, a `linear_scale` or a `TabulatedScale`;
+  `fit_scale` chooses it, `noise_norm_gap` and `exposure_bias` measure what it is for: few steps
+  and networks whose errors add up.
+- Inverse problems: `posterior_sample` with `MCG`, with `PSLD` for models of latents between which
+  and images an `Autoencoder` stands, or with `RePaint`, `DataProjection` to compare with. What is
+  measured: `LinearMeasurement`, `Inpainting`, `Colorization`, `SuperResolution`, `SparseRadon`,
+  `Blur` with `gaussian_kernel` or `motion_kernel`. What is imposed of it: `Projection`,
+  `Transpose`, `Kaczmarz`, `Unconstrained`.
+- `GaussianMixture`: data whose exact denoiser is known, for tests and for study.
+- Denoising as projection: `DistanceFunction`, `IdealDenoiser` of finitely many points,
+  `relative_projection_error`; `admissible` levels and their `constant_rate`.
+- To try things on: `digits`, `digit_features`, `digits_teacher`, `digits_autoencoder` (a
+  `ConvolutionalAutoencoder`); distances of samples are in `core.distances`.
+- Networks: `MLPDenoiser`, `UNetDenoiser`, `TransformerDenoiser`, each an `AbstractNetwork` in
+  blocks; `Labelled` with a class filled in; `FourierFeatures`, `Sinusoidal` of their level.
+- Blocks continuous in depth: `ContinuousUNet` and `ContinuousMLP` of `SecondOrderBlock` or
+  `FirstOrderBlock`, with a `ConvolutionField` or `DenseField`, integrated by `CheckpointedSteps`,
+  `AdjointSteps` or `DormandPrince`. Few parameters, not few operations: `parameter_count` and
+  `flop_count` tell.
 - Networks that stop early where there is much noise: `EarlyExit` with an `ExitSchedule`, of
   `graded_exits` say, over `ScheduleTime` or `KarrasTime`, finetuned by `EarlyExitLoss` with
   `all_but_embedding`; `block_evaluations` counts what a run costs.
@@ -83,17 +65,35 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `GroupAggregator`; fixed ones are `UniformAggregator`, `LevelChoice`) weigh their features at
   each place, as `attention_maps` shows; `aggregator_filter` says what is trained. Without
   training: `average_weights` of networks from one ancestor, `AveragedOutputs` of any.
-- Blocks continuous in depth: `ContinuousUNet` and `ContinuousMLP` of `SecondOrderBlock` or
-  `FirstOrderBlock`, with a `ConvolutionField` or `DenseField`, integrated by `CheckpointedSteps`,
-  `AdjointSteps` or `DormandPrince`. Few parameters, not few operations: `parameter_count` and
-  `flop_count` tell.
-- Trajectories: a `TrajectoryModel` of a `TrajectoryNetwork` jumps from any level to any lower one,
-  by `GammaSampler` in one step or many; `CTMLoss`, with `denoising_term` and a `HingeAdversary`
-  against a critic, trains it, `consistency_distillation_loss` its relative with one target.
 - Cascades (Cas-DM): `CascadedDenoiser`, a network of the noise and one of the data behind it, with
   `BothInputs`, `CleanInput` or `NoisyInput`, blended by a `LearnedShare`, `PixelShare` or
   `FixedShare`; `CascadedLoss` with a `PerceptualDistance` that leaves the first network alone. To
   compare with: `DualDenoiser`, and `MetricLoss` of one network.
+- Magnitudes that training preserves (EDM2): `EDM2MLP`, `EDM2UNet` of `MPLinear`, `MPConv`,
+  `MPFourier`, `mp_silu`, `mp_sum`, `mp_cat`, `pixel_norm`; `UncertaintyLoss` of a
+  `WithUncertainty`, `edm2_optimizer` at the rate of `inverse_sqrt_schedule`,
+  `forced_normalisation`; averages of any width afterwards by `posthoc_average`,
+  `posthoc_coefficients`, `power_exponent`, `power_width`.
+- Training, by `training.fit`: `DenoisingLoss` over `LogNormal`, `UniformTime` or `DiscreteTimes`
+  levels, weighed by `MinSNR`, `MaxSNR`, `TruncatedSNR`, `SNR`, `InverseSNR`, `P2`,
+  `ConstantWeighting` or `EDMWeighting`; `PowerFunctionAverage` and `ExponentialAverage` of the
+  weights.
+- Levels as tasks: `UnifiedGradientWeights`, with `ExactWeights` or `SoftmaxWeights`, lets no group
+  of times lose; `task_conflict` measures how far they do.
+- Training through the sampler: `MMDLoss` and `finetune_mmd` for the samples of a few steps,
+  `PropagationLoss` against errors that grow along a run; `modular_errors`, `cumulative_errors` and
+  their `amplification` measure these, `gaussian_chain_errors` knows them.
+- One call from noise to data: `ConsistencyModel`, trained in continuous time by
+  `ContinuousConsistencyLoss` with `TangentNorm` or `TangentClip`, beside its weight in a
+  `WeightedConsistency`; `DiscreteConsistencyLoss` to compare with. Its coordinates are `TrigFlow`
+  and `TrigVelocity`, to which `trigflow_teacher` brings any denoiser; `consistency_tangent` and
+  `DoubleNorm` are for networks and losses of your own.
+- Trajectories: a `TrajectoryModel` of a `TrajectoryNetwork` jumps from any level to any lower one,
+  by `GammaSampler` in one step or many; `CTMLoss`, with `denoising_term` and a `HingeAdversary`
+  against a critic, trains it, `consistency_distillation_loss` its relative with one target.
+- Whole numbers: `OrderAgnostic` and `Upscale`, autoregressive models of any order, trained by
+  `AutoregressiveLoss`; `optimal_policy` generates many coordinates a call, `compress` and
+  `decompress` are a lossless coder.
 
 A new sampler is a subclass of `AbstractSampler` with `plan` and `step`.
 """
