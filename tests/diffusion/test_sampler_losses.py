@@ -187,3 +187,14 @@ def test_bad_input_is_refused():
     multi = diffusion.DPMSolverPP()
     with pytest.raises(ValueError, match="no memory"):
         diffusion.modular_errors(MIXTURE.denoiser(), multi, VE, TIMES, DATA, jax.random.key(0))
+
+
+def test_the_last_cumulative_error_is_that_of_whole_runs():
+    key, half = jax.random.key(8), len(DATA) // 2
+    model = bent([0.3, -0.2])
+    args = (model, diffusion.DDIM(), VE, TIMES, DATA, key, RBF(0.5))
+    starting = jax.random.split(jax.random.split(key)[0])[0]
+    noise = jax.random.normal(jax.random.split(starting, 1)[0], (half, 2))
+    out = diffusion.sample(model, diffusion.DDIM(), VE, TIMES, DATA[:half] + 10.0 * noise).value
+    wanted = squared_mmd(out, DATA[half:], RBF(0.5))
+    np.testing.assert_allclose(diffusion.cumulative_errors(*args)[-1], wanted, rtol=1e-9)
