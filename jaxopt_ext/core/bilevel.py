@@ -178,7 +178,41 @@ class _Mean(eqx.Module):
         return rows.mean(total, self.data, self.chunk)
 
 
-class StochasticBilevel(AbstractProblem):
+class AbstractSampledLevels(AbstractProblem):
+    """A problem of two levels, each a mean of losses over samples."""
+
+    upper_loss: eqx.AbstractVar[Callable[..., Any]]
+    lower_loss: eqx.AbstractVar[Callable[..., Any]]
+    upper_data: eqx.AbstractVar[PyTree[Array]]
+    lower_data: eqx.AbstractVar[PyTree[Array]]
+    sampling: eqx.AbstractVar[AbstractSampling]
+    chunk: eqx.AbstractVar[int | None]
+
+    def draw_upper(self, key: PRNGKeyArray, b: int) -> Int[Array, " b"]:
+        """Indices of `b` samples of the upper level."""
+        checks.count("b", b)
+        return self.sampling(key, rows.count(self.upper_data), b)
+
+    def draw_lower(self, key: PRNGKeyArray, b: int) -> Int[Array, " b"]:
+        """Indices of `b` samples of the lower level."""
+        checks.count("b", b)
+        return self.sampling(key, rows.count(self.lower_data), b)
+
+    def _check_levels(self, signature: str) -> None:
+        for name in ("upper_loss", "lower_loss"):
+            if not callable(getattr(self, name)):
+                raise TypeError(f"{name} must be a function {signature} -> scalar")
+        checks.instance("sampling", self.sampling, AbstractSampling, "WithReplacement()")
+        if self.chunk is not None:
+            checks.count("chunk", self.chunk)
+        for name, data in (("upper_data", self.upper_data), ("lower_data", self.lower_data)):
+            try:
+                rows.check(data)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
+
+
+class StochasticBilevel(AbstractSampledLevels):
     """A `Bilevel` whose levels are means over samples,
 
     $$F(x, y) = \\frac1n \\sum_i F_i(x, y), \\qquad f(x, y) = \\frac1m \\sum_j f_j(x, y).$$
@@ -210,29 +244,9 @@ class StochasticBilevel(AbstractProblem):
     chunk: int | None = eqx.field(static=True, default=4096)
 
     def __check_init__(self):
-        for name in ("upper_loss", "lower_loss"):
-            if not callable(getattr(self, name)):
-                raise TypeError(f"{name} must be a function (x, y, sample) -> scalar")
-        checks.instance("sampling", self.sampling, AbstractSampling, "WithReplacement()")
-        if self.chunk is not None:
-            checks.count("chunk", self.chunk)
-        for name, data in (("upper_data", self.upper_data), ("lower_data", self.lower_data)):
-            try:
-                rows.check(data)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+        self._check_levels("(x, y, sample)")
         _check_set("upper_set", self.upper_set)
         _check_set("lower_set", self.lower_set)
-
-    def draw_upper(self, key: PRNGKeyArray, b: int) -> Int[Array, " b"]:
-        """Indices of `b` samples of the upper level."""
-        checks.count("b", b)
-        return self.sampling(key, rows.count(self.upper_data), b)
-
-    def draw_lower(self, key: PRNGKeyArray, b: int) -> Int[Array, " b"]:
-        """Indices of `b` samples of the lower level."""
-        checks.count("b", b)
-        return self.sampling(key, rows.count(self.lower_data), b)
 
     def minibatch(self, upper: Int[Array, " b"], lower: Int[Array, " c"]) -> Bilevel:
         """The problem of these samples.

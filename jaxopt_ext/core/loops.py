@@ -103,26 +103,18 @@ def scan(f, init, xs=None, length=None, **options):
 
 def cond(pred, true_fun, false_fun, *operands):
     """`jax.lax.cond`."""
-    if not in_shard_map():
-        return jax.lax.cond(pred, true_fun, false_fun, *operands)
-    kinds = [jax.eval_shape(fun, *operands) for fun in (true_fun, false_fun)]
-
-    def promoted(fun):
-        def branch(*operands):
-            out = fun(*operands)
-            for kind in kinds:
-                out = vary_like(out, kind)
-            return out
-
-        return branch
-
-    return jax.lax.cond(pred, promoted(true_fun), promoted(false_fun), *operands)
+    return jax.lax.cond(pred, *_alike((true_fun, false_fun), operands), *operands)
 
 
 def switch(index, branches, *operands):
     """`jax.lax.switch`."""
+    return jax.lax.switch(index, _alike(branches, operands), *operands)
+
+
+def _alike(branches, operands):
+    """The branches, with results that vary over the same axes."""
     if not in_shard_map():
-        return jax.lax.switch(index, branches, *operands)
+        return list(branches)
     kinds = [jax.eval_shape(fun, *operands) for fun in branches]
 
     def promoted(fun):
@@ -134,7 +126,7 @@ def switch(index, branches, *operands):
 
         return branch
 
-    return jax.lax.switch(index, [*map(promoted, branches)], *operands)
+    return [*map(promoted, branches)]
 
 
 def if_due(

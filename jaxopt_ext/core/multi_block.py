@@ -6,12 +6,11 @@ from collections.abc import Callable
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, PRNGKeyArray, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from . import checks, rows
-from .bilevel import Bilevel, BilevelPoint, _Mean, _start
+from .bilevel import AbstractSampledLevels, Bilevel, BilevelPoint, _Mean, _start
 from .finite_sum import AbstractSampling, WithReplacement
-from .problem import AbstractProblem
 
 BlockLoss = Callable[[PyTree[Array], PyTree[Array], PyTree, Int[Array, ""]], Float[Array, ""]]
 
@@ -38,7 +37,7 @@ class _Restricted(eqx.Module):
         return self.loss(eqx.combine(x, self.upper), eqx.combine(y, own), sample, block)
 
 
-class MultiBlockBilevel(AbstractProblem):
+class MultiBlockBilevel(AbstractSampledLevels):
     """Minimize a mean over blocks, each with a problem inside,
 
     $$\\min_x \\frac1m \\sum_{i=1}^m f_i(x, y_i^*(x)), \\qquad y_i^*(x) = \\arg\\min_y g_i(x, y),$$
@@ -86,28 +85,8 @@ class MultiBlockBilevel(AbstractProblem):
     chunk: int | None = eqx.field(static=True, default=4096)
 
     def __check_init__(self):
-        for name in ("upper_loss", "lower_loss"):
-            if not callable(getattr(self, name)):
-                raise TypeError(f"{name} must be a function (x, y, sample, block) -> scalar")
-        checks.instance("sampling", self.sampling, AbstractSampling, "WithReplacement()")
+        self._check_levels("(x, y, sample, block)")
         checks.count("num_blocks", self.num_blocks)
-        if self.chunk is not None:
-            checks.count("chunk", self.chunk)
-        for name, data in (("upper_data", self.upper_data), ("lower_data", self.lower_data)):
-            try:
-                rows.check(data)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-
-    def draw_upper(self, key: PRNGKeyArray, b: int) -> Int[Array, " b"]:
-        """Indices of `b` samples of the upper level."""
-        checks.count("b", b)
-        return self.sampling(key, rows.count(self.upper_data), b)
-
-    def draw_lower(self, key: PRNGKeyArray, b: int) -> Int[Array, " b"]:
-        """Indices of `b` samples of the lower level."""
-        checks.count("b", b)
-        return self.sampling(key, rows.count(self.lower_data), b)
 
     def minibatch(
         self, block: Int[Array, ""], upper: Int[Array, " b"], lower: Int[Array, " c"]
