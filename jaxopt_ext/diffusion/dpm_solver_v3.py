@@ -17,6 +17,7 @@ from .integrals import Integrals, Move
 from .model_statistics import ModelStatistics
 from .sampler import AbstractSampler, ends
 from .schedules import Coefficients, Node
+from .stepping import rising_orders
 
 
 class AbstractDifferences(eqx.Module):
@@ -134,11 +135,7 @@ class DPMSolverV3(AbstractSampler):
     def plan(self, schedule, times):
         here, there = ends(schedule, times)
         count = len(here.t)
-        if count < self.order:
-            raise ValueError(f"order {self.order} needs as many steps, got {count}")
-        orders = np.minimum(self.order, np.arange(count) + 1)
-        if count < self.lower_order_final:
-            orders = np.minimum(orders, count - np.arange(count))
+        orders = rising_orders(count, self.order, self.lower_order_final)
         levels = np.asarray(exponential.log_snr(schedule.nodes(times)))
         self.statistics.check_levels(levels)
         integrals = Integrals(self.statistics, levels)

@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..core import checks, loops
 from ..core.closure import hoist
 from .denoiser import AbstractDenoiser, Sample, combine
-from .sampler import AbstractSampler, as_numbers, gaussian, prior, sample
+from .sampler import AbstractSampler, as_numbers, noisy, prior, sample
 from .schedules import AbstractSchedule, Node, Times
 
 
@@ -212,8 +212,7 @@ def _norms(model, points, nodes):
 def _norms_of_data(model, data, nodes, key):
     def step(_, now):
         node, key = now
-        x = combine((node.alpha, data), (node.sigma, gaussian(data, key)))
-        return (), _norm(model.noise(x, node))
+        return (), _norm(model.noise(noisy(data, node, key), node))
 
     return loops.scan(step, (), (nodes, jax.random.split(key, len(nodes.t))))[1]
 
@@ -262,7 +261,7 @@ def exposure_bias(
     count = len(jax.tree.leaves(data)[0])
     many = jax.tree.map(lambda a: jnp.repeat(a, draws, 0), data)
     nodes = as_numbers(schedule.nodes(np.asarray(times)), data)
-    start = combine((nodes.alpha[0], many), (nodes.sigma[0], gaussian(many, noising)))
+    start = noisy(many, jax.tree.map(lambda a: a[0], nodes), noising)
     path = sample(model, sampler, schedule, times, start, key=run, trace=True).path
 
     def variances(a):

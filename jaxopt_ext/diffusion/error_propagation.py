@@ -13,14 +13,12 @@ from ..core.closure import hoist
 from ..core.distances import RBF, AbstractKernel, squared_mmd
 from .denoiser import AbstractDenoiser
 from .objectives import DenoisingLoss
-from .sampler import AbstractSampler, Plan, gaussian, memoryless, plan_run
+from .sampler import AbstractSampler, Plan, memoryless, noisy, plan_run
 from .schedules import AbstractSchedule, Node, Times
 
 
 def _noisy(plan, index, data, key):
-    node = jax.tree.map(lambda a: a[index], plan.nodes)
-    kind = data.dtype
-    return node.alpha.astype(kind) * data + node.sigma.astype(kind) * gaussian(data, key)
+    return noisy(data, jax.tree.map(lambda a: a[index], plan.nodes), key)
 
 
 def _arrivals(model, sampler, plan, data, index, span, key, checkpoint=False):

@@ -273,6 +273,11 @@ def prior(schedule: AbstractSchedule, like: Sample, key: PRNGKeyArray) -> Sample
     return combine((size, gaussian(like, key)))
 
 
+def noisy(data: Sample, node: Node, key: PRNGKeyArray) -> Sample:
+    """$\\alpha x_0 + \\sigma z$: the data at a level of noise."""
+    return combine((node.alpha, data), (node.sigma, gaussian(data, key)))
+
+
 def gaussian(like: Sample, key: PRNGKeyArray) -> Sample:
     """Standard normal numbers, shaped like `like`; each leaf has a key of its own."""
     leaves, treedef = jax.tree.flatten(like)

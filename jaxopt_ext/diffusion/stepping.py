@@ -1,12 +1,12 @@
 """Single-step and multistep forms of exponential integrators, for any output that is expanded."""
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks
 from . import exponential
@@ -232,24 +232,14 @@ class MultiStep(AbstractStepping):
     def plan(self, form, schedule, times):
         here, there = ends(schedule, times)
         count = len(here.t)
-        if count < self.order:
-            raise ValueError(f"order {self.order} needs as many steps, got {count}")
-        low = exponential.log_snr(here)
-        orders = np.minimum(self.order, np.arange(count) + 1)
-        if count < self.lower_order_final:
-            orders = np.minimum(orders, count - np.arange(count))
+        orders = rising_orders(count, self.order, self.lower_order_final)
         keep, weights = np.zeros(count), np.zeros((count, self.order))
-        inner = there.sigma > 0
-        for order in range(1, self.order + 1):
-            among = np.flatnonzero(inner & (orders == order))
-            begin, end = (Node(*(a[among] for a in node)) for node in (here, there))
-            h = exponential.gap(begin, end)
-            places = (low[among[:, None] - np.arange(order)] - low[among, None]) / h[:, None]
+        for order, among, begin, end, places in by_order(orders, here, there):
             keep[among], scale, z = form.linear(begin, end)
             rows = self._rows(places)
             phis = [exponential.phi(k + 1, z) for k in range(rows.shape[-2])]
             weights[among, :order] = exponential.weigh(scale, phis, rows)
-        if not inner[-1]:
+        if there.sigma[-1] == 0:
             keep[-1], weights[-1, 0] = (a[-1] for a in form.constant(here, there))
         return MultistepRow(here, keep, weights)
 
@@ -267,6 +257,40 @@ class MultiStep(AbstractStepping):
 
     def step(self, form, model, x, memory, row):
         return exponential.multistep(form, model, x, memory, row)
+
+
+def rising_orders(count: int, order: int, lower_order_final: int) -> Int[np.ndarray, " n"]:
+    """The order of each of `count` steps: as much as there is history for, up to `order`, and
+    falling again at the end of runs of fewer than `lower_order_final`.
+
+    **Raises:** `ValueError` if there are fewer steps than `order`.
+    """
+    if count < order:
+        raise ValueError(f"order {order} needs as many steps, got {count}")
+    orders = np.minimum(order, np.arange(count) + 1)
+    return np.minimum(orders, count - np.arange(count)) if count < lower_order_final else orders
+
+
+def by_order(
+    orders: Int[np.ndarray, " n"], here: Node, there: Node
+) -> Iterator[tuple[int, Int[np.ndarray, " k"], Node, Node, Float[np.ndarray, "k p"]]]:
+    """The first steps, as many as there are orders, in groups of one order: the order, which steps,
+    where they begin and end, and where the outputs that they use stand, in units of the step.
+
+    A step that ends without noise is in no group.
+    """
+    low, inner = exponential.log_snr(here), there.sigma[: len(orders)] > 0
+    for order in sorted(set(orders.tolist())):
+        among = np.flatnonzero(inner & (orders == order))
+        begin, end = (Node(*(a[among] for a in node)) for node in (here, there))
+        h = exponential.gap(begin, end)
+        yield (
+            order,
+            among,
+            begin,
+            end,
+            (low[among[:, None] - np.arange(order)] - low[among, None]) / h[:, None],
+        )
 
 
 def check_order(order: Any) -> None:

@@ -13,6 +13,7 @@ from .denoiser import AbstractDenoiser, AbstractPrediction, Data, Noise, Sample
 from .exponential import AbstractForm, DataForm, MultistepRow
 from .sampler import AbstractSampler, ends
 from .schedules import Coefficients, Node
+from .stepping import by_order, rising_orders
 
 
 class AbstractVariant(eqx.Module):
@@ -242,22 +243,12 @@ def _check(order, variant, form, lower_order_final):
     checks.count("lower_order_final", lower_order_final, 0)
 
 
-def _orders(sampler, here, there):
-    """The order of each step: as much as there is history, and falling at the end of short runs."""
-    count = len(here.t)
-    if count < sampler.order:
-        raise ValueError(f"order {sampler.order} needs as many steps, got {count}")
-    orders = np.minimum(sampler.order, np.arange(count) + 1)
-    if count < sampler.lower_order_final:
-        orders = np.minimum(orders, count - np.arange(count))
-    return np.where(there.sigma > 0, orders, 1)
-
-
 def _predictor(sampler, here, there):
     """$\\kappa$, and weights of the outputs at the step's beginning and before."""
-    orders = _orders(sampler, here, there)
-    keep, weights = np.zeros(len(orders)), np.zeros((len(orders), sampler.order))
-    for order, among, begin, end, places in _groups(orders, here, there):
+    count = len(here.t)
+    orders = rising_orders(count, sampler.order, sampler.lower_order_final)
+    keep, weights = np.zeros(count), np.zeros((count, sampler.order))
+    for order, among, begin, end, places in by_order(orders, here, there):
         keep[among], weights[among, :order] = _weights(sampler, begin, end, places)
     if there.sigma[-1] == 0:
         keep[-1], weights[-1, 0] = (a[-1] for a in sampler.form.constant(here, there))
@@ -266,25 +257,14 @@ def _predictor(sampler, here, there):
 
 def _corrector(sampler, here, there):
     """The same with the output at the step's end in front; none in the last step."""
-    orders = _orders(sampler, here, there)
-    keep, weights = np.ones(len(orders)), np.zeros((len(orders), sampler.order + 1))
-    for order, among, begin, end, places in _groups(orders[:-1], here, there):
+    count = len(here.t)
+    orders = rising_orders(count, sampler.order, sampler.lower_order_final)
+    keep, weights = np.ones(count), np.zeros((count, sampler.order + 1))
+    for order, among, begin, end, places in by_order(orders[:-1], here, there):
         extended = np.concatenate([places, np.ones((len(among), 1))], 1)
         keep[among], rows = _weights(sampler, begin, end, extended)
         weights[among, 0], weights[among, 1 : order + 1] = rows[:, -1], rows[:, :-1]
-    return _Correction(keep, weights, np.arange(len(orders)) < len(orders) - 1)
-
-
-def _groups(orders, here, there):
-    """The steps of each order, their ends, and where their outputs stand, in units of the step."""
-    low = exponential.log_snr(here)
-    for order in sorted(set(orders.tolist())):
-        among = np.flatnonzero(there.sigma[: len(orders)] > 0)
-        among = among[orders[among] == order]
-        begin, end = (Node(*(a[among] for a in node)) for node in (here, there))
-        h = exponential.gap(begin, end)
-        places = (low[among[:, None] - np.arange(order)] - low[among, None]) / h[:, None]
-        yield order, among, begin, end, places
+    return _Correction(keep, weights, np.arange(count) < count - 1)
 
 
 def _weights(sampler, begin, end, places) -> tuple[Coefficients, Float[np.ndarray, "n p"]]:

@@ -23,7 +23,7 @@ from .integrals import Integrals
 from .model_statistics import ModelStatistics
 from .sampler import AbstractSampler, as_numbers, check_times
 from .schedules import AbstractSchedule, Coefficients, Node, Times
-from .stepping import MultiStep
+from .stepping import MultiStep, rising_orders
 from .unipc import BH2, AbstractVariant, UniP, UniPC, Varying
 
 MOST = 4
@@ -476,7 +476,7 @@ def as_decision(sampler: AbstractSampler, schedule: AbstractSchedule, times: Tim
     count = len(times) - 1
     if sampler.stochastic:
         raise ValueError(f"sampler must not draw noise, got {sampler!r}")
-    orders = lambda most, final: _orders(count, most, final)
+    orders = lambda most, final: rising_orders(count, most, final).tolist()
     if isinstance(sampler, DDIM):
         steps = [Step(1, NoiseForm())] * count
     elif isinstance(sampler, (DPMSolver, DPMSolverPP)) and isinstance(sampler.steps, MultiStep):
@@ -511,15 +511,6 @@ def as_decision(sampler: AbstractSampler, schedule: AbstractSchedule, times: Tim
     else:
         raise TypeError(f"sampler must be DDIM() or another that has steps, got {sampler!r}")
     return Decision(tuple(map(float, times)), tuple(steps))
-
-
-def _orders(count, most, final) -> list[int]:
-    if count < most:
-        raise ValueError(f"order {most} needs as many steps, got {count}")
-    orders = np.minimum(most, np.arange(count) + 1)
-    if count < final:
-        orders = np.minimum(orders, count - np.arange(count))
-    return orders.tolist()
 
 
 def _active(differences: AbstractDifferences, first) -> Active:
