@@ -34,8 +34,11 @@ class _Line(diffusion.AbstractNetwork):
 def _start(dtype):
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    line = lambda *shape: _Line(draw(n := int(np.prod(shape)), n) / 2, draw(n), shape)
-    return diffusion.CascadedDenoiser(diffusion.Denoiser(line(SIZE)), line(2, SIZE))
+    line = lambda *shape: _Line(
+        weight=draw(n := int(np.prod(shape)), n) / 2, shift=draw(n), shape=shape
+    )
+    noise = diffusion.Denoiser(line(SIZE))
+    return diffusion.CascadedDenoiser(noise_model=noise, clean_network=line(2, SIZE))  # pyright: ignore[reportCallIssue]
 
 
 def _samples(num_steps, dtype):

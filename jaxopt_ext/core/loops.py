@@ -73,12 +73,12 @@ def settle(fun: Callable[[PyTree], PyTree], x: PyTree[Array]):
         x = settled
 
 
-def while_loop(cond_fun, body_fun, init_val):
+def while_loop(cond_fun, body_fun, init_val) -> Any:
     """`jax.lax.while_loop`."""
     return jax.lax.while_loop(cond_fun, *settle(body_fun, init_val))
 
 
-def fori_loop(lower, upper, body_fun, init_val):
+def fori_loop(lower, upper, body_fun, init_val) -> Any:
     """`jax.lax.fori_loop`."""
     if in_shard_map():
         _, init_val = settle(lambda carry: body_fun(jnp.asarray(lower), carry), init_val)
@@ -87,7 +87,7 @@ def fori_loop(lower, upper, body_fun, init_val):
     return jax.lax.fori_loop(lower, upper, body_fun, init_val)
 
 
-def scan(f, init, xs=None, length=None, **options):
+def scan(f, init, xs=None, length=None, **options) -> tuple[Any, Any]:
     """`jax.lax.scan`."""
     if in_shard_map():
         first = jax.tree.map(lambda a: a[0], xs)
@@ -101,12 +101,12 @@ def scan(f, init, xs=None, length=None, **options):
     return jax.lax.scan(f, init, xs, length=length, **options)
 
 
-def cond(pred, true_fun, false_fun, *operands):
+def cond(pred, true_fun, false_fun, *operands) -> Any:
     """`jax.lax.cond`."""
     return jax.lax.cond(pred, *_alike((true_fun, false_fun), operands), *operands)
 
 
-def switch(index, branches, *operands):
+def switch(index, branches, *operands) -> Any:
     """`jax.lax.switch`."""
     return jax.lax.switch(index, _alike(branches, operands), *operands)
 

@@ -644,7 +644,7 @@ def flop_count(network: Callable[..., Array], shape: tuple[int, ...], dtype: Any
     `DormandPrince` do.
     """
     dtype = jnp.zeros(()).dtype if dtype is None else dtype
-    one = jax.ShapeDtypeStruct((), dtype)
+    one: Any = jax.ShapeDtypeStruct((), dtype)
     arguments = jax.ShapeDtypeStruct(tuple(shape), dtype), Node(one, one, one)
     arrays, rest = eqx.partition(network, eqx.is_array)
     call = lambda arrays, x, node: eqx.combine(arrays, rest)(x, node)
@@ -655,7 +655,8 @@ def flop_count(network: Callable[..., Array], shape: tuple[int, ...], dtype: Any
         raise ValueError("operations of loops without a fixed length cannot be counted")
     flat = jax.tree.leaves((arrays, *arguments))
     run = jax.jit(jax.extend.core.jaxpr_as_fun(traced))
-    return round(run.lower(*flat).cost_analysis()["flops"])
+    costs: Any = run.lower(*flat).cost_analysis()
+    return round(costs["flops"])
 
 
 def _loops(jaxpr):

@@ -18,7 +18,7 @@ _WORD = np.uint64(32)
 
 def compress(
     model: AbstractOrderModel,
-    x: Int[Array, "*n D"],
+    x: Int[Array | np.ndarray, "*n D"],
     key: PRNGKeyArray,
     policy: Int[Array, " b"] | None = None,
 ) -> bytes:

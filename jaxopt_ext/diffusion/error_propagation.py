@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..core import checks, loops
 from ..core.closure import hoist
 from ..core.distances import RBF, AbstractKernel, squared_mmd
-from .denoiser import AbstractDenoiser
+from .denoiser import AbstractDenoiser, Denoiser
 from .objectives import DenoisingLoss
 from .sampler import AbstractSampler, Plan, memoryless, noisy, plan_run
 from .schedules import AbstractSchedule, Node, Times
@@ -316,7 +316,7 @@ class PropagationLoss(eqx.Module):
         self.checkpoint = checkpoint
 
     def __call__(
-        self, model: AbstractDenoiser, batch: Float[Array, "B ..."], context: Any
+        self, model: Denoiser, batch: Float[Array, "B ..."], context: Any
     ) -> tuple[Float[Array, ""], dict[str, Array]]:
         """Loss and metrics."""
         choosing, carrying = jax.random.split(jax.random.fold_in(context.key, 1))

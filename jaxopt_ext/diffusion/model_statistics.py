@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..core import checks, loops
 from .denoiser import AbstractDenoiser
-from .schedules import AbstractSchedule
+from .schedules import AbstractSchedule, Coefficients
 
 
 class ModelStatistics(eqx.Module):
@@ -61,7 +61,7 @@ class ModelStatistics(eqx.Module):
                 f"{log_snr[0], log_snr[-1]}"
             )
 
-    def linear_at(self, log_snr: Float[Array, ""]) -> Float[Array, " *shape"]:
+    def linear_at(self, log_snr: Coefficients) -> Float[Array, " *shape"]:
         """$l$ at another level, inside a program."""
         levels, linear = jnp.asarray(self.log_snr), jnp.asarray(self.linear)
         place = jnp.interp(log_snr, levels, jnp.arange(len(self.log_snr), dtype=levels.dtype))
@@ -112,7 +112,7 @@ def model_statistics(
     if probes is not None:
         checks.count("probes", probes)
     ends = schedule.log_snr(np.array([schedule.start, schedule.end]))
-    levels = np.linspace(*ends, num_nodes + 1)
+    levels = np.linspace(ends[0], ends[1], num_nodes + 1)
     first, second = jax.random.split(key)
 
     def noisy(level, key):

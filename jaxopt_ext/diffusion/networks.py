@@ -401,7 +401,7 @@ class Down(eqx.Module):
 class Up(eqx.Module):
     """Twice the resolution: each pixel four times, then a convolution."""
 
-    convolution: Conv3x3
+    convolution: Conv3x3 | eqx.nn.Identity
 
     def __call__(self, x, condition):
         del condition

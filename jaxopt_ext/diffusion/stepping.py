@@ -273,7 +273,7 @@ def rising_orders(count: int, order: int, lower_order_final: int) -> Int[np.ndar
 
 def by_order(
     orders: Int[np.ndarray, " n"], here: Node, there: Node
-) -> Iterator[tuple[int, Int[np.ndarray, " k"], Node, Node, Float[np.ndarray, "k p"]]]:
+) -> Iterator[tuple[int, Int[np.ndarray, " k"], Node, Node, Any]]:
     """The first steps, as many as there are orders, in groups of one order: the order, which steps,
     where they begin and end, and where the outputs that they use stand, in units of the step.
 

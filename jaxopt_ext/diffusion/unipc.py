@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from ..core import checks, loops
 from . import exponential
@@ -267,7 +267,7 @@ def _corrector(sampler, here, there):
     return _Correction(keep, weights, np.arange(count) < count - 1)
 
 
-def _weights(sampler, begin, end, places) -> tuple[Coefficients, Float[np.ndarray, "n p"]]:
+def _weights(sampler, begin, end, places) -> tuple[Coefficients, Any]:
     keep, scale, z = sampler.form.linear(begin, end)
     phis: list[Any] = [exponential.phi(k + 1, z) for k in range(places.shape[1])]
     if len(phis) == 2:
