@@ -178,6 +178,10 @@ def check_aggregator(names):
     np.testing.assert_allclose(names["result"], [1, 2], atol=0.1)
 
 
+def check_learner(names):
+    np.testing.assert_allclose(names["result"], [-0.3, -0.4], rtol=1e-6)
+
+
 def check_training(names):
     np.testing.assert_allclose(names["fit"].params, [1, -2], atol=0.01)
     assert names["fit"].metrics["loss"].shape == (200,)
@@ -188,6 +192,7 @@ CHECKS = {
     "estimator": check_estimator,
     "function": check_function,
     "kernel": check_kernel,
+    "learner": check_learner,
     "network": check_network,
     "optimizer": check_optimizer,
     "sampler": check_sampler,

@@ -22,6 +22,7 @@ from .inclusions import INCLUSIONS
 from .inverse_samplers import INVERSE_SAMPLERS
 from .kernels import KERNELS
 from .kernels_products import KERNELS_PRODUCTS
+from .learners import LEARNERS
 from .linalg import LINALG
 from .linalg_sequences import LINALG_SEQUENCES
 from .multi_block import MULTI_BLOCK
@@ -68,6 +69,7 @@ ROWS: tuple[Row, ...] = (
     *MULTIOBJECTIVE,
     *STOCHASTIC,
     *ONLINE_CONVERSION,
+    *LEARNERS,
     *TEXTBOOK_RATES,
     *TEXTBOOK_CUTS,
     *INCLUSIONS,

@@ -7,6 +7,7 @@ from .aggregator import AggregatorRow
 from .estimator import EstimatorRow
 from .function import AbstractFunctionCase, FunctionRow
 from .kernel import KernelRow
+from .learner import LearnerRow
 from .network import NetworkRow
 from .optimizer import OptimizerRow
 from .row import Row
@@ -20,6 +21,7 @@ __all__ = [
     "EstimatorRow",
     "FunctionRow",
     "KernelRow",
+    "LearnerRow",
     "NetworkRow",
     "OptimizerRow",
     "Row",
