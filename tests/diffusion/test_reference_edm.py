@@ -68,7 +68,7 @@ def theirs(name):
     import diffusers
     import torch
 
-    kind, options, *_, schedule, _ = VARIANTS[name]
+    kind, options, *_ = VARIANTS[name]
     edm = kind.startswith("EDM")
     scheduler = getattr(diffusers, kind)(**({} if edm else {"trained_betas": BETAS}), **options)
     scheduler.alphas_cumprod = torch.cumprod(1 - torch.tensor(BETAS), 0)
