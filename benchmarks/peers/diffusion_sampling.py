@@ -1,5 +1,7 @@
 """Diffusion samplers beside the schedulers of diffusers: same betas, grid, start and model."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -29,9 +31,9 @@ def pairs():
     """Name to (the sampler, its schedule and times, options of `sample`, the scheduler)."""
     import diffusers
 
-    common = dict(trained_betas=BETAS)
+    common: Any = dict(trained_betas=BETAS)
     leading = diffusion.leading(SCHEDULE, STEPS)
-    last = dict(final_sigmas_type="sigma_min", solver_order=2)
+    last: Any = dict(final_sigmas_type="sigma_min", solver_order=2)
     heun = diffusers.HeunDiscreteScheduler(**common, use_karras_sigmas=True)
     exploding = diffusion.VarianceExploding(start=float(RATIOS[-1]), end=float(RATIOS[0]))
     # the last step of theirs, to no noise, is one of Euler's: the predicted data
