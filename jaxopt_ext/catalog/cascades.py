@@ -9,9 +9,10 @@ import optax
 from jaxtyping import Array, Float
 
 from .. import diffusion, training
+from .cases.small_denoiser import normal, samples
 from .rows import Row, TrainingRow
 
-SIZE, BATCH = 3, 4
+SIZE = 3
 
 
 class _Line(diffusion.AbstractNetwork):
@@ -32,18 +33,12 @@ class _Line(diffusion.AbstractNetwork):
 
 
 def _start(dtype):
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    draw = normal(dtype)
     line = lambda *shape: _Line(
         weight=draw(n := int(np.prod(shape)), n) / 2, shift=draw(n), shape=shape
     )
     noise = diffusion.Denoiser(line(SIZE))
     return diffusion.CascadedDenoiser(noise_model=noise, clean_network=line(2, SIZE))  # pyright: ignore[reportCallIssue]
-
-
-def _samples(num_steps, dtype):
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.normal(size=(num_steps, BATCH, SIZE)), dtype)
 
 
 def _step(*weight):
@@ -62,7 +57,7 @@ CASCADES: tuple[Row, ...] = (
         claim="diffusion/cascaded",
         system=("S136",),
         start=_start,
-        batches=_samples,
+        batches=samples(4, SIZE),
         plain=lambda: (_step(0.0), _step()),
     ),
 )

@@ -1,37 +1,15 @@
 """Consistency models."""
 
-import equinox as eqx
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from .. import diffusion, training
+from .cases.small_denoiser import line, samples
 from .rows import Row, TrainingRow
-
-SIZE, BATCH = 3, 4
-
-
-class _Network(eqx.Module):
-    """A network of two arrays that looks at the time."""
-
-    weight: Float[Array, "n n"]
-    shift: Float[Array, " n"]
-
-    def __call__(self, x, node):
-        return jnp.tanh(self.weight @ x) + self.shift * node.t
 
 
 def _start(dtype):
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    model = diffusion.ConsistencyModel(_Network(draw(SIZE, SIZE) / 2, draw(SIZE)))
+    model = diffusion.ConsistencyModel(line(3, dtype, diffusion.networks.time))
     return diffusion.WeightedConsistency(model, frequencies=2, dtype=dtype)
-
-
-def _samples(num_steps, dtype):
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.normal(size=(num_steps, BATCH, SIZE)), dtype)
 
 
 def _step():
@@ -49,6 +27,6 @@ CONSISTENCY: tuple[Row, ...] = (
         claim="diffusion/continuous_consistency",
         system=("S142",),
         start=_start,
-        batches=_samples,
+        batches=samples(4, 3),
     ),
 )

@@ -2,18 +2,18 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jaxtyping import Array, Float
 
 from .. import diffusion, training
+from .cases.small_denoiser import normal, samples
 from .rows import Row, TrainingRow
 
 _EARLY_EXIT = (
     "Moon, Choi, Yun, Yoon, Lee, Cho, Lee, A Simple Early Exiting Framework for Accelerated "
     "Sampling in Diffusion Models, 2024, arXiv:2408.05927"
 )
-SIZE, BATCH, DEPTH = 3, 16, 2
+SIZE, DEPTH = 3, 2
 
 
 class _Layer(eqx.Module):
@@ -39,17 +39,11 @@ class _Stack(diffusion.AbstractNetwork):
 
 
 def _start(dtype):
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
+    draw = normal(dtype)
     blocks = tuple(_Layer(draw(SIZE, SIZE) / 2) for _ in range(DEPTH))
     network = _Stack(shape=(SIZE,), blocks=blocks, level=draw(SIZE))
     exits = diffusion.ExitSchedule((2, 1))
     return diffusion.Denoiser(diffusion.EarlyExit(network, exits, diffusion.KarrasTime()))
-
-
-def _samples(num_steps, dtype):
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.normal(size=(num_steps, BATCH, SIZE)), dtype)
 
 
 def _early_exit():
@@ -66,6 +60,6 @@ DENOISER_NETWORKS: tuple[Row, ...] = (
         claim="diffusion/early_exit",
         system=("S140",),
         start=_start,
-        batches=_samples,
+        batches=samples(16, SIZE),
     ),
 )

@@ -1,13 +1,10 @@
 """What trains denoisers."""
 
-import equinox as eqx
-import jax.numpy as jnp
-import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from .. import diffusion, training
 from .cases.magnitude import MPLinearCase, PosthocCase
+from .cases.small_denoiser import line, samples
 from .cases.weighting import WeightingCase
 from .rows import FunctionRow, Row, TrainingRow
 
@@ -19,28 +16,11 @@ _EDM2 = (
     "Karras, Aittala, Lehtinen, Hellsten, Aila, Laine, Analyzing and Improving the Training "
     "Dynamics of Diffusion Models, 2024, arXiv:2312.02696"
 )
-SIZE, BATCH = 3, 4
-
-
-class _Line(eqx.Module):
-    """A denoiser's network of two arrays."""
-
-    weight: Float[Array, "n n"]
-    shift: Float[Array, " n"]
-
-    def __call__(self, x, node):
-        return jnp.tanh(self.weight @ x) + self.shift * node.sigma
+_SAMPLES = samples(4, 3)
 
 
 def _start(dtype):
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    return diffusion.Denoiser(_Line(draw(SIZE, SIZE) / 2, draw(SIZE)), diffusion.Velocity())
-
-
-def _samples(num_steps, dtype):
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.normal(size=(num_steps, BATCH, SIZE)), dtype)
+    return diffusion.Denoiser(line(3, dtype), diffusion.Velocity())
 
 
 def _loss():
@@ -70,7 +50,7 @@ DIFFUSION_TRAINING: tuple[Row, ...] = (
         claim="diffusion/min_snr",
         system=("S113",),
         start=_start,
-        batches=_samples,
+        batches=_SAMPLES,
     ),
     TrainingRow(
         "Training of denoisers, with averages and snapshots",
@@ -78,7 +58,7 @@ DIFFUSION_TRAINING: tuple[Row, ...] = (
         "Kingma, Salimans, Poole, Ho, Variational Diffusion Models, 2021, arXiv:2107.00630",
         lambda: training.Snapshots(_step(_loss()), every=2, count=3),
         start=_start,
-        batches=_samples,
+        batches=_SAMPLES,
     ),
     FunctionRow(
         "Magnitude-preserving layers (EDM2)",

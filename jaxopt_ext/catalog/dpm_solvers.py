@@ -2,7 +2,8 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SamplerRow
+from .cases.adaptive_sampling import AdaptiveSamplingCase
+from .rows import FunctionRow, Row, SamplerRow
 
 _DPM_SOLVER = (
     "Lu, Zhou, Bao, Chen, Li, Zhu, DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model "
@@ -13,7 +14,7 @@ _DPM_SOLVER_PP = (
     "Probabilistic Models, 2022, arXiv:2211.01095"
 )
 
-DPM_SOLVERS: tuple[SamplerRow, ...] = (
+DPM_SOLVERS: tuple[Row, ...] = (
     SamplerRow(
         "DPM-Solver",
         "diffusion.DPMSolver",
@@ -22,6 +23,15 @@ DPM_SOLVERS: tuple[SamplerRow, ...] = (
         claim="diffusion/dpm_solver",
         system=("S155",),
         order=3,
+    ),
+    FunctionRow(
+        "Adaptive DPM-Solver",
+        "diffusion.sample_adaptive",
+        _DPM_SOLVER,
+        AdaptiveSamplingCase,
+        claim="diffusion/dpm_solver",
+        system=("S155",),
+        opt_outs={"gradient": "steps are chosen in the run and count as fixed in derivatives"},
     ),
     SamplerRow(
         "DPM-Solver++",

@@ -40,6 +40,47 @@ INVERSE_SAMPLERS: tuple[Row, ...] = (
         order=4,
     ),
     SamplerRow(
+        "Euler",
+        "diffusion.Euler",
+        "Song, Meng, Ermon, Denoising Diffusion Implicit Models, 2021, arXiv:2010.02502",
+        lambda: jxt.diffusion.Euler(),
+        claim="diffusion/adjoint",
+        order=1,
+        relative=True,
+    ),
+    SamplerRow(
+        "Midpoint",
+        "diffusion.Midpoint",
+        "Hairer, Nørsett, Wanner, Solving Ordinary Differential Equations I, 1993",
+        lambda: jxt.diffusion.Midpoint(),
+        order=2,
+        relative=True,
+    ),
+    SamplerRow(
+        "RePaint",
+        "diffusion.RePaint",
+        "Lugmayr, Danelljan, Romero, Yu, Timofte, Van Gool, RePaint: Inpainting using Denoising "
+        "Diffusion Probabilistic Models, 2022, arXiv:2201.09865",
+        lambda: jxt.diffusion.RePaint(
+            jxt.diffusion.Inpainting(_MASK), np.zeros(2), repeats=3, batch_ndim=0
+        ),
+        claim="diffusion/mcg",
+        opt_outs=_POSTERIOR,
+        relative=True,
+    ),
+    SamplerRow(
+        "Projected data (null-space model)",
+        "diffusion.DataProjection",
+        "Wang, Yu, Zhang, Zero-Shot Image Restoration Using Denoising Diffusion Null-Space Model, "
+        "2023, arXiv:2212.00490",
+        lambda: jxt.diffusion.DataProjection(
+            jxt.diffusion.Inpainting(_MASK), np.zeros(2), batch_ndim=0
+        ),
+        claim="diffusion/mcg",
+        opt_outs=_POSTERIOR,
+        relative=True,
+    ),
+    SamplerRow(
         "Manifold constrained gradients (MCG)",
         "diffusion.MCG",
         "Chung, Sim, Ryu, Ye, Improving Diffusion Models for Inverse Problems using Manifold "

@@ -32,6 +32,17 @@ MULTISTEP_SAMPLERS: tuple[SamplerRow, ...] = (
         counts=(160, 320, 640),
     ),
     SamplerRow(
+        "Fourth-order numerical method (FON)",
+        "diffusion.FON",
+        _PNDM,
+        lambda: jxt.diffusion.FON(),
+        claim="diffusion/pndm",
+        order=4,
+        grid="uniform_time",
+        opt_outs={"constant": "classical rules on dx/dt are exact for no constant prediction"},
+        relative=True,
+    ),
+    SamplerRow(
         "Gradient estimation",
         "diffusion.GradientEstimation",
         "Permenter, Yuan, Interpreting and Improving Diffusion Models from an Optimization "

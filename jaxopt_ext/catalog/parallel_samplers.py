@@ -32,6 +32,28 @@ PARALLEL_SAMPLERS: tuple[Row, ...] = (
         claim="diffusion/accelerated",
         system=("S083",),
     ),
+    SamplerRow(
+        "Plain score-based DDIM",
+        "diffusion.PlainScoreDDIM",
+        _ACCELERATED,
+        lambda: jxt.diffusion.PlainScoreDDIM(),
+        claim="diffusion/accelerated",
+        order=1,
+        opt_outs={
+            "constant": _SCORE_STEP,
+            "law": "of first order with a large constant: its covariance is 5 % off with the "
+            "suite's steps",
+        },
+        relative=True,
+    ),
+    SamplerRow(
+        "Plain score-based DDPM",
+        "diffusion.PlainScoreDDPM",
+        _ACCELERATED,
+        lambda: jxt.diffusion.PlainScoreDDPM(),
+        claim="diffusion/accelerated",
+        relative=True,
+    ),
     FunctionRow(
         "ParaDiGMS",
         "diffusion.sample_parallel",

@@ -1,38 +1,19 @@
 """Rows of losses through samplers."""
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from .. import diffusion, training
 from ..core.distances import RBF
+from .cases.small_denoiser import line, samples
 from .rows import Row, TrainingRow
 
-SIZE, BATCH = 2, 8
 _TIMES = (3.0, 1.0, 0.3, 0.1)
-
-
-class _Line(eqx.Module):
-    """A denoiser's network of two arrays."""
-
-    weight: Float[Array, "n n"]
-    shift: Float[Array, " n"]
-
-    def __call__(self, x, node):
-        return jnp.tanh(x @ self.weight.T) + self.shift * node.sigma
+_SAMPLES = samples(8, 2)
 
 
 def _start(dtype):
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    return diffusion.Denoiser(_Line(draw(SIZE, SIZE) / 2, draw(SIZE)), diffusion.Data())
-
-
-def _samples(num_steps, dtype):
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.normal(size=(num_steps, BATCH, SIZE)), dtype)
+    return diffusion.Denoiser(line(2, dtype), diffusion.Data())
 
 
 def _schedule():
@@ -63,7 +44,7 @@ SAMPLER_LOSSES: tuple[Row, ...] = (
         claim="diffusion/mmd_finetune",
         system=("S159",),
         start=_start,
-        batches=_samples,
+        batches=_SAMPLES,
     ),
     TrainingRow(
         "Regularizer of error propagation",
@@ -73,7 +54,7 @@ SAMPLER_LOSSES: tuple[Row, ...] = (
         claim="diffusion/error_propagation",
         system=("S164",),
         start=_start,
-        batches=_samples,
+        batches=_SAMPLES,
         plain=lambda: (_step(_propagation(0.0)), _step(_denoising())),
     ),
 )

@@ -1,41 +1,21 @@
 """Rows of models of trajectories."""
 
-import equinox as eqx
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
 
 from .. import diffusion, training
+from .cases.small_denoiser import line, samples
 from .rows import Row, SamplerRow, TrainingRow
 
 _CTM = (
     "Kim, Lai, Liao, Murata, Takida, Uesaka, He, Mitsufuji, Ermon, Consistency Trajectory Models: "
     "Learning Probability Flow ODE Trajectory of Diffusion, 2024, arXiv:2310.02279"
 )
-SIZE, BATCH = 2, 6
 _TIMES = (3.0, 1.0, 0.3, 0.1)
 
 
-class _Line(eqx.Module):
-    """A network of two levels and two arrays."""
-
-    weight: Float[Array, "n n"]
-    shift: Float[Array, " n"]
-
-    def __call__(self, x, node, target):
-        return jnp.tanh(self.weight @ x) + self.shift * (node.sigma + target.sigma)
-
-
 def _start(dtype):
-    rng = np.random.default_rng(0)
-    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), dtype)
-    return diffusion.TrajectoryModel(_Line(draw(SIZE, SIZE) / 2, draw(SIZE)), diffusion.Data())
-
-
-def _samples(num_steps, dtype):
-    rng = np.random.default_rng(1)
-    return jnp.asarray(rng.normal(size=(num_steps, BATCH, SIZE)), dtype)
+    return diffusion.TrajectoryModel(line(2, dtype), diffusion.Data())
 
 
 def _loss():
@@ -62,7 +42,7 @@ TRAJECTORIES: tuple[Row, ...] = (
         claim="diffusion/consistency_trajectory",
         system=("S138",),
         start=_start,
-        batches=_samples,
+        batches=samples(6, 2),
     ),
     SamplerRow(
         "Gamma-sampling of consistency trajectory models",

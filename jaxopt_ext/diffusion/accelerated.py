@@ -63,9 +63,6 @@ class PlainScoreDDIM(AbstractSampler):
     def reaches_zero(self):
         return True
 
-    def evaluations(self, num_steps):
-        return num_steps
-
     def plan(self, schedule, times):
         link = _links(schedule, times)
         return link.here, link.drift, -link.size * link.rate / (2 * link.scaled.sigma)
@@ -137,9 +134,6 @@ class PlainScoreDDPM(AbstractSampler):
     def reaches_zero(self):
         return True
 
-    def evaluations(self, num_steps):
-        return num_steps
-
     def plan(self, schedule, times):
         link = _links(schedule, times)
         weight = -link.size * link.rate / link.scaled.sigma
@@ -172,9 +166,6 @@ class AcceleratedDDPM(AbstractSampler):
     @property
     def reaches_zero(self):
         return True
-
-    def evaluations(self, num_steps):
-        return num_steps
 
     def plan(self, schedule, times):
         link = _links(schedule, times)

@@ -47,9 +47,6 @@ class DDIM(AbstractSampler):
     def reaches_zero(self):
         return True
 
-    def evaluations(self, num_steps):
-        return num_steps
-
     def plan(self, schedule, times):
         here, there = ends(schedule, times)
         ratio = there.alpha / here.alpha

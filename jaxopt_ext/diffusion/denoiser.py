@@ -108,7 +108,7 @@ class Preconditioned(AbstractPrediction):
     Generative Models, 2022, arXiv:2206.00364.
     """
 
-    sigma_data: float = 0.5
+    sigma_data: float = eqx.field(static=True, default=0.5)
 
     def __check_init__(self):
         checks.positive("sigma_data", self.sigma_data)

@@ -129,9 +129,6 @@ class DPMSolverV3(AbstractSampler):
             )
         checks.count("lower_order_final", self.lower_order_final, 0)
 
-    def evaluations(self, num_steps):
-        return num_steps
-
     def plan(self, schedule, times):
         here, there = ends(schedule, times)
         count = len(here.t)

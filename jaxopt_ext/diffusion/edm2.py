@@ -4,9 +4,10 @@ With `Preconditioned(sigma_data)`, `UncertaintyLoss`, Adam at the rate of `inver
 `forced_normalisation` after every update, and two averages that `posthoc_average` combines.
 """
 
+import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
@@ -68,6 +69,37 @@ class MPEmbedding(eqx.Module):
         return mp_silu(condition)
 
 
+class Dropping(NamedTuple):
+    """What blocks are told while they are trained with dropout.
+
+    **Attributes:**
+
+    - `condition`: the condition.
+    - `key`: of this sample; each block makes one of its own of it.
+    """
+
+    condition: Float[Array, " size"]
+    key: PRNGKeyArray
+
+
+def _told(condition):
+    """The condition, and the key if anything is to be dropped."""
+    return condition if isinstance(condition, Dropping) else (condition, None)
+
+
+def dropped(x: Array, rate: float, key: PRNGKeyArray | None, place: int) -> Array:
+    """Each entry is zero with probability `rate` and else divided by `1 - rate`; without a key
+    nothing is done. Blocks of one network differ in `place`.
+
+    **Reference:** Srivastava, Hinton, Krizhevsky, Sutskever, Salakhutdinov, Dropout: A Simple Way
+    to Prevent Neural Networks from Overfitting, 2014.
+    """
+    if key is None or not rate:
+        return x
+    kept = jax.random.bernoulli(jax.random.fold_in(key, place), 1 - rate, x.shape)
+    return jnp.where(kept, x / (1 - rate), 0)
+
+
 class MPLayer(eqx.Module):
     """A residual block of two linear layers on a normalized vector; the condition scales what is
     between them, by a gain that starts at zero."""
@@ -76,18 +108,32 @@ class MPLayer(eqx.Module):
     second: MPLinear
     modulation: MPLinear
     gain: Float[Array, ""]
+    dropout: float = eqx.field(static=True)
+    place: int = eqx.field(static=True)
 
-    def __init__(self, width: int, condition: int, *, key: PRNGKeyArray, dtype: Any = None):
+    def __init__(
+        self,
+        width: int,
+        condition: int,
+        dropout: float = 0.0,
+        place: int = 0,
+        *,
+        key: PRNGKeyArray,
+        dtype: Any = None,
+    ):
         keys = jax.random.split(key, 3)
+        self.dropout, self.place = dropout, place
         self.first = MPLinear(width, width, key=keys[0], dtype=dtype)
         self.second = MPLinear(width, width, key=keys[1], dtype=dtype)
         self.modulation = MPLinear(condition, width, key=keys[2], dtype=dtype)
         self.gain = jnp.zeros((), self.first.weight.dtype)
 
     def __call__(self, hidden, condition):
+        condition, key = _told(condition)
         hidden = pixel_norm(hidden)
         y = self.first(mp_silu(hidden))
-        y = self.second(mp_silu(y * (self.modulation(condition, self.gain) + 1)))
+        y = mp_silu(y * (self.modulation(condition, self.gain) + 1))
+        y = self.second(dropped(y, self.dropout, key, self.place))
         return jnp.clip(mp_sum(hidden, y, BALANCE), -CLIP, CLIP)
 
 
@@ -102,10 +148,13 @@ class EDM2MLP(AbstractNetwork):
     - `num_classes`: number of labels, if there are any.
     - `features`: of the level.
     - `level`: the node's level of noise.
+    - `dropout`: part of the values between a block's layers that `DenoisingLoss` and
+      `UncertaintyLoss` drop.
     - `key`: random key.
     - `dtype`: of the weights.
 
-    **Raises:** `ValueError` or `TypeError` for a width or depth that is none.
+    **Raises:** `ValueError` or `TypeError` for a width or depth that is none, or a dropout outside
+    of [0, 1).
 
     **Reference:** Karras, Aittala, Lehtinen, Hellsten, Aila, Laine, Analyzing and Improving the
     Training Dynamics of Diffusion Models, 2024, arXiv:2312.02696.
@@ -118,6 +167,7 @@ class EDM2MLP(AbstractNetwork):
     last: MPLinear
     gain: Float[Array, ""]
     level: Callable[[Node], Array]
+    dropout_key: PRNGKeyArray | None
 
     def __init__(
         self,
@@ -127,29 +177,53 @@ class EDM2MLP(AbstractNetwork):
         num_classes: int | None = None,
         features: int = 64,
         level: Callable[[Node], Array] = log_ratio,
+        dropout: float = 0.0,
         *,
         key: PRNGKeyArray,
         dtype: Any = None,
     ):
         checks.count("width", width)
         checks.count("depth", depth)
+        _check_dropout(dropout)
         keys = jax.random.split(key, depth + 3)
         size = math.prod(shape)
         self.shape, self.level = tuple(shape), level
         self.embedding = MPEmbedding(width, features, num_classes, key=keys[0], dtype=dtype)
         self.first = MPLinear(size + 1, width, key=keys[1], dtype=dtype)
-        self.blocks = tuple(MPLayer(width, width, key=key, dtype=dtype) for key in keys[3:])
+        self.blocks = tuple(
+            MPLayer(width, width, dropout, place, key=key, dtype=dtype)
+            for place, key in enumerate(keys[3:])
+        )
         self.last = MPLinear(width, size, key=keys[2], dtype=dtype)
         self.gain = jnp.zeros((), self.last.weight.dtype)
+        self.dropout_key = None
+
+    def dropping(self, key):
+        return _dropping(self, key)
 
     def stem(self, x, node, label=None):
-        condition = self.embedding(self.level(node), label, x.dtype)
+        condition = _condition(self, x, node, label)
         seen = jnp.concatenate([x.reshape(-1), jnp.ones(1, x.dtype)])
         return self.first(seen), condition
 
     def head(self, hidden, condition):
         del condition
         return self.last(hidden, self.gain).reshape(self.shape)
+
+
+def _check_dropout(rate):
+    checks.interval("dropout", rate, 0.0, 1.0, open_high=True)
+
+
+def _dropping(network, key):
+    key_of = lambda network: network.dropout_key
+    return eqx.tree_at(key_of, network, key, is_leaf=lambda leaf: leaf is None)
+
+
+def _condition(network, x, node, label):
+    condition = network.embedding(network.level(node), label, x.dtype)
+    key = network.dropout_key
+    return condition if key is None else Dropping(condition, key)
 
 
 def halved(x: Float[Array, "c h w"]) -> Float[Array, "c h/2 w/2"]:
@@ -198,6 +272,7 @@ class MPBlock(eqx.Module):
     - `ascending`: the side.
     - `resample`: what is done to the image first; `halved`, `doubled` or `None`.
     - `heads`: of attention behind the block; 0 for none.
+    - `dropout`, `place`: as in `dropped`, of the values between the two convolutions.
     - `key`: random key.
     - `dtype`: of the weights.
     """
@@ -210,6 +285,8 @@ class MPBlock(eqx.Module):
     attention: MPAttention | None
     ascending: bool = eqx.field(static=True)
     resample: Callable[[Array], Array] | None = eqx.field(static=True)
+    dropout: float = eqx.field(static=True)
+    place: int = eqx.field(static=True)
 
     def __init__(
         self,
@@ -220,6 +297,8 @@ class MPBlock(eqx.Module):
         ascending: bool,
         resample: Callable[[Array], Array] | None = None,
         heads: int = 0,
+        dropout: float = 0.0,
+        place: int = 0,
         key: PRNGKeyArray,
         dtype: Any = None,
     ):
@@ -233,15 +312,18 @@ class MPBlock(eqx.Module):
         self.skip = MPConv(inputs, outputs, 1, key=keys[3], dtype=dtype) if change else None
         self.attention = MPAttention(outputs, heads, key=keys[4], dtype=dtype) if heads else None
         self.ascending, self.resample = ascending, resample
+        self.dropout, self.place = dropout, place
 
     def __call__(self, x, condition):
+        condition, key = _told(condition)
         x = x if self.resample is None else self.resample(x)
         if not self.ascending:
             x = x if self.skip is None else self.skip(x)
             x = pixel_norm(x)
         y = self.first(mp_silu(x))
         scale = self.modulation(condition, self.gain) + 1
-        y = self.second(mp_silu(y * scale[:, None, None]))
+        y = dropped(mp_silu(y * scale[:, None, None]), self.dropout, key, self.place)
+        y = self.second(y)
         if self.ascending and self.skip is not None:
             x = self.skip(x)
         x = mp_sum(x, y, BALANCE)
@@ -277,11 +359,13 @@ class EDM2UNet(AbstractNetwork):
     - `heads`: of attention.
     - `num_classes`: number of labels, if there are any.
     - `level`: the node's level of noise.
+    - `dropout`: part of the values between a block's convolutions that `DenoisingLoss` and
+      `UncertaintyLoss` drop.
     - `key`: random key.
     - `dtype`: of the weights.
 
-    **Raises:** `ValueError` for sides that cannot be halved that often, or channels that are no
-    whole number of heads.
+    **Raises:** `ValueError` for sides that cannot be halved that often, channels that are no whole
+    number of heads, or a dropout outside of [0, 1).
 
     **Reference:** Karras, Aittala, Lehtinen, Hellsten, Aila, Laine, Analyzing and Improving the
     Training Dynamics of Diffusion Models, 2024, arXiv:2312.02696.
@@ -294,6 +378,7 @@ class EDM2UNet(AbstractNetwork):
     last: MPConv
     gain: Float[Array, ""]
     level: Callable[[Node], Array]
+    dropout_key: PRNGKeyArray | None
 
     def __init__(
         self,
@@ -304,12 +389,14 @@ class EDM2UNet(AbstractNetwork):
         heads: int = 1,
         num_classes: int | None = None,
         level: Callable[[Node], Array] = log_ratio,
+        dropout: float = 0.0,
         *,
         key: PRNGKeyArray,
         dtype: Any = None,
     ):
         images = (1, *shape) if len(shape) == 2 else tuple(shape)
         checks.count("blocks", blocks)
+        _check_dropout(dropout)
         halvings = len(channels) - 1
         if len(images) != 3 or any(side % 2**halvings for side in images[1:]):
             raise ValueError(f"sides of {shape} cannot be halved {halvings} times")
@@ -318,9 +405,11 @@ class EDM2UNet(AbstractNetwork):
         keys = iter(jax.random.split(key, 5 + len(channels) * (2 * blocks + 3)))
         size, lowest = 4 * channels[0], len(channels) - 1
         at = lambda i: heads if attention and i == lowest else 0
+        places = itertools.count()
 
         def make(inputs, outputs, **options):
-            return MPBlock(inputs, outputs, size, key=next(keys), dtype=dtype, **options)
+            drops = {"dropout": dropout, "place": next(places)}
+            return MPBlock(inputs, outputs, size, key=next(keys), dtype=dtype, **drops, **options)
 
         self.shape, self.level = tuple(shape), level
         self.embedding = MPEmbedding(size, channels[0], num_classes, key=next(keys), dtype=dtype)
@@ -345,9 +434,13 @@ class EDM2UNet(AbstractNetwork):
         self.blocks = tuple(parts)
         self.last = MPConv(now, images[0], key=next(keys), dtype=dtype)
         self.gain = jnp.zeros((), self.last.weight.dtype)
+        self.dropout_key = None
+
+    def dropping(self, key):
+        return _dropping(self, key)
 
     def stem(self, x, node, label=None):
-        condition = self.embedding(self.level(node), label, x.dtype)
+        condition = _condition(self, x, node, label)
         images = x.reshape(-1, *self.shape[-2:])
         x = self.first(jnp.concatenate([images, jnp.ones_like(images[:1])]))
         return (x, (x,)), condition

@@ -44,9 +44,6 @@ class GradientEstimation(AbstractSampler):
     def reaches_zero(self):
         return True
 
-    def evaluations(self, num_steps):
-        return num_steps
-
     def plan(self, schedule, times):
         here, there = ends(schedule, times)
         keep = there.alpha / here.alpha

@@ -301,9 +301,6 @@ class DDIMInversion(AbstractInvertible):
     def reaches_zero(self):
         return False
 
-    def evaluations(self, num_steps):
-        return num_steps
-
     def plan(self, schedule, times):
         here, there = ends(schedule, times)
         return here, there, *transfer(here, there), *transfer(there, here)

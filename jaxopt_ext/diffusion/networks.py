@@ -51,6 +51,12 @@ class AbstractNetwork(eqx.Module):
     def head(self, hidden: Any, condition: Any) -> Array:
         """The output, shaped like a sample."""
 
+    def dropping(self, key: PRNGKeyArray) -> "AbstractNetwork":
+        """The network as it is while it is trained: with what this key makes it drop, if it drops
+        anything."""
+        del key
+        return self
+
     def __call__(self, x: Array, node: Node, label: Int[Array, "*n"] | None = None) -> Array:
         """The output for one sample or a batch; `label` is a class, or -1 for none, where the
         network knows classes, one for all or one each."""

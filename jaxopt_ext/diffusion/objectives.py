@@ -26,6 +26,7 @@ from .denoiser import (
     Velocity,
     combine,
 )
+from .networks import AbstractNetwork
 from .schedules import AbstractSchedule, Node
 from .weightings import AbstractWeighting
 
@@ -320,7 +321,8 @@ def output_errors(
     key: PRNGKeyArray,
     label_dropout: float = 0.0,
 ) -> Float[Array, " n"]:
-    """The mean squared error of the network's output for each sample, with noise drawn.
+    """The mean squared error of the network's output for each sample, with noise drawn, and with
+    dropout where the network has any.
 
     **Arguments:**
 
@@ -338,10 +340,15 @@ def output_errors(
         dropped = jax.random.bernoulli(label_key, label_dropout, labels.shape)
         labels = jnp.where(dropped, -1, labels)
 
-    def one(x, noise, node, label):
+    # A key that networks without dropout leave alone, and the compiler with them.
+    keys = jax.random.split(jax.random.fold_in(key, 2), len(x))
+
+    def one(x, noise, node, label, key):
+        trained = network.dropping(key) if isinstance(network, AbstractNetwork) else network
         noisy = combine((node.alpha, x), (node.sigma, noise))
         inputs = model.predicts.inputs(noisy, node)
-        output = network(*inputs) if label is None else network(*inputs, label)
+        output = trained(*inputs) if label is None else trained(*inputs, label)
         return jnp.mean((output - target(model.predicts, x, noise, node)) ** 2)
 
-    return jax.vmap(one, (0, 0, 0, None if labels is None else 0))(x, noise, nodes, labels)
+    axes = 0, 0, 0, None if labels is None else 0, 0
+    return jax.vmap(one, axes)(x, noise, nodes, labels, keys)

@@ -48,9 +48,9 @@ class AbstractSampler(eqx.Module):
         the plan already, so that a run with other numbers is the same program."""
         return self
 
-    @abc.abstractmethod
     def evaluations(self, num_steps: int) -> int:
-        """Model evaluations of a run of so many steps."""
+        """Model evaluations of a run of so many steps, one in each if not told otherwise."""
+        return num_steps
 
     @abc.abstractmethod
     def plan(self, schedule: AbstractSchedule, times: Times) -> PyTree[np.ndarray]:

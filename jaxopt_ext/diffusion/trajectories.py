@@ -214,9 +214,6 @@ class GammaSampler(AbstractSampler):
     def stochastic(self):
         return self.gamma > 0
 
-    def evaluations(self, num_steps):
-        return num_steps
-
     def plan(self, schedule, times):
         here, there = ends(schedule, times)
         if not self.stochastic:

@@ -130,7 +130,7 @@ class TrigNetwork(eqx.Module):
 
     denoiser: AbstractDenoiser
     schedule: AbstractSchedule
-    sigma_data: float
+    sigma_data: float = eqx.field(static=True)
 
     def __call__(self, x, node):
         log_snr = jnp.log(jnp.asarray(node.alpha)) - jnp.log(jnp.asarray(node.sigma))

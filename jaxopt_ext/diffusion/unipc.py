@@ -84,9 +84,6 @@ class UniP(AbstractSampler):
     def reaches_zero(self):
         return True
 
-    def evaluations(self, num_steps):
-        return num_steps
-
     def plan(self, schedule, times):
         here, there = ends(schedule, times)
         keep, weights = _predictor(self, here, there)
@@ -144,9 +141,6 @@ class UniPC(AbstractSampler):
     @property
     def reaches_zero(self):
         return True
-
-    def evaluations(self, num_steps):
-        return num_steps
 
     def plan(self, schedule, times):
         here, there = ends(schedule, times)

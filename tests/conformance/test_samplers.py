@@ -24,7 +24,10 @@ CHECKS = (
     "gradient",
     "nonfinite",
 )
-EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
+EACH = pytest.mark.parametrize(
+    "row",
+    [pytest.param(r, id=r.name, marks=pytest.mark.slow if r.relative else ()) for r in ROWS],
+)
 SCHEDULES = {
     "VP": diffusion.VariancePreserving(start=1.0, end=0.01),
     "flow": diffusion.RectifiedFlow(start=0.99, end=0.01),

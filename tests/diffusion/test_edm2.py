@@ -9,7 +9,7 @@ import pytest
 from scipy import integrate, optimize
 
 from jaxopt_ext import diffusion, training
-from jaxopt_ext.diffusion import posthoc
+from jaxopt_ext.diffusion import edm2, posthoc
 
 KEY = jax.random.key(0)
 
@@ -143,3 +143,40 @@ def test_bad_input():
         diffusion.posthoc_average((np.ones((3, 2)),), [1, 2], (0.1,), 2, 0.1)
     with pytest.raises(ValueError, match="sigma_data"):
         diffusion.UncertaintyLoss(0.0)
+
+
+def test_dropout_is_between_the_layers_of_a_block_and_in_losses_only():
+    rate, key = 0.4, jax.random.key(3)
+    kept = edm2.dropped(jnp.ones(20_000), rate, key, 1)
+    np.testing.assert_allclose(jnp.unique(kept), [0, 1 / (1 - rate)])
+    assert abs(jnp.mean(kept) - 1) < 0.03
+    assert not np.array_equal(kept, edm2.dropped(jnp.ones(20_000), rate, key, 2))
+    layer = edm2.MPLayer(6, 3, rate, 1, key=KEY)
+    hidden, condition = jax.random.normal(KEY, (6,)), jnp.ones(3)
+    seen = diffusion.pixel_norm(hidden)
+    inner = diffusion.mp_silu(layer.first(diffusion.mp_silu(seen)))
+    for told, between in (
+        (condition, inner),
+        (edm2.Dropping(condition, key), edm2.dropped(inner, rate, key, 1)),
+    ):
+        wanted = diffusion.mp_sum(seen, layer.second(between), edm2.BALANCE)
+        np.testing.assert_allclose(layer(hidden, told), wanted, rtol=1e-12)
+    images = jax.random.normal(KEY, (2, 4, 4))
+    block = edm2.MPBlock(2, 2, 3, ascending=True, dropout=rate, key=KEY)
+    assert not np.allclose(block(images, condition), block(images, edm2.Dropping(condition, key)))
+
+    def losses(rate):
+        network = diffusion.EDM2MLP((3,), 8, dropout=rate, key=KEY)
+        network = eqx.tree_at(lambda network: network.gain, network, jnp.ones(()))
+        model = diffusion.Denoiser(network, diffusion.Preconditioned(0.8))
+        loss = diffusion.DenoisingLoss(diffusion.LogNormal(), diffusion.EDMWeighting(0.8))
+        context = lambda k: training.Context(jax.random.key(k), jnp.ones((), jnp.int32), None)
+        x = jax.random.normal(KEY, (4, 3))
+        return model.data(x, diffusion.Node(1.0, 1.0, 1.0)), loss(model, x, context(0))[0]
+
+    (plain, loss), (same, other) = losses(0.0), losses(rate)
+    np.testing.assert_array_equal(plain, same)
+    assert abs(loss - other) > 1e-3
+    for make in (diffusion.EDM2MLP, diffusion.EDM2UNet):
+        with pytest.raises(ValueError, match="dropout"):
+            make((1, 8, 8), dropout=1.0, key=KEY)

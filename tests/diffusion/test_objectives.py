@@ -6,6 +6,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from jaxopt_ext import diffusion, training
@@ -239,3 +240,21 @@ def test_bad_input():
     for weight in (lambda log_snr: log_snr - 100, lambda log_snr: log_snr * jnp.nan):
         loss = diffusion.DenoisingLoss(levels, weight)
         assert np.isnan(eqx.filter_jit(loss)(model, jnp.ones((2, 3)), CONTEXT)[0])
+
+
+def test_the_size_of_the_data_is_no_parameter():
+    """In a fit inside of `jit` it would be trained, and in double precision."""
+    network = diffusion.MLPDenoiser((2,), 4, 1, key=KEY, dtype=jnp.float32)
+    model = diffusion.Denoiser(network, diffusion.Preconditioned(0.8))
+    loss = diffusion.DenoisingLoss(diffusion.LogNormal(), diffusion.EDMWeighting(0.8))
+    method = training.GradientStep(loss, optax.sgd(0.1))
+    batches = jnp.ones((2, 3, 2), jnp.float32)
+    numbers, rest = eqx.partition(model, eqx.is_array_like)
+    fitted = eqx.filter_jit(
+        lambda numbers: training.fit(method, eqx.combine(numbers, rest), batches)
+    )
+    done = fitted(jax.tree.map(jnp.asarray, numbers))
+    assert done.params.predicts.sigma_data == 0.8
+    arrays = eqx.filter(done.params, eqx.is_inexact_array)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(arrays))
+    assert done.metrics["loss"].dtype == jnp.float32

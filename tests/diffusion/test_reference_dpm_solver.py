@@ -1,7 +1,7 @@
 """DPM-Solver and DPM-Solver++ step by step against the schedulers of diffusers: against values that
 these left in `reference/dpm_solver.npz`, and, where they are installed, against themselves.
 
-`python tests/diffusion/test_reference_dpm_solver.py` writes the file anew.
+`PYTHONPATH=tests python tests/diffusion/test_reference_dpm_solver.py` writes the file anew.
 """
 
 import pathlib
@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference_runs import close
 
 from jaxopt_ext import diffusion
 from jaxopt_ext.diffusion import (
@@ -105,11 +106,6 @@ def ours(name, monkeypatch):
             x, memory = sampler.step(denoiser, x, memory, row, i)
             path.append(np.asarray(x))
     return np.stack(path), at
-
-
-def close(found, wanted):
-    """Single precision, relative to the largest; points of few steps from far out reach 40."""
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("name", VARIANTS)

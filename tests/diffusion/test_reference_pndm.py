@@ -5,6 +5,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference_runs import close
 
 from jaxopt_ext import diffusion
 
@@ -59,7 +60,7 @@ def path(name):
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_points_equal_those_stored(name):
     found = path(name)[[0, 2, 9, 19]]
-    np.testing.assert_allclose(found, np.load(STORED)[name], rtol=1e-9, atol=1e-10)
+    close(found, np.load(STORED)[name], 1e-9)
 
 
 @pytest.mark.slow
@@ -67,4 +68,4 @@ def test_points_equal_those_stored(name):
 def test_points_equal_those_of_diffusers(name):
     pytest.importorskip("diffusers")
     wanted = scheduler_path(SAMPLERS[name][1])
-    np.testing.assert_allclose(path(name), wanted, rtol=1e-9, atol=1e-10)
+    close(path(name), wanted, 1e-9)

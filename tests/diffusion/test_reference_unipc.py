@@ -1,7 +1,7 @@
 """UniPC step by step against the scheduler of diffusers: against values that it left in
 `reference/unipc.npz`, and, where it is installed, against itself.
 
-`python tests/diffusion/test_reference_unipc.py` writes the file anew.
+`PYTHONPATH=tests python tests/diffusion/test_reference_unipc.py` writes the file anew.
 """
 
 import pathlib
@@ -9,6 +9,7 @@ import pathlib
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reference_runs import close
 
 from jaxopt_ext import diffusion
 from jaxopt_ext.diffusion import BH1, BH2, DataForm, NoiseForm, UniPC
@@ -68,11 +69,6 @@ def ours(name):
     )
     model = diffusion.Denoiser(lambda x, node: jnp.sin(1.3 * x + 0.002 * (1000 * node.t - 1)))
     return diffusion.sample(model, sampler, SCHEDULE, times, START, trace=True).path
-
-
-def close(found, wanted):
-    """Single precision, relative to the largest; points of few steps from far out reach 40."""
-    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 @pytest.mark.parametrize("name", VARIANTS)

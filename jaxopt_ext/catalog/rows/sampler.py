@@ -22,11 +22,14 @@ class SamplerRow(Row):
     - `grid`: the function of `diffusion.grids` whose times it is meant for.
     - `counts`: the numbers of steps over which the order is measured; larger ones where errors of
       different orders still balance.
+    - `relative`: it is made of the parts of another row, and the suite runs it where time does not
+      matter only.
     """
 
     order: int | None = None
     grid: str = "uniform_log_snr"
     counts: tuple[int, ...] = (40, 80, 160, 320)
+    relative: bool = False
 
     shape: ClassVar[str] = "sampler"
     suite: ClassVar[str] = "test_samplers.py"
