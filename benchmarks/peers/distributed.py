@@ -31,6 +31,9 @@ BYZFL = {
 median of each coordinate."""
 
 
+ROUNDS = 8
+
+
 def run() -> list[dict]:
     return _rules() + _rounds() + _mesh()
 
@@ -88,8 +91,12 @@ def _rounds():
     for n in (8, 64, 512, 4096):
         network = jxt.distributed.Network.simulated(jxt.distributed.random_regular(n, 4, seed=0))
         x = jax.random.normal(jax.random.key(0), (n, 10_000))
-        mix = jax.jit(lambda x, network=network: network.mix(x))
-        (row,) = _rows(f"round of {n} nodes", {"ours": lambda m=mix, x=x: m(x)}, "ours")
+        rounds = lambda x, mix=network.mix: jax.lax.fori_loop(0, ROUNDS, lambda _, x: mix(x), x)
+        # The first result of a large program is new memory, which the system has to clear: so the
+        # numbers are of rounds that go on in one program, as those of a run do.
+        call = jax.jit(rounds)
+        (row,) = _rows(f"round of {n} nodes", {"ours": lambda c=call, x=x: c(x)}, "ours")
+        row["ms"] /= ROUNDS
         table.append(row | {"us a node": 1e3 * row["ms"] / n})
     return table
 
