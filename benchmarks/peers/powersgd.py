@@ -106,7 +106,7 @@ def hook(rank: int, store: str):
 
     def step():
         bucket.flat.copy_(flat)  # the result lies where the gradients lay
-        return power.powerSGD_hook(state, bucket).wait()
+        return power.powerSGD_hook(state, bucket).wait()  # pyright: ignore[reportArgumentType]
 
     for _ in range(2):  # two steps of whole gradients come first
         step()

@@ -47,7 +47,8 @@ def comparators(n: int) -> list[tuple[int, int]]:
 def sum_of(rows, chosen: Bool[Array, " m"]) -> Float[Array, " d"]:
     """The sum of the chosen ones of `ascending` rows; the others may hold anything."""
     if isinstance(rows, list):
-        return sum(jnp.where(k, row, 0) for k, row in zip(chosen, rows, strict=True))
+        none = jnp.zeros_like(rows[0])
+        return sum((jnp.where(k, row, 0) for k, row in zip(chosen, rows, strict=True)), none)
     return row_sum(chosen, jnp.where(chosen[:, None], rows, 0))
 
 
