@@ -16,8 +16,9 @@ from benchmarks.timing import race
 
 TITLE = (
     "rules on 16 rows of 100,000 numbers, f = 3, against ByzFL on the same float32 tensors; a "
-    "simulated round of mixing 10,000 numbers a node, 4-regular; one round of mixing 10 million "
-    "numbers on a ring of 8 host devices against the mean over all (the host's memory is the wire)"
+    "simulated round, of eight in one program, of mixing 10,000 numbers a node, 4-regular; one "
+    "round of mixing 10 million numbers on a ring of 8 host devices against the mean over all (the "
+    "host's memory is the wire)"
 )
 
 BYZFL = {
