@@ -29,4 +29,10 @@ KERNELS: tuple[KernelRow, ...] = (
         system=("S175",),
         claim="kernels/spgemm",
     ),
+    KernelRow(
+        "Polynomials of matrices",
+        "kernels.matrix_polynomials",
+        "Song, Sebe, Wang, Fast Differentiable Matrix Square Root, ICLR 2022, arXiv:2201.08663",
+        lambda: importlib.import_module("jaxopt_ext_kernels.testing").MatrixPolynomialsCase(),
+    ),
 )

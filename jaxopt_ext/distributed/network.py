@@ -496,7 +496,17 @@ def _by_column(fun, start, pool, sources, tables):
         return fun(carry, jax.tree.map(lambda a: a[rows], pool), *columns)
 
     width = sources.shape[1]
-    return loops.fori_loop(0, width, one, start) if width else start
+    if width > FEW:
+        return loops.fori_loop(0, width, one, start)
+    # Outside of a loop a compiler makes one pass over the values of all columns; inside it reads
+    # and writes the carry for each.
+    for k in range(width):
+        start = one(k, start)
+    return start
+
+
+FEW = 4
+"""Up to so many neighbours are looked at without a loop, which takes longer to compile."""
 
 
 class Simulated(Network):

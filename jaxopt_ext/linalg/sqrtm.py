@@ -15,6 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from jaxopt_ext_kernels import matrix_polynomials
+from jaxopt_ext_kernels.spmm import Implementation
+
 from ..core import checks, loops
 
 _POWERS = 7
@@ -72,12 +75,16 @@ class Pade(AbstractRootMethod):
     **Arguments:**
 
     - `degree`: $m \ge 1$; static.
+    - `implementation`: of `matrix_polynomials`, of which the two polynomials are made: `None` for
+      one fused program a matrix on TPU and GPU, which does not trace in `shard_map` with its check
+      on, and without a `backward` method has no derivative of forward mode; static.
 
     **Reference:** Song, Sebe, Wang, Fast Differentiable Matrix Square Root, 2022,
     arXiv:2201.08663.
     """
 
     degree: int = eqx.field(static=True, default=5)
+    implementation: Implementation = eqx.field(static=True, default="xla")
 
     def __check_init__(self):
         checks.count("degree", self.degree)
@@ -89,16 +96,12 @@ class Pade(AbstractRootMethod):
 
     def _powers(self, X):
         order = 2 * self.degree + 1
-        identity = _identity(X)
-        powers = [identity, X]
-        while len(powers) <= self.degree:  # even ones are squares of what is there
-            half = len(powers) // 2
-            powers.append(powers[half] @ powers[len(powers) - half])
         size = 2.0 ** (order - 1)  # the sum of either row of coefficients
-        P, Q = (
-            sum((math.comb(order, 2 * j + odd) / size) * power for j, power in enumerate(powers))
-            for odd in (0, 1)
-        )
+        coefficients = [
+            [math.comb(order, 2 * j + odd) / size for j in range(self.degree + 1)] for odd in (0, 1)
+        ]
+        coefficients = jnp.asarray(coefficients, X.dtype)
+        P, Q = matrix_polynomials(X, coefficients, implementation=self.implementation)
         return _solve(Q, P), _solve(P, Q)
 
     def _fractions(self, X):

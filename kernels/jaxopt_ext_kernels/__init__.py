@@ -9,7 +9,8 @@
   `distributed_matmul` spreads it over devices; `search_parities` and `relations` find what it
   stands on, `coded_products` is its kernel.
 - `spgemm`: sparse times sparse (`SpGEMM`), in windows of rows planned by `spgemm_symbolic`
-  (`SpGEMMPlan`), with a `ProductRecord` where the places stay.
+  (`SpGEMMPlan`), with a `ProductRecord` where the places stay; `HashTable` says how it merges.
+- `matrix_polynomials`: polynomials of small matrices that share their powers.
 - `quantize`, `int8_matmul`, `int8_conv2d`: 8-bit integers, summed in 32.
 - `microbench`: probes of the device's matrix unit, and a report of them.
 
@@ -22,9 +23,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 from .formats import BCSR, CSR, Permutation
+from .polynomials import matrix_polynomials
 from .quantized import int8_conv2d, int8_matmul, quantize
 from .reorder import RowOrder, reorder_rows
-from .spgemm import ProductRecord, SpGEMM, SpGEMMPlan, spgemm, spgemm_symbolic
+from .spgemm import HashTable, ProductRecord, SpGEMM, SpGEMMPlan, spgemm, spgemm_symbolic
 from .spmm import bcsr_matmul, spmm
 from .strassen import (
     Bilinear,
@@ -45,6 +47,7 @@ __all__ = [
     "CSR",
     "Bilinear",
     "FaultTolerantProduct",
+    "HashTable",
     "Permutation",
     "ProductRecord",
     "RowOrder",
@@ -56,6 +59,7 @@ __all__ = [
     "distributed_matmul",
     "int8_conv2d",
     "int8_matmul",
+    "matrix_polynomials",
     "microbench",
     "quantize",
     "relations",

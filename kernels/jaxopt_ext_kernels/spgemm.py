@@ -18,6 +18,12 @@ from .spmm import Implementation
 _LARGEST_TABLE = 1 << 14
 """Products of a window whose hash table fits the scalar memory of a TPU."""
 
+_LARGEST_TAGS = 1 << 15
+"""Products of a window whose tags alone fit it."""
+
+_PIECE = 1 << 10
+"""Products of a window that are in scalar memory at once, if the sums are not."""
+
 _RUN = 128
 """Sorted products that a GPU program merges."""
 
@@ -83,6 +89,35 @@ class SpGEMM(NamedTuple):
 
     matrix: CSR
     overflow: Bool[Array, ""]
+
+
+class HashTable(NamedTuple):
+    """The table in which the Pallas body merges products on a TPU. The product is the same.
+
+    **Attributes:**
+
+    - `order`: `"scattered"` puts a place anywhere, by Fibonacci hashing; `"high bits"` in the order
+      of the high bits of row and column, so that the table is nearly sorted when it is written
+      back, but a window whose rows have unlike numbers of products fills some parts of the table
+      sooner than others, and probes longer there (the second version of the thesis).
+    - `sums`: in scalar memory with the `"tags"`, or in main `"memory"`: then scalar memory holds
+      the tags and a piece of the products at a time, double-buffered, and a window may have twice
+      as many (the third version).
+
+    **Reference:** Bhattarai, SMASH: Sparse Matrix Atomic Scratchpad Hashing, 2021,
+    arXiv:2105.14156.
+    """
+
+    order: Literal["scattered", "high bits"] = "scattered"
+    sums: Literal["tags", "memory"] = "tags"
+
+    @property
+    def largest_window(self) -> int:
+        """Products of a window, at most."""
+        return _LARGEST_TABLE if self.sums == "tags" else _LARGEST_TAGS
+
+
+SCATTERED = HashTable()
 
 
 def spgemm_symbolic(
@@ -192,6 +227,7 @@ def spgemm(
     plan: SpGEMMPlan | None = None,
     *,
     implementation: Implementation = None,
+    table: HashTable = SCATTERED,
 ) -> SpGEMM:
     """$C = A B$ for sparse $A$ and $B$, row by row, products merged where they arise (SMASH).
 
@@ -221,12 +257,14 @@ def spgemm(
     - `implementation`: `"pallas"`, `"xla"`, or `None` for Pallas on TPU and GPU and XLA elsewhere.
       On a CPU Pallas is interpreted, for tests. The Pallas body is not for `shard_map` with its
       check on.
+    - `table`: how the Pallas body merges on a TPU; other bodies have no table.
 
     **Returns:** the matrix, in the wider type of the two, and whether a bound was too small.
 
-    **Raises:** `ValueError` if shapes do not fit, the implementation is unknown, or a window of the
-    plan is too large for the table of the Pallas body; `TypeError` for another format, complex
-    values in the Pallas body, or traced places without a plan.
+    **Raises:** `ValueError` if shapes do not fit, the implementation or a field of the table is
+    unknown, or a window of the plan is too large for the table of the Pallas body;
+    `TypeError` for another format, complex values in the Pallas body, or traced places without a
+    plan.
 
     **Reference:** Bhattarai, SMASH: Sparse Matrix Atomic Scratchpad Hashing, 2021,
     arXiv:2105.14156. Gustavson, Two Fast Algorithms for Sparse Matrices, 1978.
@@ -236,12 +274,17 @@ def spgemm(
         implementation = "xla" if jax.default_backend() == "cpu" else "pallas"
     if implementation not in ("pallas", "xla"):
         raise ValueError(f"implementation must be 'pallas', 'xla' or None, got {implementation!r}")
+    if table.order not in ("scattered", "high bits") or table.sums not in ("tags", "memory"):
+        raise ValueError(
+            f"order must be 'scattered' or 'high bits' and sums 'tags' or 'memory', got {table}"
+        )
     plan = spgemm_symbolic(A, B) if plan is None else plan
     dtype = jnp.result_type(A.values, B.values)
     if implementation == "pallas":
-        if plan.capacity > _LARGEST_TABLE:
+        largest = table.largest_window
+        if plan.capacity > largest:
             raise ValueError(
-                f"a window of {plan.capacity} products is too large for a table of {_LARGEST_TABLE}"
+                f"a window of {plan.capacity} products is too large for a table of {largest}"
                 "; implementation='xla' has no such limit"
             )
         if jnp.issubdtype(dtype, jnp.complexfloating):
@@ -258,7 +301,8 @@ def spgemm(
     if plan.record is not None and implementation == "xla":
         return _recorded_product(shape, dtype, *values, A, B, plan.record)
     places = _Places.of(A, B, plan)
-    found = _product(implementation, shape, plan, *jax.lax.stop_gradient(values), places)
+    merge = _sorted_merge if implementation == "xla" else functools.partial(_hashed_merge, table)
+    found = _product(merge, shape, plan, *jax.lax.stop_gradient(values), places)
     columns, rows, pointers, overflow = found[1:]
     values = _with_derivative(shape, plan.capacity, *values, places, *found)
     matrix = CSR(values.astype(dtype), columns, rows, pointers, None, shape)
@@ -323,10 +367,9 @@ class _Places(eqx.Module):
         return entry, other, there, self.rows[entry], self.columns[other]
 
 
-def _product(implementation, shape, plan, a, b, places):
+def _product(merge, shape, plan, a, b, places):
     capacity, nnz = plan.capacity, plan.nnz
     windows = places.starts.shape[0] - 1
-    merge = _sorted_merge if implementation == "xla" else _hashed_merge
     like = a, b, places
 
     def append(carry, w):
@@ -334,8 +377,8 @@ def _product(implementation, shape, plan, a, b, places):
         entry, other, there, row, column = places.window(w, capacity)
         products = jnp.where(there, a[entry] * b[other], 0)
         row, column = jnp.where(there, row, shape[0]), jnp.where(there, column, 0)
-        sort = functools.partial(_by_place, shape, plan.rows, places.starts[w])
-        row, column, value, more = merge(row, column, products, jnp.sum(there), shape, sort)
+        window = _Window(shape, plan.rows, places.starts[w])
+        row, column, value, more = merge(row, column, products, jnp.sum(there), window)
         index = jnp.arange(row.shape[0], dtype=jnp.int32)
         there = index < more
         lengths = lengths.at[row].add(there, mode="drop")
@@ -400,22 +443,49 @@ def _into_entries(shape, capacity, values, shifts, places, columns, pointers):
     return jax.lax.scan(jax.checkpoint(add), start, steps)[0]
 
 
-def _by_place(shape, rows, first, row, column):
-    """The order of places in a window of rows, those without a row last.
+class _Window(NamedTuple):
+    """A window of rows of the product."""
 
-    Place and index in one number are sorted several times faster than side by side.
-    """
-    size, wide = row.shape[0], max(shape[1], 1)
-    index = jnp.arange(size, dtype=jnp.int32)
-    bits = (size - 1).bit_length()
-    largest = (rows + 1) * wide << bits
-    for kind in (jnp.uint32, jnp.uint64) if jax.config.read("jax_enable_x64") else (jnp.uint32,):
-        if largest < 1 << jnp.iinfo(kind).bits:
-            local = jnp.minimum(row - first, rows).astype(kind)
-            key = (local * kind(wide) + column.astype(kind)) << kind(bits)
-            found = jnp.sort(key | index.astype(kind)) & kind((1 << bits) - 1)
-            return found.astype(jnp.int32)
-    return jax.lax.sort((row, column, index), num_keys=2)[2]
+    shape: tuple[int, int]
+    rows: int
+    first: Int[Array, ""]
+
+    def sort(self, row, column):
+        """The order of places, those without a row last.
+
+        Place and index in one number are sorted several times faster than side by side.
+        """
+        size, wide = row.shape[0], max(self.shape[1], 1)
+        index = jnp.arange(size, dtype=jnp.int32)
+        bits = (size - 1).bit_length()
+        largest = (self.rows + 1) * wide << bits
+        for kind in (jnp.uint32, jnp.uint64) if _wide() else (jnp.uint32,):
+            if largest < 1 << jnp.iinfo(kind).bits:
+                local = jnp.minimum(row - self.first, self.rows).astype(kind)
+                key = (local * kind(wide) + column.astype(kind)) << kind(bits)
+                found = jnp.sort(key | index.astype(kind)) & kind((1 << bits) - 1)
+                return found.astype(jnp.int32)
+        return jax.lax.sort((row, column, index), num_keys=2)[2]
+
+    def slots(self, row, column, size, order):
+        """Where places are looked for first in a table of that size, a power of two."""
+        bits = size.bit_length() - 1
+        if order == "scattered":
+            # Fibonacci hashing; the product wraps around, and its high bits depend on all of both.
+            key = row.astype(jnp.uint32) * jnp.uint32(40503) + column.astype(jnp.uint32)
+            return (key * jnp.uint32(2654435769) >> jnp.uint32(32 - bits)).astype(jnp.int32)
+        # The high bits of row and column side by side: as many of the column as the row leaves.
+        of_row, of_column = (max(n - 1, 0).bit_length() for n in (self.rows, self.shape[1]))
+        left = bits - of_row
+        local = jnp.clip(row - self.first, 0, max(self.rows - 1, 0))
+        if left <= 0:
+            return local >> -left
+        shifted = column >> of_column - left if of_column >= left else column << left - of_column
+        return (local << left) | shifted
+
+
+def _wide():
+    return jax.config.read("jax_enable_x64")
 
 
 def _runs(row, column, order):
@@ -426,13 +496,13 @@ def _runs(row, column, order):
     return row, column, run
 
 
-def _sorted_merge(row, column, products, count, shape, sort):
-    order = sort(row, column)
+def _sorted_merge(row, column, products, count, window):
+    order = window.sort(row, column)
     row, column, run = _runs(row, column, order)
     size = run.shape[0]
     sums = jax.ops.segment_sum(products[order], run, size, indices_are_sorted=True)
     more = jnp.where(count > 0, run[jnp.maximum(count - 1, 0)] + 1, 0).astype(jnp.int32)
-    return *_heads(row, column, run, shape), sums, more
+    return *_heads(row, column, run, window.shape), sums, more
 
 
 def _heads(row, column, run, shape):
@@ -447,28 +517,42 @@ def _table_size(capacity):
     return max(1 << (2 * capacity - 1).bit_length(), 2 * _RUN)
 
 
-def _hashed_merge(row, column, products, count, shape, sort):
+def _hashed_merge(table, row, column, products, count, window):
+    shape = window.shape
+    size = _table_size(row.shape[0])
+    slots = window.slots(row, column, size, table.order)
+    on_tpu = _tpu_table if table.sums == "tags" else _tpu_tags
     call = lambda which, **options: functools.partial(which, shape, **options)
     row, column, values = jax.lax.platform_dependent(
         row,
         column,
         products,
+        slots,
         count.astype(jnp.int32),
-        cpu=call(_tpu_table, interpret=True),
-        tpu=call(_tpu_table),
+        cpu=call(on_tpu, interpret=True),
+        tpu=call(on_tpu),
         cuda=call(_triton_runs),
     )
-    order = sort(row, column)
+    order = window.sort(row, column)
     row, column, values = row[order], column[order], values[order]
     return row, column, values, jnp.sum(row < shape[0]).astype(jnp.int32)
 
 
-def _tpu_table(shape, row, column, products, count, *, interpret=False):
+def _find(rows, columns, empty, i, j, slot):
+    """The slot that a place has or may have, by linear probing."""
+    mask = np.int32(rows.shape[0] - 1)
+
+    def taken(s):
+        return (rows[s] != empty) & ((rows[s] != i) | (columns[s] != j))
+
+    return jax.lax.while_loop(taken, lambda s: (s + 1) & mask, slot)
+
+
+def _tpu_table(shape, row, column, products, slots, count, *, interpret=False):
     """Tags and sums of a hash table in scalar memory; the slots left empty have no row."""
     size, empty = _table_size(row.shape[0]), shape[0]
-    mask = size - 1
 
-    def kernel(count, row, column, products, rows, columns, values):
+    def kernel(count, row, column, products, slots, rows, columns, values):
         def clear(s, _):
             rows[s] = empty
             columns[s] = 0
@@ -478,16 +562,9 @@ def _tpu_table(shape, row, column, products, count, *, interpret=False):
         jax.lax.fori_loop(0, size, clear, 0)
 
         def insert(p, _):
-            i, j = row[p], column[p]
-            # Fibonacci hashing; the product wraps around.
-            start = ((i * np.int32(40503) + j) * np.int32(-1640531527)) & np.int32(mask)
-
-            def taken(s):
-                return (rows[s] != empty) & ((rows[s] != i) | (columns[s] != j))
-
-            s = jax.lax.while_loop(taken, lambda s: (s + 1) & np.int32(mask), start)
-            rows[s] = i
-            columns[s] = j
+            s = _find(rows, columns, empty, row[p], column[p], slots[p])
+            rows[s] = row[p]
+            columns[s] = column[p]
             values[s] = values[s] + products[p]
             return 0
 
@@ -498,20 +575,72 @@ def _tpu_table(shape, row, column, products, count, *, interpret=False):
     return pl.pallas_call(
         kernel,
         out_shape=kinds,
-        in_specs=[scalar] * 4,
+        in_specs=[scalar] * 5,
         out_specs=[scalar] * 3,
         interpret=interpret,
-    )(jnp.minimum(count, row.shape[0])[None], row, column, products)
+    )(jnp.minimum(count, row.shape[0])[None], row, column, products, slots)
 
 
-def _triton_runs(shape, row, column, products, count, *, interpret=False):
+def _tpu_tags(shape, row, column, products, slots, count, *, interpret=False):
+    """A hash table of which scalar memory has the tags only. Pieces of the products come in while
+    the slots of the piece before go out, and the products are added up in main memory."""
+    size, empty = _table_size(row.shape[0]), shape[0]
+    pieces = -(-row.shape[0] // _PIECE)
+    pad = lambda x: jnp.pad(x, (0, pieces * _PIECE - x.shape[0]))
+    cut = lambda x: pad(x).reshape(pieces, 1, _PIECE)
+
+    def kernel(count, row, column, slots, rows, columns, found):
+        step = pl.program_id(0)
+
+        @pl.when(step == 0)
+        def _():
+            def clear(s, _):
+                rows[s] = empty
+                columns[s] = 0
+                return 0
+
+            jax.lax.fori_loop(0, size, clear, 0)
+
+        def insert(p, _):
+            i, j = row[0, p], column[0, p]
+            s = _find(rows, columns, empty, i, j, slots[0, p])
+            rows[s] = i
+            columns[s] = j
+            found[0, p] = s
+            return 0
+
+        there = jnp.clip(count[0] - step * np.int32(_PIECE), 0, _PIECE)
+        jax.lax.fori_loop(0, there, insert, 0)
+
+        def nothing(p, _):
+            found[0, p] = size
+            return 0
+
+        jax.lax.fori_loop(there, _PIECE, nothing, 0)
+
+    whole = pl.BlockSpec(memory_space=pltpu.SMEM)
+    piece = pl.BlockSpec((None, 1, _PIECE), lambda k: (k, 0, 0), memory_space=pltpu.SMEM)
+    of = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32)
+    rows, columns, found = pl.pallas_call(
+        kernel,
+        out_shape=[of(size), of(size), of(pieces, 1, _PIECE)],
+        grid=(pieces,),
+        in_specs=[whole, piece, piece, piece],
+        out_specs=[whole, whole, piece],
+        interpret=interpret,
+    )(jnp.minimum(count, row.shape[0])[None], *map(cut, (row, column, slots)))
+    values = jnp.zeros(size, products.dtype).at[found.ravel()].add(pad(products), mode="drop")
+    return rows, columns, values
+
+
+def _triton_runs(shape, row, column, products, slots, count, *, interpret=False):
     """Sorted products, whose runs are summed: each program adds up the runs within its piece, and
     adds that atomically to the sums, for runs go on from one piece to the next."""
-    del count
+    del slots, count
     size = _table_size(row.shape[0])
     pad = lambda x, fill: jnp.pad(x, (0, size - x.shape[0]), constant_values=fill)
     row, column, products = pad(row, shape[0]), pad(column, 0), pad(products, 0)
-    order = _by_place(shape, shape[0], 0, row, column)
+    order = _Window(shape, shape[0], jnp.asarray(0, jnp.int32)).sort(row, column)
     row, column, run = _runs(row, column, order)
 
     def kernel(run, products, before, sums):

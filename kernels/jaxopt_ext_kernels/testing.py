@@ -11,6 +11,7 @@ from jaxtyping import Array
 
 from .formats import BCSR, CSR
 from .microbench import chained_dot
+from .polynomials import matrix_polynomials
 from .quantized import int8_conv2d, int8_matmul
 from .spgemm import spgemm, spgemm_symbolic
 from .spmm import Implementation, bcsr_matmul, spmm
@@ -330,3 +331,34 @@ class ChainedDotCase(AbstractKernelCase):
 
     def replace(self, arguments, arrays):
         return arguments
+
+
+class MatrixPolynomialsCase(AbstractKernelCase):
+    """`matrix_polynomials`."""
+
+    def _make(self, seed, batch, n, q, k, dtype):
+        rng = np.random.default_rng(seed)
+        X = rng.normal(size=(*batch, n, n)) / max(1, 2 * n**0.5)
+        return jnp.asarray(X, dtype), jnp.asarray(rng.normal(size=(q, k)), dtype)
+
+    def draw(self, seed, dtype):
+        # Few shapes, because each is compiled: a pair, one constant, no matrix, one of side zero.
+        shape = [((3,), 5, 2, 4), ((), 2, 1, 1), ((2, 0), 3, 2, 3), ((), 0, 1, 2)][seed % 4]
+        return self._make(seed, *shape, dtype)
+
+    def large(self, dtype):
+        return self._make(0, (4,), 96, 2, 6, dtype)
+
+    def call(self, *arguments, implementation: Implementation = None):
+        return matrix_polynomials(*arguments, implementation=implementation)
+
+    def reference(self, *arguments):
+        X, coefficients = (np.asarray(a, np.float64) for a in arguments)
+        powers = np.stack([np.linalg.matrix_power(X, j) for j in range(coefficients.shape[1])])
+        return np.tensordot(coefficients, powers, 1)
+
+    def differentiable(self, *arguments):
+        return list(arguments)
+
+    def replace(self, arguments, arrays):
+        return tuple(arrays)

@@ -86,11 +86,23 @@ def test_derivatives_equal_differences_of_the_reference(row, implementation):
         np.testing.assert_allclose(np.sum(gradients[i] * direction), wanted, rtol=1e-6, atol=1e-8)
 
 
+def _large(row, dtype):
+    """Its arguments; a kernel that takes one type only has them in that."""
+    if dtype != jnp.float32:
+        _skip(row, "types")
+    return row.example().large(dtype)
+
+
+def _types(*slow):
+    each = [jnp.float32, *(pytest.param(dtype, marks=pytest.mark.slow) for dtype in slow)]
+    return pytest.mark.parametrize("dtype", each)
+
+
 @EACH
-def test_compiles_ahead_of_time_for_tpu(row):
-    case = row.example()
+@_types(jnp.bfloat16)
+def test_compiles_ahead_of_time_for_tpu(row, dtype):
+    case, arguments = row.example(), _large(row, dtype)
     chip = jax.sharding.SingleDeviceSharding(topology("v5e:2x2").devices[0])
-    arguments = case.large(jnp.float32)
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), arguments
     )
@@ -101,9 +113,9 @@ def test_compiles_ahead_of_time_for_tpu(row):
 
 
 @EACH
-def test_lowers_for_cuda(row):
-    case = row.example()
-    arguments = case.large(jnp.float32)
+@_types(jnp.bfloat16, jnp.float16)
+def test_lowers_for_cuda(row, dtype):
+    case, arguments = row.example(), _large(row, dtype)
     forward = jax.jit(lambda *a: case.call(*a, implementation="pallas"))
     lowered = forward.trace(*arguments).lower(lowering_platforms=("cuda",))
     assert "triton" in lowered.as_text().lower()

@@ -12,6 +12,7 @@ import scipy.stats
 
 from jaxopt_ext.distributed import robust
 from jaxopt_ext.distributed.robust import coordinatewise
+from jaxopt_ext.distributed.robust.rows import LANES, pairwise, row_norms, weighted_sum
 
 M, D, F = 11, 6, 2
 STACKS = np.random.default_rng(0).normal(size=(25, M, D)) + 0.5
@@ -256,7 +257,7 @@ def test_the_network_sorts(n):
     else:
         rows = np.random.default_rng(n).integers(0, 9, size=(n, 4000))
     wanted = np.sort(rows, axis=0)
-    for i, j in itertools.chain.from_iterable(coordinatewise.layers(n)):
+    for i, j in coordinatewise.comparators(n):
         rows[i], rows[j] = np.minimum(rows[i], rows[j]), np.maximum(rows[i], rows[j])
     np.testing.assert_array_equal(rows, wanted)
 
@@ -265,7 +266,7 @@ def test_the_network_sorts(n):
 def test_each_coordinate_is_sorted_with_nan_behind(m):
     rows = np.random.default_rng(0).normal(size=(m, 3))
     rows[1, 0], rows[2, 1] = np.nan, -np.inf
-    found = coordinatewise.ascending(jnp.asarray(rows))
+    found = jnp.stack(list(coordinatewise.ascending(jnp.asarray(rows))))
     np.testing.assert_array_equal(
         found, np.sort(np.nan_to_num(rows, nan=np.inf, neginf=-np.inf), axis=0)
     )
@@ -335,8 +336,6 @@ def test_a_flag_from_a_random_start():
 @pytest.mark.always(1)
 @pytest.mark.parametrize("m", [6, 1, 2, 5])
 def test_distances_of_any_size(m):
-    from jaxopt_ext.distributed.robust.rows import pairwise, row_norms
-
     x = np.random.default_rng(m).normal(size=(m, 4))
     x[m // 2] = x[0]  # no distance, or itself
     both = jax.jit(lambda x: (pairwise(x), row_norms(x)))
@@ -351,3 +350,43 @@ def test_distances_of_any_size(m):
     found = np.asarray(pairwise(jnp.asarray(hurt)))
     assert np.isinf(found[m, :m]).all()
     assert np.isfinite(found[:m, :m]).all()
+
+
+def test_long_rows():
+    """More coordinates than lanes, not a multiple of them; rows far from zero, and a bad one."""
+    d, offset = 4 * LANES + 37, 1e4
+    rng = np.random.default_rng(3)
+    rows = (offset + rng.normal(size=(7, d))).astype(np.float32)
+    rows[2] = rows[1]
+    center = (offset + 0.1 * rng.normal(size=d)).astype(np.float32)
+    hurt = rows.copy()
+    hurt[5, -1], hurt[6] = np.nan, 1e30
+    clip, middle = robust.CenteredClip(50.0), robust.GeometricMedian(8, 0.1)
+
+    @jax.jit
+    def run(x, v):
+        return pairwise(x), clip(x, v), middle(x), weighted_sum(jnp.arange(7) < 5, x)
+
+    exact = rows.astype(float)
+    near, moved, median, total = run(jnp.asarray(rows), jnp.asarray(center))
+    wanted = np.linalg.norm(exact[:, None] - exact, axis=2)
+    np.testing.assert_allclose(near, wanted, rtol=1e-6)
+    spacing = np.spacing(np.float32(offset))
+    np.testing.assert_allclose(moved, clipped(exact, center, 50.0, 1), atol=2 * spacing)
+    z = np.median(exact, axis=0)
+    for _ in range(8):
+        weight = 1 / np.maximum(0.1, np.linalg.norm(exact - z, axis=1))
+        z = weight @ exact / weight.sum()
+    np.testing.assert_allclose(median, z, atol=4 * spacing)
+    np.testing.assert_allclose(total, exact[:5].sum(axis=0), rtol=1e-6)
+
+    near, moved, median, same = run(jnp.asarray(hurt), jnp.asarray(center))
+    np.testing.assert_allclose(near[:5, :5], wanted[:5, :5], rtol=1e-6)
+    assert np.isinf(np.delete(near[5], 5)).all()
+    np.testing.assert_allclose(near[6, :5], 1e30 * np.sqrt(d), rtol=1e-6)
+    there = np.delete(hurt.astype(float), 5, axis=0)
+    np.testing.assert_allclose(
+        moved, center + 6 / 7 * (clipped(there, center, 50.0, 1) - center), atol=2 * spacing
+    )
+    assert np.max(np.abs(median - offset)) < 5
+    np.testing.assert_array_equal(same, total)

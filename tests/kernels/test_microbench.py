@@ -171,7 +171,7 @@ def report():
         ],
         "accumulator": [],
         "special": [],
-        "sparse": [{"product": "2:4", "status": "unsupported"}],
+        "sparse": [{"product": "2:4", "status": "no hardware path"}],
     }
     return Report({"backend": "cpu", "kind": "model", "jax": "0"}, tables)
 
@@ -216,6 +216,40 @@ def test_the_program_writes_a_report(tmp_path):
     assert latency("int8", (8, 8, 8), seconds=0.001, repeats=1) > 0
 
 
+def test_two_of_four_are_kept_and_multiplied():
+    rng = np.random.default_rng(0)
+    a, b, c = (rng.normal(size=s).astype(np.float32) for s in ((5, 12), (12, 7), (5, 7)))
+    a[0, :4], a[1, :4] = [1, -1, 1, 0], [0, 0, 0, 2]
+    kept = np.zeros_like(a)
+    for i, j in np.ndindex(5, 3):
+        four = a[i, 4 * j : 4 * j + 4]
+        at = np.argsort(-np.abs(four), kind="stable")[:2]
+        kept[i, 4 * j + at] = four[at]
+    values, places = microbench.compress_two_of_four(jnp.asarray(a))
+    assert values.shape == places.shape == (5, 6)
+    again = np.zeros_like(a)
+    np.put_along_axis(again, np.asarray(places), np.asarray(values), axis=1)
+    np.testing.assert_array_equal(again, kept)
+    found = microbench.sparse_unit("float32")(a, b, c)
+    np.testing.assert_allclose(found, kept.astype(float) @ b + c, rtol=1e-5, atol=1e-5)
+    assert np.abs(np.asarray(found) - (a @ b + c)).max() > 0.1
+    rounded = microbench.sparse_unit("bfloat16")(a, b, c)
+    wanted = round_to(kept, "bfloat16") @ round_to(b, "bfloat16") + c
+    np.testing.assert_allclose(rounded, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_the_sparse_report_says_what_is_emulated():
+    rows = microbench.sparse_profile("bfloat16", 256)
+    assert [row["probe"] for row in rows] == ["multiplication", "addition", "accumulation"]
+    assert all(row["measured"] == "emulation" for row in rows)
+    assert all(row["status"].startswith("no hardware path: ") for row in rows)
+    # Products of two of them are exact in single precision; a sum of two is rounded once.
+    assert rows[0]["error"] == rows[0]["dense_error"] == 0
+    assert all(row["error"] <= 2 * row["dense_error"] + 1e-9 for row in rows)
+    assert all(row["ratio"] == 18 / 32 for row in rows)
+    assert "tcgen05" in microbench.sparse_path("cuda", "NVIDIA H100")
+
+
 def test_bad_input_is_named():
     a, x = jnp.ones((2, 2)), jnp.ones((1, 2, 3))
     cases = [
@@ -227,6 +261,8 @@ def test_bad_input_is_named():
         (lambda: bandwidth(1), ValueError, "1"),
         (lambda: numeric_profile(software(), "float32", 0), ValueError, "0"),
         (lambda: chain_error(software(), "float32", 0), ValueError, "0"),
+        (lambda: microbench.compress_two_of_four(a), ValueError, r"\(2, 2\)"),
+        (lambda: microbench.sparse_unit("float64"), ValueError, "'float64'"),
         (lambda: chained_dot(x[0], x, x, 1), ValueError, r"\(2, 3\)"),
         (lambda: chained_dot(a.astype(int), x, x, 1), TypeError, "int"),
         (lambda: chained_dot(a, x, x, 1, implementation="cuda"), ValueError, "'cuda'"),

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.sparse as sp
+from aot import topology
 
-from jaxopt_ext_kernels import CSR, spgemm, spgemm_symbolic
+from jaxopt_ext_kernels import CSR, HashTable, spgemm, spgemm_symbolic
 
 RNG = np.random.default_rng(0)
 BODIES = pytest.mark.parametrize("implementation", ["xla", "pallas"])
@@ -220,7 +221,7 @@ def test_runs_are_summed_on_a_gpu_across_pieces():
     dense = np.zeros((6, 40))
     np.add.at(dense, (row, column), values)
     pieces = jnp.asarray(row, jnp.int32), jnp.asarray(column, jnp.int32), jnp.asarray(values)
-    rows, columns, sums = MODULE._triton_runs((5, 40), *pieces, 500, interpret=True)
+    rows, columns, sums = MODULE._triton_runs((5, 40), *pieces, None, 500, interpret=True)
     found = np.zeros((6, 40))
     np.add.at(found, (rows, columns), sums)
     np.testing.assert_allclose(found[:5], dense[:5], atol=1e-12)
@@ -268,3 +269,69 @@ def test_bad_input_is_named():
     column = CSR.from_coo(np.ones(many.size), many, 0 * many, (many.size, 1))
     with pytest.raises(ValueError, match="4294967296 partial products"):
         spgemm_symbolic(column, column.T)
+
+
+TABLES = pytest.mark.parametrize(
+    "table",
+    [
+        HashTable("high bits", "memory"),
+        pytest.param(HashTable("high bits"), marks=pytest.mark.slow),
+        pytest.param(HashTable(sums="memory"), marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+
+
+@TABLES
+def test_every_table_gives_the_same(table):
+    a, b = _random(12, 30, 0.2).tolil(), _random(30, 50, 0.2)
+    a[3], a[5] = 1, 0
+    A, B = CSR.from_scipy(a.tocsr()), CSR.from_scipy(b)
+    plan = spgemm_symbolic(A, B, window=1100)
+    product = lambda A, B: spgemm(A, B, plan, implementation="pallas", table=table)
+    # The first window takes more than a piece of products, and one row more than its share.
+    assert plan.capacity < 1100 < plan.products + 1100
+    _check(jax.jit(product)(A, B), a @ b)
+
+
+def test_high_bits_keep_the_order_of_places():
+    rng = np.random.default_rng(1)
+    for rows, n, size in [(5, 40, 256), (300, 7, 256), (1, 1, 256), (70, 1 << 20, 1 << 15)]:
+        window = MODULE._Window((1000, n), rows, jnp.asarray(20, jnp.int32))
+        places = np.unique(rng.integers(0, rows * n, 500))
+        row, column = 20 + places // n, places % n
+        slots = np.asarray(window.slots(jnp.asarray(row), jnp.asarray(column), size, "high bits"))
+        assert np.all(np.diff(slots) >= 0)
+        assert slots.min() >= 0
+        assert slots.max() < size
+        assert len(np.unique(slots)) > min(len(places), size) / 4
+        mixed = window.slots(jnp.asarray(row), jnp.asarray(column), size, "scattered")
+        assert np.all((mixed >= 0) & (mixed < size))
+        expected = size * (1 - (1 - 1 / size) ** len(places))
+        assert len(np.unique(mixed)) > 0.6 * expected  # of numbers drawn at random
+
+
+@pytest.mark.slow
+@TABLES
+def test_every_table_compiles_for_tpu_with_its_largest_window(table):
+    chip = jax.sharding.SingleDeviceSharding(topology("v5e:2x2").devices[0])
+    with jax.enable_x64(False):
+        a = _random(64, 80, 0.1).astype(np.float32)
+        A, B = CSR.from_scipy(a), CSR.from_scipy(a.T.tocsr())
+        plan = dataclasses.replace(spgemm_symbolic(A, B), capacity=table.largest_window)
+        shapes = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=chip), (A, B, plan)
+        )
+        product = lambda *a: spgemm(*a, implementation="pallas", table=table)
+        compiled = jax.jit(product).trace(*shapes).lower().compile()
+        assert "tpu_custom_call" in compiled.as_text()
+        larger = dataclasses.replace(plan, capacity=table.largest_window + 1)
+        with pytest.raises(ValueError, match="too large for a table"):
+            spgemm(A, B, larger, implementation="pallas", table=table)
+
+
+def test_unknown_tables_are_refused():
+    A = CSR.from_dense(np.eye(2))
+    for table in (HashTable("low bits"), HashTable(sums="values")):  # pyright: ignore[reportArgumentType]
+        with pytest.raises(ValueError, match="order must be"):
+            spgemm(A, A, table=table)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from ...core import Scalar, checks, loops
 from .aggregator import AbstractAggregator
-from .rows import finite_rows, row_norms, row_sum
+from .rows import finite_rows, row_norms, row_sum, squared_distances, sums_in_range
 
 
 class CenteredClip(AbstractAggregator):
@@ -37,22 +37,24 @@ class CenteredClip(AbstractAggregator):
         checks.count("iterations", self.iterations)
 
     def combine(self, x, state, pivot, key, mask):
-        return self._iterate(x, state, lambda rows: row_sum(jnp.ones(len(x)), rows) / len(x))
+        def move(v, tau):
+            squares = squared_distances(x, v)
+            weight = jnp.minimum(1, tau / jnp.sqrt(squares))
+            safe = sums_in_range(squares, x.shape[1]) & (weight >= jnp.finfo(x.dtype).tiny)
+            total = loops.cond(
+                jnp.all(safe),
+                lambda: row_sum(weight, x - v),
+                lambda: row_sum(jnp.ones(len(x)), _clipped(x, v, tau)),
+            )
+            return total / len(x)
+
+        return self._iterate(x, state, move)
 
     def combine_over(self, network, x, state, pivot, key, mask):
-        return self._iterate(x, state, lambda rows: network.mean(rows)[0])
+        return self._iterate(x, state, lambda v, tau: network.mean(_clipped(x, v, tau))[0])
 
-    def _iterate(self, x, state, mean):
-        tau = self.tau.astype(x.dtype)
-        there = finite_rows(x)[:, None]
-
-        def step(_, v):
-            gap = jnp.where(there, x - v, 0)
-            norm = row_norms(gap)[:, None]
-            # Multiplying by tau / norm, which may vanish, would lose a direction.
-            clipped = jnp.where(norm <= tau, gap, gap / jnp.where(norm > 0, norm, 1) * tau)
-            return v + mean(clipped)
-
+    def _iterate(self, x, state, move):
+        step = lambda _, v: v + move(v, self.tau.astype(x.dtype))
         start = jnp.zeros_like(x[0]) if state is None else state.astype(x.dtype)
         if self.iterations == 1:  # nothing is fused with what stands in a loop
             return step(0, start)
@@ -64,3 +66,11 @@ class CenteredClip(AbstractAggregator):
 
     def tolerates(self, m):
         return (m - 1) // 2
+
+
+def _clipped(x, v, tau):
+    """The differences to $v$, each drawn to within $\\tau$ of zero."""
+    gap = jnp.where(finite_rows(x)[:, None], x - v, 0)
+    norm = row_norms(gap)[:, None]
+    # Multiplying by tau / norm, which may vanish, would lose a direction.
+    return jnp.where(norm <= tau, gap, gap / jnp.where(norm > 0, norm, 1) * tau)

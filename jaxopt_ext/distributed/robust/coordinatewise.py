@@ -2,43 +2,30 @@
 
 import equinox as eqx
 import jax.numpy as jnp
-import numpy as np
+from jaxtyping import Array, Bool, Float
 
 from ...core import checks
 from .aggregator import AbstractAggregator, require
+from .rows import row_sum
 
 NETWORK = 32
 """Up to so many rows are sorted by a network."""
 
 
-def ascending(x):
-    """Each coordinate sorted; NaN, and so rows that are absent, counts as largest.
+def ascending(x: Float[Array, "m d"]) -> list[Float[Array, " d"]] | Float[Array, "m d"]:
+    """The rows, each coordinate sorted; NaN, and so rows that are absent, counts as largest.
 
-    Few rows go through a sorting network, layers of minima and maxima of whole rows; a sort of each
-    coordinate apart is twenty times slower.
+    Few rows go through a sorting network, minima and maxima of whole rows, all of which a compiler
+    puts into one loop over the coordinates; a sort of each coordinate apart is a hundred times
+    slower. They are a list, for rows stacked would break that loop.
     """
     x = jnp.where(jnp.isnan(x), jnp.inf, x)
     if len(x) > NETWORK:
         return jnp.sort(x, axis=0)
-    for layer in layers(len(x)):
-        partner, role = np.arange(len(x)), np.zeros((len(x), 1), int)
-        for i, j in layer:
-            partner[[i, j]], role[i], role[j] = (j, i), -1, 1
-        other = x[partner]
-        x = jnp.where(role < 0, jnp.minimum(x, other), jnp.where(role, jnp.maximum(x, other), x))
-    return x
-
-
-def layers(n: int) -> list[list[tuple[int, int]]]:
-    """The pairs of `comparators` in groups that touch no place twice, as few as their order
-    allows."""
-    free, found = [0] * n, []
-    for i, j in comparators(n):
-        level = max(free[i], free[j])
-        found += [[] for _ in range(level + 1 - len(found))]
-        found[level].append((i, j))
-        free[i] = free[j] = level + 1
-    return found
+    rows = list(x)
+    for i, j in comparators(len(rows)):
+        rows[i], rows[j] = jnp.minimum(rows[i], rows[j]), jnp.maximum(rows[i], rows[j])
+    return rows
 
 
 def comparators(n: int) -> list[tuple[int, int]]:
@@ -57,10 +44,18 @@ def comparators(n: int) -> list[tuple[int, int]]:
     return pairs
 
 
+def sum_of(rows, chosen: Bool[Array, " m"]) -> Float[Array, " d"]:
+    """The sum of the chosen ones of `ascending` rows; the others may hold anything."""
+    if isinstance(rows, list):
+        none = jnp.zeros_like(rows[0])
+        return sum((jnp.where(k, row, 0) for k, row in zip(chosen, rows, strict=True)), none)
+    return row_sum(chosen, jnp.where(chosen[:, None], rows, 0))
+
+
 def median(x, mask):
     """The median of each coordinate, of an even number the mean of the two in the middle."""
-    values, n = ascending(x), jnp.sum(mask)
-    low, high = (jnp.take(values, jnp.maximum(i, 0), axis=0) for i in ((n - 1) // 2, n // 2))
+    rows, n, place = ascending(x), jnp.sum(mask), jnp.arange(len(x))
+    low, high = (sum_of(rows, place == jnp.maximum(i, 0)) for i in ((n - 1) // 2, n // 2))
     return low / 2 + high / 2
 
 
@@ -103,8 +98,7 @@ class TrimmedMean(AbstractAggregator):
         n = jnp.sum(mask)
         place = jnp.arange(len(x))
         kept = (place >= self.f) & (place < n - self.f)
-        total = jnp.sum(jnp.where(kept[:, None], ascending(x), 0), axis=0)
-        return total / jnp.sum(kept).astype(x.dtype)
+        return sum_of(ascending(x), kept) / jnp.sum(kept).astype(x.dtype)
 
     def tolerates(self, m):
         return self.f

@@ -1,13 +1,12 @@
 """The geometric median."""
 
 import equinox as eqx
-import jax
 import jax.numpy as jnp
 
 from ...core import Scalar, checks, loops, scalar_field
 from .aggregator import AbstractAggregator
 from .coordinatewise import median
-from .rows import distances, finite_rows
+from .rows import distances, weighted_sum
 
 
 class GeometricMedian(AbstractAggregator):
@@ -36,12 +35,9 @@ class GeometricMedian(AbstractAggregator):
         checks.positive("smoothing", self.smoothing)
 
     def combine(self, x, state, pivot, key, mask):
-        clean = jnp.where(finite_rows(x)[:, None], x, 0)
-
         def step(_, z):
             weight = 1 / jnp.maximum(self.smoothing.astype(x.dtype), distances(x, z))
-            weight = weight / jnp.sum(weight)
-            return jnp.matmul(weight, clean, precision=jax.lax.Precision.HIGHEST)
+            return weighted_sum(weight / jnp.sum(weight), x)
 
         return loops.fori_loop(0, self.num_steps, step, median(x, mask))
 

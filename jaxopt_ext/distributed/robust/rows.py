@@ -68,11 +68,11 @@ def row_norms(x: Float[Array, "*m d"]) -> Float[Array, " *m"]:
     is out of range; under `vmap` always.
     """
     squares = jnp.sum(x**2, axis=-1)
-    in_range = jnp.all(_in_range(squares, x.shape[-1]))
+    in_range = jnp.all(sums_in_range(squares, x.shape[-1]))
     return loops.cond(in_range, lambda: jnp.sqrt(squares), lambda: _scaled_norms(x))
 
 
-def _in_range(squares, d):
+def sums_in_range(squares: Float[Array, " m"], d: int) -> Bool[Array, " m"]:
     """Whether sums of d squares are neither overflown nor so small that vanished ones count."""
     info = jnp.finfo(squares.dtype)
     return (squares >= d * float(info.tiny) / float(info.eps)) & (squares <= info.max)
@@ -90,34 +90,66 @@ def row_sum(weights: Float[Array, " m"], x: Float[Array, "m d"]) -> Float[Array,
     return jnp.matmul(weights.astype(x.dtype), x, precision=jax.lax.Precision.HIGHEST)
 
 
+def weighted_sum(weights: Float[Array, " m"], x: Float[Array, "m d"]) -> Float[Array, " d"]:
+    """$\\sum_i w_i x_i$; a row of weight zero may hold anything.
+
+    Such rows are cleared, which takes a copy of the rows, only if the sum shows that it has to be.
+    """
+    total = row_sum(weights, x)
+    cleared = lambda: row_sum(weights, jnp.where((weights != 0)[:, None], x, 0))
+    return loops.cond(jnp.all(jnp.isfinite(total)), lambda: total, cleared)
+
+
+def squared_distances(x: Float[Array, "m d"], y: Float[Array, " d"]) -> Float[Array, " m"]:
+    """$\\sum_j (x_{ij} - y_j)^2$, by differences."""
+    plain = lambda x, y: jnp.sum((x - y) ** 2, axis=1)
+    if x.shape[1] < 4 * LANES or x.dtype.itemsize < 4:
+        return plain(x, y)
+    return jax.lax.platform_dependent(x, y, cpu=_squared_distances_in_lanes, default=plain)
+
+
+LANES = 1024
+"""As many sums run side by side."""
+
+
+def _squared_distances_in_lanes(x, y):
+    """Each lane sums up one coordinate of many: a loop of products and sums of whole vectors, which
+    compilers for CPUs make twice as fast as a reduction of differences."""
+    whole = x.shape[1] // LANES * LANES
+
+    def add(k, sums):
+        piece = lambda a: jax.lax.dynamic_slice_in_dim(a, k * LANES, LANES, axis=-1)
+        return sums + (piece(x) - piece(y)) ** 2
+
+    sums = loops.fori_loop(0, whole // LANES, add, jnp.zeros_like(x[:, :LANES]))
+    rest = jnp.sum((x[:, whole:] - y[whole:]) ** 2, axis=1)
+    return jnp.sum(sums, axis=1) + rest
+
+
 def distances(x: Float[Array, "m d"], y: Float[Array, " d"]) -> Float[Array, " m"]:
-    """Distances of rows from a point, by differences; infinite where one is not finite."""
-    found = row_norms(x - y)
+    """Distances of rows from a point, by differences; infinite where one is not finite.
+
+    Ranges are kept as in `row_norms`.
+    """
+    return _distances(x, y, jnp.zeros(len(x), bool))
+
+
+def _distances(x, y, known):
+    """`distances`, of which the known ones may be too small to be told from zero."""
+    squares = squared_distances(x, y)
+    in_range = jnp.all(known | sums_in_range(squares, x.shape[1]))
+    found = loops.cond(in_range, lambda: jnp.sqrt(squares), lambda: _scaled_norms(x - y))
     return jnp.where(jnp.isfinite(found), found, jnp.inf)
 
 
 def pairwise(x: Float[Array, "m d"]) -> Float[Array, "m m"]:
-    """Distances between rows, by differences; infinite where one is not finite.
+    """Distances between rows, by differences; infinite where one is not finite, zero to itself.
 
-    Each row and the k-th after it, around the circle, for k up to m / 2: all pairs at once are m
-    times m times d numbers, and slower.
+    One row after the other: all pairs at once are m times m times d numbers, and slower.
     """
-    m, d = x.shape
-    half = m // 2
-    twice = jnp.concatenate([x, x])
-
-    def squares(k):
-        return jnp.sum((x - jax.lax.dynamic_slice_in_dim(twice, k, m)) ** 2, axis=1)
-
-    found = jax.lax.map(squares, jnp.arange(1, half + 1))
-    i, j = np.indices((m, m))
-    k = (j - i) % m
-    near = k <= half
-    table = found[np.where(near, k, m - k) - 1, np.where(near, i, j)] if half else jnp.zeros((m, m))
-    table = jnp.where(np.eye(m, dtype=bool), 0, table)
-    in_range = jnp.all(_in_range(found, d))
-    one_by_one = lambda: jax.lax.map(lambda y: distances(x, y), x)
-    return loops.cond(in_range, lambda: jnp.sqrt(table).astype(x.dtype), one_by_one)
+    itself = jnp.eye(len(x), dtype=bool)
+    found = jax.lax.map(lambda row: _distances(x, *row), (x, itself))
+    return jnp.where(itself, 0, found)
 
 
 def ranks(keys: Float[Array, " m"]):
@@ -127,10 +159,14 @@ def ranks(keys: Float[Array, " m"]):
 
 def mean_of(x: Float[Array, "m d"], chosen: Bool[Array, " m"]) -> Float[Array, " d"]:
     """Mean of the chosen rows, NaN if there are none; the others may hold anything."""
-    count = jnp.sum(chosen).astype(x.dtype)
-    return row_sum(chosen, jnp.where(chosen[:, None], x, 0)) / count
+    return weighted_sum(chosen, x) / jnp.sum(chosen).astype(x.dtype)
 
 
 def finite_rows(x: Float[Array, "m d"]) -> Bool[Array, " m"]:
-    """Which rows are finite."""
-    return jnp.all(jnp.isfinite(x), axis=1)
+    """Which rows are finite.
+
+    A finite sum is one of finite numbers; entries are looked at one by one only if one is not.
+    """
+    finite = jnp.isfinite(jnp.sum(x, axis=1))
+    one_by_one = lambda: jnp.all(jnp.isfinite(x), axis=1)
+    return loops.cond(jnp.all(finite), lambda: finite, one_by_one)
