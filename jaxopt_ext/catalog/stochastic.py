@@ -85,7 +85,7 @@ STOCHASTIC: tuple[SolverRow, ...] = (
         "Robbins, Monro, A Stochastic Approximation Method, 1951; Johnson, Zhang, Accelerating "
         "Stochastic Gradient Descent using Predictive Variance Reduction, 2013",
         lambda: jxt.stochastic.StochasticGradient(
-            0.05, jxt.stochastic.estimators.SVRG(10, 4), tol=1e-6, max_steps=5000
+            0.1, jxt.stochastic.estimators.SVRG(5, 8), tol=1e-6, max_steps=5000
         ),
         system=("S158",),
         opt_outs={"problems": "Expectation: without all samples the noise stays"},
