@@ -23,14 +23,24 @@ RULES = {
 }
 
 
+PROGRAMS = ("UPGrad", "DualProj")
+"""The rules whose programs TorchJD solves with packages of its extra `quadprog-projector`."""
+
+
+def _missing(*names: str) -> list[str]:
+    return [name for name in names if importlib.util.find_spec(name) is None]
+
+
 def run() -> list[dict]:
-    needed = ("torchjd", "qpsolvers", "quadprog")
-    missing = [name for name in needed if importlib.util.find_spec(name) is None]
-    if missing:
+    if missing := _missing("torch", "torchjd"):
         return [{"rule": "all", "why not": f"not installed: {', '.join(missing)}"}]
     cases = [("UPGrad", mo.UPGrad(), m) for m in (2, 8, 32, 64, 128, 256)]
     cases += [(name, rule, 32) for name, rule in RULES.items()]
-    return [_row(*case) for case in cases]
+    missing = _missing("qpsolvers", "quadprog")
+    absent = [name for name in PROGRAMS if missing]
+    rows = [_row(*case) for case in cases if case[0] not in absent]
+    why = f"not installed: {', '.join(missing)}"
+    return rows + [{"rule": name, "why not": why} for name in absent]
 
 
 def _row(name, rule, m):

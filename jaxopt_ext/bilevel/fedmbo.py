@@ -43,16 +43,16 @@ class AbstractFederatedBilevel(AbstractNetworkAlgorithm):
     clients' data of the upper and of the lower level.
     """
 
-    upper: eqx.AbstractVar[ClientLevel]
-    lower: eqx.AbstractVar[ClientLevel]
-    upper_step: eqx.AbstractVar[Scalar]
-    lower_step: eqx.AbstractVar[Scalar]
-    lower_steps: eqx.AbstractVar[int]
-    num_terms: eqx.AbstractVar[int]
-    smoothness: eqx.AbstractVar[Scalar]
-    participants: eqx.AbstractVar[int | None]
-    series: eqx.AbstractVar[AbstractSeries]
-    batch_size: eqx.AbstractVar[int | None]
+    upper: ClientLevel
+    lower: ClientLevel
+    upper_step: Scalar = eqx.field(converter=checks.scalar)
+    lower_step: Scalar = eqx.field(converter=checks.scalar)
+    lower_steps: int = eqx.field(static=True)
+    num_terms: int = eqx.field(static=True)
+    smoothness: Scalar = eqx.field(converter=checks.scalar)
+    participants: int | None = eqx.field(static=True, default=None)
+    series: AbstractSeries = OwnTruncation()
+    batch_size: int | None = eqx.field(static=True, default=None)
 
     def __check_init__(self):
         for name in ("upper", "lower"):
@@ -183,17 +183,6 @@ class FedMBO(_AbstractParallel):
     2023, arXiv:2302.05412.
     """
 
-    upper: ClientLevel
-    lower: ClientLevel
-    upper_step: Scalar = eqx.field(converter=checks.scalar)
-    lower_step: Scalar = eqx.field(converter=checks.scalar)
-    lower_steps: int = eqx.field(static=True)
-    num_terms: int = eqx.field(static=True)
-    smoothness: Scalar = eqx.field(converter=checks.scalar)
-    participants: int | None = eqx.field(static=True, default=None)
-    series: AbstractSeries = OwnTruncation()
-    batch_size: int | None = eqx.field(static=True, default=None)
-
     @property
     def chain(self):
         return ExchangedChains()
@@ -220,17 +209,6 @@ class LocalHypergradient(_AbstractParallel):
     **Reference:** Huang, Zhang, Ji, Achieving Linear Speedup in Non-IID Federated Bilevel Learning,
     2023, arXiv:2302.05412.
     """
-
-    upper: ClientLevel
-    lower: ClientLevel
-    upper_step: Scalar = eqx.field(converter=checks.scalar)
-    lower_step: Scalar = eqx.field(converter=checks.scalar)
-    lower_steps: int = eqx.field(static=True)
-    num_terms: int = eqx.field(static=True)
-    smoothness: Scalar = eqx.field(converter=checks.scalar)
-    participants: int | None = eqx.field(static=True, default=None)
-    series: AbstractSeries = OwnTruncation()
-    batch_size: int | None = eqx.field(static=True, default=None)
 
     @property
     def chain(self):
@@ -266,16 +244,6 @@ class FedNest(AbstractFederatedBilevel):
     Compositional Optimization, 2022, arXiv:2205.02215.
     """
 
-    upper: ClientLevel
-    lower: ClientLevel
-    upper_step: Scalar = eqx.field(converter=checks.scalar)
-    lower_step: Scalar = eqx.field(converter=checks.scalar)
-    lower_steps: int = eqx.field(static=True)
-    num_terms: int = eqx.field(static=True)
-    smoothness: Scalar = eqx.field(converter=checks.scalar)
-    participants: int | None = eqx.field(static=True, default=None)
-    series: AbstractSeries = OwnTruncation()
-    batch_size: int | None = eqx.field(static=True, default=None)
     local_steps: int = eqx.field(static=True, default=1)
     upper_local_steps: int = eqx.field(static=True, default=1)
 

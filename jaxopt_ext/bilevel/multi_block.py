@@ -1,7 +1,7 @@
 """Bilevel problems of many blocks, a few of which are looked at in each step."""
 
 import abc
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import equinox as eqx
 import jax
@@ -125,19 +125,14 @@ class BlockState(eqx.Module):
 class _AbstractBlockwise(AbstractSolver[MultiBlockBilevel, BlockState]):
     """Blocks and samples are drawn, the estimates follow, the point moves."""
 
-    if TYPE_CHECKING:  # type checkers take equinox's abstract variables for fields
-        step_size: ClassVar[Any]
-        lower_step: ClassVar[Any]
-        blocks: ClassVar[int | None]
-        batch: ClassVar[int | None]
-        output: ClassVar[AbstractOutput]
-    else:
-        step_size: eqx.AbstractVar[Any]
-        lower_step: eqx.AbstractVar[Any]
-        blocks: eqx.AbstractVar[int | None]
-        batch: eqx.AbstractVar[int | None]
-        output: eqx.AbstractVar[AbstractOutput]
-
+    step_size: Any = rate_field(1e-3)
+    lower_step: Any = rate_field(0.5)
+    blocks: int | None = eqx.field(static=True, default=10)
+    batch: int | None = eqx.field(static=True, default=32)
+    moves: AbstractRowMoves = eqx.field(default_factory=MeasuredRows)
+    output: AbstractOutput = eqx.field(default_factory=Last)
+    tol: Scalar = scalar_field(0.0)
+    max_steps: int = 1000
     problems = (MultiBlockBilevel,)
 
     def __check_init__(self):
@@ -147,6 +142,7 @@ class _AbstractBlockwise(AbstractSolver[MultiBlockBilevel, BlockState]):
             value = getattr(self, name)
             if value is not None:
                 checks.count(name, value)
+        checks.instance("moves", self.moves, AbstractRowMoves, "MeasuredRows()")
         checks.instance("output", self.output, AbstractOutput, "Last()")
 
     def draw(
@@ -273,14 +269,8 @@ class _AbstractMatrixFree(_AbstractBlockwise):
     The tables are those of $\\nabla_y g_i$ and of $\\nabla_{yy} g_i v_i - \\nabla_y f_i$.
     """
 
-    if TYPE_CHECKING:
-        multiplier_step: ClassVar[Any]
-        multiplier_set: ClassVar[Any]
-        moves: ClassVar[AbstractRowMoves]
-    else:
-        multiplier_step: eqx.AbstractVar[Any]
-        multiplier_set: eqx.AbstractVar[Any]
-        moves: eqx.AbstractVar[AbstractRowMoves]
+    multiplier_step: Any = eqx.field(converter=checks.scalar, default=None)
+    multiplier_set: Any = eqx.field(default_factory=lambda: L2Ball(10.0))
 
     compares: ClassVar[bool] = True
     """Whether batches are looked at with the old point too."""
@@ -288,7 +278,6 @@ class _AbstractMatrixFree(_AbstractBlockwise):
     def __check_init__(self):
         if self.multiplier_step is not None:
             check_rate("multiplier_step", self.multiplier_step)
-        checks.instance("moves", self.moves, AbstractRowMoves, "MeasuredRows()")
         feasible = self.multiplier_set
         if feasible is not None and not checks.has_method(feasible, "project"):
             raise TypeError(f"multiplier_set must be a set with a projection, got {feasible!r}")
@@ -387,18 +376,8 @@ class BSVRB(_AbstractMatrixFree):
     Parallel Speedup for Multi-Block Bilevel Optimization, 2023, arXiv:2305.18730.
     """
 
-    step_size: Any = rate_field(1e-3)
-    lower_step: Any = rate_field(0.5)
-    multiplier_step: Any = eqx.field(converter=checks.scalar, default=None)
     tracker: MSVR = eqx.field(default_factory=lambda: MSVR(0.9))
     upper_weight: Scalar = scalar_field(0.9)
-    blocks: int | None = eqx.field(static=True, default=10)
-    batch: int | None = eqx.field(static=True, default=32)
-    multiplier_set: Any = eqx.field(default_factory=lambda: L2Ball(10.0))
-    moves: AbstractRowMoves = eqx.field(default_factory=MeasuredRows)
-    output: AbstractOutput = eqx.field(default_factory=Last)
-    tol: Scalar = scalar_field(0.0)
-    max_steps: int = 1000
 
     def __check_init__(self):
         checks.instance("tracker", self.tracker, MSVR, "MSVR(0.9)")
@@ -433,17 +412,8 @@ class RSVRB(_AbstractMatrixFree):
     Multi-Task Stochastic Bilevel Optimization, 2021, arXiv:2105.02266.
     """
 
-    step_size: Any = rate_field(1e-3)
-    lower_step: Any = rate_field(0.5)
-    multiplier_step: Any = eqx.field(converter=checks.scalar, default=None)
     weight: Scalar = scalar_field(0.9)
-    blocks: int | None = eqx.field(static=True, default=10)
-    batch: int | None = eqx.field(static=True, default=32)
-    multiplier_set: Any = eqx.field(default_factory=lambda: L2Ball(10.0))
     moves: AbstractRowMoves = eqx.field(default_factory=AllRows)
-    output: AbstractOutput = eqx.field(default_factory=Last)
-    tol: Scalar = scalar_field(0.0)
-    max_steps: int = 1000
 
     def __check_init__(self):
         checks.interval("weight", self.weight, 0, 1, open_low=True)
@@ -474,16 +444,6 @@ class BlockwiseSGD(_AbstractMatrixFree):
     Stochastic and Global Variance Reduction Algorithms, 2022, arXiv:2201.13409.
     """
 
-    step_size: Any = rate_field(1e-3)
-    lower_step: Any = rate_field(0.5)
-    multiplier_step: Any = eqx.field(converter=checks.scalar, default=None)
-    blocks: int | None = eqx.field(static=True, default=10)
-    batch: int | None = eqx.field(static=True, default=32)
-    multiplier_set: Any = eqx.field(default_factory=lambda: L2Ball(10.0))
-    moves: AbstractRowMoves = eqx.field(default_factory=MeasuredRows)
-    output: AbstractOutput = eqx.field(default_factory=Last)
-    tol: Scalar = scalar_field(0.0)
-    max_steps: int = 1000
     compares: ClassVar[bool] = False
 
     def steer(self, gradient, new, old):
@@ -539,21 +499,13 @@ class BSVRBHessian(_AbstractBlockwise):
     Parallel Speedup for Multi-Block Bilevel Optimization, 2023, arXiv:2305.18730.
     """
 
-    step_size: Any = rate_field(1e-3)
-    lower_step: Any = rate_field(0.5)
     tracker: MSVR = eqx.field(default_factory=lambda: MSVR(0.9))
     upper_weight: Scalar = scalar_field(0.9)
     modulus: Scalar = scalar_field(1e-3)
-    blocks: int | None = eqx.field(static=True, default=10)
-    batch: int | None = eqx.field(static=True, default=32)
     moves: AbstractRowMoves = eqx.field(default_factory=AllRows)
-    output: AbstractOutput = eqx.field(default_factory=Last)
-    tol: Scalar = scalar_field(0.0)
-    max_steps: int = 1000
 
     def __check_init__(self):
         checks.instance("tracker", self.tracker, MSVR, "MSVR(0.9)")
-        checks.instance("moves", self.moves, AbstractRowMoves, "AllRows()")
         checks.interval("upper_weight", self.upper_weight, 0, 1, open_low=True)
         checks.positive("modulus", self.modulus)
 

@@ -35,6 +35,15 @@ BILEVEL: tuple[Row, ...] = (
         system=("S110",),
     ),
     FunctionRow(
+        "MAML without Hessian products",
+        "bilevel.HessianFreeMAML",
+        "Fallah, Mokhtari, Ozdaglar, On the Convergence Theory of Gradient-Based Model-Agnostic "
+        "Meta-Learning Algorithms, AISTATS 2020, arXiv:1908.10400",
+        lambda: MetaGradientCase(jxt.bilevel.HessianFreeMAML),
+        system=("S110",),
+        relative=True,
+    ),
+    FunctionRow(
         "Training without adaptation",
         "bilevel.NonAdaptive",
         "Collins, Mokhtari, Shakkottai, How Does the Task Landscape Affect MAML Performance?, "

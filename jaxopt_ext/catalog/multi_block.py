@@ -36,4 +36,26 @@ MULTI_BLOCK: tuple[SolverRow, ...] = (
         claim="bilevel/multi_block",
         system=("S056",),
     ),
+    SolverRow(
+        "Randomized stochastic variance-reduced bilevel method",
+        "bilevel.RSVRB",
+        "Guo, Hu, Zhang, Yang, Randomized Stochastic Variance-Reduced Methods for Multi-Task "
+        "Stochastic Bilevel Optimization, 2021, arXiv:2105.02266",
+        lambda: jxt.bilevel.RSVRB(
+            0.3, 0.5, blocks=None, batch=None, multiplier_set=None, tol=1e-6, max_steps=3000
+        ),
+        claim="bilevel/multi_block",
+        system=("S056",),
+    ),
+    SolverRow(
+        "Stochastic bilevel steps, many blocks",
+        "bilevel.BlockwiseSGD",
+        "Dagréou, Ablin, Vaiter, Moreau, A Framework for Bilevel Optimization that Enables "
+        "Stochastic and Global Variance Reduction Algorithms, NeurIPS 2022, arXiv:2201.13409",
+        lambda: jxt.bilevel.BlockwiseSGD(
+            0.3, 0.5, blocks=None, batch=None, multiplier_set=None, tol=1e-6, max_steps=3000
+        ),
+        claim="bilevel/multi_block",
+        system=("S056",),
+    ),
 )

@@ -79,4 +79,34 @@ STOCHASTIC: tuple[SolverRow, ...] = (
         claim="stochastic/cyclic_block",
         opt_outs={"problems": "Expectation: without all samples the noise stays"},
     ),
+    SolverRow(
+        "Stochastic gradient descent",
+        "stochastic.StochasticGradient",
+        "Robbins, Monro, A Stochastic Approximation Method, 1951; Johnson, Zhang, Accelerating "
+        "Stochastic Gradient Descent using Predictive Variance Reduction, 2013",
+        lambda: jxt.stochastic.StochasticGradient(
+            0.1, jxt.stochastic.estimators.SVRG(5, 8), tol=1e-6, max_steps=5000
+        ),
+        system=("S158",),
+        opt_outs={"problems": "Expectation: without all samples the noise stays"},
+    ),
+    SolverRow(
+        "Normalized stochastic gradient descent",
+        "stochastic.NormalizedSGD",
+        "Cutkosky, Mehta, Momentum Improves Normalized SGD, ICML 2020, arXiv:2002.03305",
+        lambda: jxt.stochastic.NormalizedSGD(_shrinking(), tol=1e-6),
+        system=("S158",),
+        claim="stochastic/spider",
+        opt_outs=_NO_PROX,
+    ),
+    SolverRow(
+        "Clipped stochastic gradient descent",
+        "stochastic.ClippedSGD",
+        "Zhang, He, Sra, Jadbabaie, Why Gradient Clipping Accelerates Training, ICLR 2020, "
+        "arXiv:1905.11881",
+        lambda: jxt.stochastic.ClippedSGD(0.1, tol=1e-6, max_steps=5000),
+        system=("S158",),
+        claim="stochastic/spider",
+        opt_outs=_NO_PROX,
+    ),
 )

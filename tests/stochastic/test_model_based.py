@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.optimize import minimize
 
 import jaxopt_ext as jxt
 from jaxopt_ext import prox
@@ -212,3 +213,36 @@ def test_bad_input():
     with pytest.raises(TypeError, match="closed form"):
         jxt.solve(lasso, StochasticModelBased(ProxLinear(), 1.0), jnp.ones(D))
     assert isinstance(StochasticModelBased(Subgradient(), 1.0).output, RandomIterate)
+
+
+@pytest.mark.slow
+def test_the_envelope_gradient_falls_with_the_horizon():
+    """At a random iterate, with outliers in the data: the theorem has the power -1/4 of the steps
+    for any weakly convex loss. The envelope is found by a search that knows no gradients."""
+    rng = np.random.default_rng(3)
+    m, seeds, horizons = 40, 12, (500, 2000, 8000)
+    A, signal = rng.normal(size=(m, 2)), np.array([1.0, -0.5])
+    b = (A @ signal) ** 2 + np.where(rng.random(m) < 0.1, rng.exponential(4.0, m), 0)
+    curved = 2 * np.linalg.eigvalsh(A.T @ A / m)[-1]  # a bound of the weak convexity
+    rho = 3 * curved
+
+    def reached(steps, key):
+        solver = StochasticModelBased(
+            Subgradient(), HorizonPenalty(rho, 1.0), output=RandomIterate(), max_steps=steps
+        )
+        problem = robust_phase_retrieval(jnp.asarray(A), jnp.asarray(b))
+        return jxt.solve(problem, solver, jnp.asarray([-0.3, 2.0]), key=key).value
+
+    def norm(x):
+        near = lambda y: np.mean(np.abs((A @ y) ** 2 - b)) + rho / 2 * np.sum((y - x) ** 2)
+        options = {"xatol": 1e-9, "fatol": 1e-13, "maxiter": 2000}
+        return rho * np.linalg.norm(x - minimize(near, x, method="Nelder-Mead", options=options).x)
+
+    means = []
+    for steps in horizons:
+        points = jax.jit(jax.vmap(lambda key, n=steps: reached(n, key)))(
+            jax.random.split(jax.random.key(0), seeds)
+        )
+        means.append(np.mean([norm(x) ** 2 for x in np.asarray(points)]) ** 0.5)
+    assert np.polyfit(np.log(horizons), np.log(means), 1)[0] <= -0.2, means
+    assert means[0] > 0.01

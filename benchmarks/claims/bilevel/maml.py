@@ -16,12 +16,14 @@ CLAIM = (
 )
 SETTINGS = (
     "The paper's kind of mixture: d = 10, covariances 1 and 0.1, distance 2, spreads 1 and 0.1, "
-    "inner step 0.9; SGD 0.3, 4 tasks a step, 6000 steps, the mean of the second half. Nothing was "
-    "chosen on a seed; seeds 10 to 14. Networks: outer rates of both methods are tuned over one "
-    "grid on seeds 0 and 1; they are reported and no part of the claim."
+    "inner step 0.9; SGD 0.3, 1000 steps, the mean of the second half; 128 tasks a step for MAML "
+    "on 25 samples, 8 on 500, and 256 of 5 samples without adaptation. With 4 tasks, 6000 steps "
+    "and seeds 10 to 14 the means were up to 4.9% off, by what was drawn: more tasks a step were "
+    "tried on seeds 0 to 4, and 20 to 24 are reported. Networks: outer rates of both methods are "
+    "tuned over one grid on seeds 0 and 1; they are reported and no part of the claim."
 )
-D, ALPHA, STEPS, INPUTS, UNITS = 10, 0.9, 6000, 8, 3
-RATES = (0.003, 0.01, 0.03, 0.1, 0.3)
+D, ALPHA, STEPS, INPUTS, UNITS = 10, 0.9, 1000, 8, 3
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
 bilevel = jxt.bilevel
 
 
@@ -34,15 +36,15 @@ def _mixture(rho_hard=0.1):
     return bilevel.hardness_mixture(D, 1.0, rho_hard, 2.0, 1.0, 0.1)
 
 
-def _trained(make, m, seeds):
+def _trained(make, m, tasks, seeds):
     """The mean coordinate of each seed's average."""
-    tasks = _mixture()
+    mixture = _mixture()
 
     def one(seed):
         found = bilevel.meta_train(
             make(_square, ALPHA),
             jnp.zeros(D),
-            lambda key: tasks.draw(key, 4, m, 10),
+            lambda key: mixture.draw(key, tasks, m, 5),
             optax.sgd(0.3),
             STEPS,
             jax.random.key(seed),
@@ -96,23 +98,22 @@ def _network(make, rate, seed):
 
 
 def _tuned(make, seeds):
-    over = jax.jit(
-        lambda rates, seeds: jax.vmap(
-            lambda rate: jax.vmap(lambda seed: _network(make, rate, seed))(seeds)
-        )(rates)
-    )
-    means = np.mean(over(jnp.asarray(RATES), jnp.arange(2)), axis=1)
+    """The losses of the seeds at the best rate on seeds 0 and 1, all by one program."""
+    one = jax.jit(jax.vmap(lambda rate, seed: _network(make, rate, seed)))
+    rates, two = np.repeat(np.asarray(RATES), 2), np.tile(np.arange(2), len(RATES))
+    means = np.mean(np.asarray(one(rates, two)).reshape(-1, 2), axis=1)
     best = int(np.nanargmin(np.where(np.isfinite(means), means, np.nan)))
-    losses = np.asarray(over(jnp.asarray(RATES[best : best + 1]), jnp.asarray(seeds))[0])
+    padded = np.resize(seeds, len(rates))
+    losses = np.asarray(one(np.full(len(rates), RATES[best]), padded))[: len(seeds)]
     return losses, RATES[best], best in (0, len(RATES) - 1)
 
 
 def run() -> Outcome:
-    seeds = np.arange(10, 15)
+    seeds = np.arange(20, 25)
     columns = {
-        "MAML, 25": (_trained(bilevel.MAML, 25, seeds), 0.370),
-        "MAML, 500": (_trained(bilevel.MAML, 500, seeds), 1.497),
-        "no adaptation": (_trained(bilevel.NonAdaptive, 25, seeds), 0.182),
+        "MAML, 25": (_trained(bilevel.MAML, 25, 128, seeds), 0.370),
+        "MAML, 500": (_trained(bilevel.MAML, 500, 8, seeds), 1.497),
+        "no adaptation": (_trained(bilevel.NonAdaptive, 5, 256, seeds), 0.182),
     }
     gains = {
         "hardness 1 and 0.1": _gain(_mixture(), np.inf),
@@ -140,5 +141,5 @@ def run() -> Outcome:
         table,
         bool(holds),
         f"gains in closed form: {said}; rates of the two-layer networks: {rates}",
-        f"ours: with this few steps an average is up to {100 * far:.2g}% from its closed form",
+        f"ours: with this few tasks an average is up to {100 * far:.2g}% from its closed form",
     )
