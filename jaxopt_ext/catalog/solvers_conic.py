@@ -35,4 +35,12 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         system=("S054",),
         opt_outs={"problems": "NonlinearProgram: the suite's has inequalities"},
     ),
+    SolverRow(
+        "Augmented Lagrangian",
+        "minimize.AugmentedLagrangian",
+        "Hestenes, Multiplier and Gradient Methods, 1969",
+        lambda: jxt.minimize.AugmentedLagrangian(),
+        claim="minimize/sketched_sqp",
+        system=("S054",),
+    ),
 )
