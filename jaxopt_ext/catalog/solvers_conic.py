@@ -13,6 +13,7 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         "1997",
         lambda: jxt.minimize.InteriorPoint(),
         claim="minimize/interior_point",
+        system=("S172",),
         opt_outs={"pytree": "a conic program is over one vector and its multipliers"},
     ),
     FunctionRow(
