@@ -302,6 +302,48 @@ def short_steps(key) -> Curves:
     return _walk(problem, method, start, complementarity)[CHECKPOINTS - 1], proved
 
 
+def _cuts(make: Callable[[], Any], dimension: int, random: bool = False):
+    """On a box, its solution inside."""
+
+    def run(key):
+        a, b, c = jax.random.split(key, 3)
+        f = _Pieces(a, 0.5 * _unit(b, dimension))
+        # The largest value less the smallest, which is zero.
+        most = jnp.max(jnp.sum(jnp.abs(f.a), axis=1) - f.a @ f.solution)
+        constants = tb.Constants(
+            spread=most, radius=dimension**0.5, inner_radius=1.0, dimension=dimension
+        )
+        problem = jxt.Constrained(f, prox.Box(-1.0, 1.0))
+        return _curves(problem, make(), jnp.zeros(dimension), f, constants, c if random else None)
+
+    return run
+
+
+def vaidya(key) -> Curves:
+    """The bound is the one that its cuts prove: there is none beforehand but with the constants
+    of the theory, which make it slow."""
+    a, b = jax.random.split(key)
+    f = _Pieces(a, 0.5 * _unit(b, 3))
+    problem = jxt.Constrained(f, prox.Box(-1.0, 1.0))
+    method = tb.Vaidya(1.0, **_options())
+
+    def look(x, state):
+        return f(x), method.gap(problem, x, state) * jnp.maximum(f(x), 1)
+
+    measured, proved = _walk(problem, method, jnp.zeros(3), look)
+    return measured[CHECKPOINTS - 1], jnp.minimum(proved[CHECKPOINTS - 1], 1e3)
+
+
+def annealing(key) -> Curves:
+    """Ten temperatures, from the range of the function down."""
+    a, b, c = jax.random.split(key, 3)
+    f = _Pieces(a, 0.5 * _unit(b, 3))
+    first = 2.0  # some less than the range: the theorem is on samples of the first temperature
+    method = tb.SimulatedAnnealing(1.0, first, tol=0.0, max_steps=10)
+    constants = tb.Constants(dimension=3)
+    return _curves(jxt.Smooth(f), method, jnp.zeros(3), f, constants, c, np.arange(1, 11))
+
+
 def _options(**more):
     return {"tol": 0.0, "max_steps": STEPS, **more}
 
@@ -342,6 +384,9 @@ RATES: dict[str, Callable[[jax.Array], Curves]] = {
         lambda x, y, radii, most: tb.SaddleMirrorProx(x, y, radii, (0.0, 0.0, most), **_options())
     ),
     "short-step interior point": short_steps,
+    "center of gravity": _cuts(lambda: tb.CenterOfGravity(1.0, **_options()), 2),
+    "ellipsoids": _cuts(lambda: tb.Ellipsoid(3**0.5, **_options()), 3),
+    "Vaidya, by its cuts": vaidya,
 }
 """Of these the bound holds on each instance."""
 
@@ -352,6 +397,10 @@ RANDOM_RATES: dict[str, Callable[[jax.Array], Curves]] = {
     ),
     "SVRG": _samples(lambda r: 0.5 * r**2, 1.0, None, _variance_reduced),
     "random coordinate descent": coordinate_descent,
+    "center of gravity by a random walk": _cuts(
+        lambda: tb.CenterOfGravity(1.0, tb.SampledCentroid(), max_steps=STEPS, tol=0.0), 3, True
+    ),
+    "simulated annealing": annealing,
     "stochastic saddle mirror descent": _game(
         lambda x, y, radii, most: tb.StochasticSaddleMirrorDescent(
             x, y, radii, (most, most), **_options()
@@ -375,8 +424,13 @@ LANDED = (
     "mirror descent, smooth",
     "short-step interior point",
     "random coordinate descent",
+    "center of gravity",
+    "ellipsoids",
+    "Vaidya, by its cuts",
+    "center of gravity by a random walk",
+    "simulated annealing",
 )
-"""Methods of other files, and variants."""
+"""Methods of other files, whose tests look at their bounds too, and variants."""
 
 
 @functools.cache

@@ -14,6 +14,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "Nocedal, Wright, Numerical Optimization, 2006",
         lambda: jxt.minimize.GradientDescent(),
         claim="minimize/gradient_descent",
+        system=("S172",),
     ),
     SolverRow(
         "Proximal gradient",
@@ -21,6 +22,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "Combettes, Wajs, Signal Recovery by Proximal Forward-Backward Splitting, 2005",
         lambda: jxt.minimize.ProximalGradient(),
         claim="minimize/proximal_gradient",
+        system=("S172",),
     ),
     SolverRow(
         "FISTA",
@@ -28,6 +30,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "Beck, Teboulle, A Fast Iterative Shrinkage-Thresholding Algorithm, 2009",
         lambda: jxt.minimize.FISTA(),
         claim="minimize/fista",
+        system=("S172",),
     ),
     SolverRow(
         "Block coordinate descent",
@@ -36,6 +39,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "2009",
         lambda: jxt.minimize.BlockCoordinateDescent(selection=jxt.minimize.Shuffled()),
         claim="minimize/block_coordinate",
+        system=("S172",),
         opt_outs={"pytree": "blocks are the entries of the leading axis of one array"},
     ),
     SolverRow(
@@ -53,6 +57,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "Beck, Teboulle, Mirror Descent and Nonlinear Projected Subgradient Methods, 2003",
         lambda: jxt.minimize.MirrorDescent(),
         claim="minimize/mirror_descent",
+        system=("S172",),
     ),
     SolverRow(
         "Frank-Wolfe",
@@ -60,6 +65,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "Jaggi, Revisiting Frank-Wolfe, 2013",
         lambda: jxt.minimize.FrankWolfe(),
         claim="minimize/frank_wolfe",
+        system=("S172",),
         opt_outs={
             name: "its error falls as 1/k, so the tight tolerance of this check is out of reach"
             for name in ("oracle", "pytree", "gradient", "vmap")
@@ -142,6 +148,7 @@ SOLVERS: tuple[SolverRow, ...] = (
         "Applegate et al., 2023, arXiv:2105.12715",
         lambda: jxt.splitting.PrimalDualHybridGradient(),
         claim="splitting/primal_dual",
+        system=("S172",),
         opt_outs={"pytree": "a primal-dual pair is a tuple already"},
     ),
     SolverRow(

@@ -13,6 +13,7 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         "1997",
         lambda: jxt.minimize.InteriorPoint(),
         claim="minimize/interior_point",
+        system=("S172",),
         opt_outs={"pytree": "a conic program is over one vector and its multipliers"},
     ),
     FunctionRow(
@@ -34,5 +35,13 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         claim="minimize/sketched_sqp",
         system=("S054",),
         opt_outs={"problems": "NonlinearProgram: the suite's has inequalities"},
+    ),
+    SolverRow(
+        "Augmented Lagrangian",
+        "minimize.AugmentedLagrangian",
+        "Hestenes, Multiplier and Gradient Methods, 1969",
+        lambda: jxt.minimize.AugmentedLagrangian(),
+        claim="minimize/sketched_sqp",
+        system=("S054",),
     ),
 )

@@ -19,21 +19,31 @@ Smooth plus proximable, or over a set one can project on:
 - `ACODER`: cyclic blocks, accelerated; `VRACODER`: the same on finite sums, by minibatches.
 - `NonconvexAGD`: SCAD and MCP, with `sparse_path` along a sequence of penalties.
 - `MirrorDescent`: geometries other than the Euclidean, the simplex above all.
+- `GreedyBlockCoordinateDescent`: blocks chosen by their promise, from partitions (`FixedBlocks`,
+  `GivenBlocks`, `VariableBlocks`, `ForestBlocks`), rules (`GS`, `GSL`, `GSD`, `GSDH`, `GSQ`,
+  `GSQIHT`) and updates; `TwoMetricUpdate` ends in Newton's steps on the support. Sparse quadratics
+  are a `GraphQuadratic`, of which `forest_solver` solves blocks without cycles exactly.
 
 Over a set with a linear oracle:
 
-- `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
-  `HagerMairZhang` and `ConvexCombination`.
+- `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
 
 Conic programs (linear, second-order cones, matrix inequalities):
 
 - `InteriorPoint`, with the paths `PredictorCorrector`, `LongStep`, `ShortStep`: accurate, certifies
   infeasible and unbounded programs.
 
-Under smooth equality constraints:
+Under smooth constraints:
 
-- `SketchedSQP`: Newton steps by random sketches, globally convergent; `ExactSQP` with the
-  `DirectSolve` of its systems. `DenseRegularity` forms the matrix, `GivenRegularity` does not.
+- `AugmentedLagrangian`: equations, inequalities and bounds, by a solver of smooth functions.
+- `SketchedSQP`: equations, by Newton steps from random sketches, globally convergent; `ExactSQP`
+  with the `DirectSolve` of its systems. `DenseRegularity` forms the matrix, `LanczosRegularity` and
+  `GivenRegularity` do not.
+
+Systems of equations with bounds on the unknowns:
+
+- `ScaledDogleg`, with the scaling matrices `ColemanLi`, `KanzowKlug`, `HeinkenschlossUlbrich`,
+  `HagerMairZhang` and `ConvexCombination`.
 
 Lipschitz constants of networks:
 
@@ -54,7 +64,7 @@ By function values alone, many minima or kinks:
   `L1Sphere` or `TangentSphere`, points those of a `uniform_simplex`. `SmoothedFunction` is for
   other solvers, `estimated_gradient` for those of `optax`.
 
-Of sets:
+Strictly convex functions over more half-spaces than one can write down:
 
 - `ProjectAndForget`, by `solve` for quadratic programs of which few rows matter;
   `project_with_oracle` for half-spaces that only an oracle knows, on the host: `ShortestPathOracle`
@@ -63,11 +73,6 @@ Of sets:
   `ForgetInactive` and `ForgetAll` say what stays on the list.
 - `metric_nearness` with `SquaredError`, `RelativeEntropy`, `AbsoluteError` or `LargestError`;
   `correlation_clustering`, its relaxation; `itml`, Mahalanobis distances from pairs.
-- `GreedyBlockCoordinateDescent`: blocks chosen by their promise, from partitions (`FixedBlocks`,
-  `GivenBlocks`, `VariableBlocks`, `ForestBlocks`), rules (`GS`, `GSL`, `GSD`, `GSDH`, `GSQ`,
-  `GSQIHT`) and updates; `TwoMetricUpdate` ends in Newton's steps on the support. Sparse quadratics
-  are a `GraphQuadratic`, of which `forest_solver` solves blocks without cycles exactly.
-- `FrankWolfe`: any set, slow tail. `AwayFrankWolfe`, `PairwiseFrankWolfe`: polytopes, linear rate.
 
 Ratios of functions:
 
@@ -85,15 +90,6 @@ With a theorem, and what it proves as a number:
   mirror descent, dual averaging, mirror prox, geometric descent, saddle points, stochastic methods;
   `textbook.guarantee` of these and others.
 
-Strictly convex functions over more half-spaces than one can write down:
-
-
-Strictly convex functions over more half-spaces than one can write down:
-
-
-Systems of equations with bounds on the unknowns:
-
-
 Step sizes are objects, `Backtracking`, `FixedStep`; so are orders of coordinates and geometries.
 Their contracts for others are `AbstractStepSize`, `AbstractSelection`, `AbstractMirrorMap`,
 `AbstractPath`, `AbstractActivation`, `AbstractLayer`, `AbstractLipschitzNorm`,
@@ -110,6 +106,7 @@ from .accelerated_newton import (
     SubsampledOracle,
 )
 from .acoder import ACODER, VRACODER
+from .augmented_lagrangian import AugmentedLagrangian
 from .block_coordinate import (
     AbstractSelection,
     BlockCoordinateDescent,
@@ -300,6 +297,7 @@ from .sketched_sqp import (
     DirectSolve,
     ExactSQP,
     GivenRegularity,
+    LanczosRegularity,
     SketchedSQP,
 )
 from .sphere import (
@@ -373,6 +371,7 @@ __all__ = [
     "Affine",
     "Anisotropic",
     "ArmijoDamping",
+    "AugmentedLagrangian",
     "Averaged",
     "AwayFrankWolfe",
     "BacktrackedGradientUpdate",
@@ -435,6 +434,7 @@ __all__ = [
     "KanzowKlug",
     "L1Sphere",
     "L2Sphere",
+    "LanczosRegularity",
     "LargestError",
     "LazyCubicNewton",
     "LearnedMetric",

@@ -31,6 +31,7 @@ from ..core import (
     tree,
 )
 from ..core.operators import dense
+from ..core.progress import progress_bar
 from .bregman import (
     AbstractBregman,
     AbstractRows,
@@ -247,6 +248,7 @@ def project_with_oracle(
     *,
     solver: ProjectAndForget | None = None,
     key: PRNGKeyArray | None = None,
+    progress: bool = True,
     throw: bool = False,
 ) -> Solution:
     """Minimize $\\phi(x)$ subject to $\\langle a_i, x\\rangle \\le b_i$ for more $i$ than one can
@@ -272,6 +274,7 @@ def project_with_oracle(
     - `kept`: half-spaces that are visited in every sweep, behind the list.
     - `solver`: the settings; `ProjectAndForget()` if `None`.
     - `key`: for oracles that draw; `jax.random.key(0)` if `None`.
+    - `progress`: show a bar if it takes longer than a second; at the step limit it is full.
     - `throw`: raise a runtime error unless it converged.
 
     **Returns:** a `Solution` with `value = PrimalDual(x, multipliers)`, in `state` the `Remembered`
@@ -296,7 +299,7 @@ def project_with_oracle(
     oracle.check(x)
     key = jax.random.key(0) if key is None else key
     run = _Run(fixed, oracle, fixed_kept, solver)
-    solution = run.solve(x, key)
+    solution = run.solve(x, key, progress)
     if checks.is_traced((bregman, kept)):  # somebody differentiates
         rows = Remembered(run.memory.found, tuple(kept))
         program = NonlinearProgram(bregman, inequalities=_Excess(rows))
@@ -393,7 +396,12 @@ class _Run:
         self.bregman, self.oracle, self.kept, self.solver = bregman, oracle, kept, solver
         self.memory: Any = None
 
-    def solve(self, x, key) -> Solution:
+    def solve(self, x, key, progress) -> Solution:
+        name, rounds = type(self.solver).__name__, self.solver.max_steps
+        with progress_bar(rounds, name, enabled=progress) as advance:
+            return self._rounds(x, key, advance)
+
+    def _rounds(self, x, key, advance) -> Solution:
         solver, dtype = self.solver, tree.real_dtype(x)
         tol = float(solver.tol)
         everything = isinstance(solver.forget, ForgetAll)
@@ -434,6 +442,8 @@ class _Run:
             self.memory.forget(dual)
             residual = float(norm)
             trace.append((violation, residual, count, len(self.memory.dual)))
+            shown = {} if violation is None else {"violation": violation}
+            advance(1, residual=residual, remembered=len(self.memory.dual), **shown)
             if verdict == Status.infeasible:
                 status, worst, round_number = verdict, residual, round_number + 1
                 break
@@ -658,6 +668,7 @@ def metric_nearness(
     oracle: AbstractSeparation | None = None,
     solver: ProjectAndForget | None = None,
     key: PRNGKeyArray | None = None,
+    progress: bool = True,
     throw: bool = False,
 ) -> NearestMetric:
     """The metric nearest to given dissimilarities: $x_{ij} \\le x_{ik} + x_{kj}$ for all triples.
@@ -671,7 +682,7 @@ def metric_nearness(
     - `discrepancy`: `SquaredError()`, `RelativeEntropy()`, `AbsoluteError(gamma)` or
       `LargestError(gamma)`.
     - `oracle`: `ShortestPathOracle(n)` by default, or `RandomTriangleOracle`.
-    - `solver`, `key`, `throw`: see `project_with_oracle`.
+    - `solver`, `key`, `progress`, `throw`: see `project_with_oracle`.
 
     **Returns:** a `NearestMetric`.
 
@@ -700,7 +711,9 @@ def metric_nearness(
         held = _pairs_of(wanted.astype(given.dtype), pairs)
     bregman, kept = discrepancy.program(given, held)
     oracle = ShortestPathOracle(n) if oracle is None else oracle
-    solution = project_with_oracle(bregman, oracle, kept, solver=solver, key=key, throw=throw)
+    solution = project_with_oracle(
+        bregman, oracle, kept, solver=solver, key=key, progress=progress, throw=throw
+    )
     return NearestMetric(_matrix_of(solution.value.primal, pairs, n), solution)
 
 
@@ -754,6 +767,7 @@ def correlation_clustering(
     oracle: AbstractSeparation | None = None,
     solver: ProjectAndForget | None = None,
     key: PRNGKeyArray | None = None,
+    progress: bool = True,
     throw: bool = False,
 ) -> RelaxedClustering:
     """The linear relaxation of correlation clustering, within the fraction $\\gamma$ of its best.
@@ -772,7 +786,7 @@ def correlation_clustering(
       looked at.
     - `gamma`: $\\gamma > 0$.
     - `oracle`: a `ShortestPathOracle` of the graph by default.
-    - `solver`, `key`, `throw`: see `project_with_oracle`.
+    - `solver`, `key`, `progress`, `throw`: see `project_with_oracle`.
 
     **Returns:** a `RelaxedClustering`.
 
@@ -795,7 +809,9 @@ def correlation_clustering(
         raise ValueError("similarity has no edge: all entries off the diagonal are zero")
     bregman, kept = _clustering_program(similarity, jnp.asarray(edges), gamma)
     oracle = ShortestPathOracle(n, edges) if oracle is None else oracle
-    solution = project_with_oracle(bregman, oracle, kept, solver=solver, key=key, throw=throw)
+    solution = project_with_oracle(
+        bregman, oracle, kept, solver=solver, key=key, progress=progress, throw=throw
+    )
     x, cost, least = _clustering_costs(bregman, solution.value, solution.state)
     return RelaxedClustering(x, edges, cost, least, solution)
 
@@ -848,6 +864,7 @@ def itml(
     probability: float = 1.0,
     solver: ProjectAndForget | None = None,
     key: PRNGKeyArray | None = None,
+    progress: bool = True,
     throw: bool = False,
 ) -> LearnedMetric:
     """Information-theoretic metric learning: the Mahalanobis matrix nearest to a prior that has
@@ -868,7 +885,7 @@ def itml(
     - `gamma`: $\\gamma > 0$, how hard it is to give way on these.
     - `prior`: $A_0$, symmetric positive definite; the identity if `None`.
     - `probability`: with which each pair is looked at in a round.
-    - `solver`, `key`, `throw`: see `project_with_oracle`.
+    - `solver`, `key`, `progress`, `throw`: see `project_with_oracle`.
 
     **Returns:** a `LearnedMetric`.
 
@@ -904,7 +921,9 @@ def itml(
         raise ValueError(f"prior {prior.shape} does not fit points {points.shape}")
     bregman = LogDet(prior, jnp.concatenate(goal), gamma)
     oracle = ListOracle(rows, probability)
-    solution = project_with_oracle(bregman, oracle, solver=solver, key=key, throw=throw)
+    solution = project_with_oracle(
+        bregman, oracle, solver=solver, key=key, progress=progress, throw=throw
+    )
     point: MetricPoint = solution.value.primal
     return LearnedMetric(point.matrix, solution)
 

@@ -141,6 +141,124 @@ class GivenRegularity(AbstractRegularity):
         return Model(Map(shifted, shifted), 2 * norm, psi, upsilon, constraint)
 
 
+class LanczosRegularity(AbstractRegularity):
+    """Products only: what the test and the bounds need from the ends of three spectra.
+
+    By Lanczos's method from a random start, `num_steps` steps with full orthogonalization: $|H|$;
+    the ends of $J J^\\top$, so $\\xi_G$ and $|J|$; and the least eigenvalue of $Z^\\top H Z$, that
+    of $PHP$ on the null space of $J$, where $P$ projects by conjugate gradients, `num_steps` of
+    them, on $J J^\\top$. A Ritz value is moved outwards by the norm of its residual, but the least
+    one of $J J^\\top$ to half of itself at most. All are exact where `num_steps` is at least the
+    number of unknowns and of constraints; with fewer steps an end is missed where the start has
+    next to nothing of its eigenvector, and $\\xi_G$ may be too large where $J J^\\top$ is ill
+    conditioned. Norms are spectral, which are at most those of Frobenius.
+
+    **Arguments:**
+
+    - `num_steps`: $k$, of $2k$ products with the Hessian and some $4k^2$ with the
+      Jacobian in all.
+    - `floor`, `shift`: as of `DenseRegularity`.
+    - `seed`: of the start.
+
+    **Reference:** Golub, Van Loan, Matrix Computations, 2013, chapter 10.
+    """
+
+    num_steps: int = eqx.field(static=True, default=20)
+    floor: Scalar = scalar_field(1e-6)
+    shift: Scalar = scalar_field(0.1)
+    seed: int = eqx.field(static=True, default=0)
+
+    def __check_init__(self):
+        checks.count("num_steps", self.num_steps)
+        checks.positive("floor", self.floor)
+        checks.positive("shift", self.shift)
+
+    def __call__(self, kkt, r, n):
+        m, dtype = r.size - n, r.dtype
+        hessian = lambda v: kkt(jnp.pad(v, (0, m)))[:n]
+        jacobian = lambda v: kkt(jnp.pad(v, (0, m)))[n:]
+        adjoint = lambda w: kkt(jnp.pad(w, (n, 0)))[:n]
+        gram = lambda w: jacobian(adjoint(w))
+        project = lambda v: v - adjoint(_conjugate(gram, jacobian(v), self.num_steps))
+        draw = jax.random.normal(jax.random.key(self.seed), r.shape, dtype)
+        draw = loops.vary(draw, loops.varying_axes(r))
+        runs = [_lanczos(hessian, draw[:n], self.num_steps)]
+        if m:
+            runs.append(_lanczos(gram, draw[n:], self.num_steps))
+        if 0 < m < n:
+            reduced = lambda v: project(hessian(v))
+            runs.append(_lanczos(reduced, project(draw[:n]), self.num_steps, project))
+        # One factorization of all three.
+        ritz, vectors = jnp.linalg.eigh(jnp.stack([T for T, _ in runs]))
+        rest = jnp.stack([rest for _, rest in runs])[:, None] * jnp.abs(vectors[:, -1])
+        low, high = ritz[:, 0] - rest[:, 0], ritz[:, -1] + rest[:, -1]
+        norm = jnp.maximum(jnp.abs(low[0]), jnp.abs(high[0]))
+        constraint, J = jnp.asarray(jnp.inf, dtype), jnp.zeros((), dtype)
+        if m:
+            constraint = jnp.maximum(low[1], 0.5 * jnp.maximum(ritz[1, 0], 0))
+            constraint = jnp.where(m <= n, constraint, 0)
+            J = jnp.sqrt(high[1])
+        regular = jnp.asarray(True)
+        if m < n:
+            regular = low[2 if m else 0] >= self.floor
+        shift = self.shift.astype(dtype)
+        more = jnp.where(regular, 0, shift + norm)
+        own = jnp.where(jnp.arange(r.size) < n, more, 0)
+        shifted = lambda v: kkt(v) + own * v
+        psi, upsilon = _constants(norm + more, J, norm, constraint, shift)
+        return Model(Map(shifted, shifted), norm + more + J, psi, upsilon, constraint)
+
+
+def _lanczos(product, start, num_steps, project=lambda v: v):
+    """The tridiagonal matrix of so many steps, and the length of what is left.
+
+    What leaves the subspace of `project` would grow from step to step."""
+    eps, tiny = float(jnp.finfo(start.dtype).eps), float(jnp.finfo(start.dtype).tiny)
+    scaled = lambda v, length: v / jnp.where(length > 0, length, 1)
+
+    def step(j, carry):
+        basis, T, v, _ = carry
+        basis = basis.at[j].set(v)
+        image = product(v)
+        size = jnp.linalg.norm(image)
+        along = basis @ image
+        # Twice is enough.
+        w = image - basis.T @ along
+        w = project(w - basis.T @ (basis @ w))
+        length = jnp.linalg.norm(w)
+        # What rounding leaves, of a projection too, is no direction.
+        noise = eps**0.7 * jnp.maximum(size, tiny)
+        length = jnp.where(length > noise, length, 0)
+        # Where the space has ended, the first value stands in for those that are not there.
+        T = T.at[j, j].set(jnp.where(jnp.any(v != 0), along[j], T[0, 0]))
+        T = T.at[j, (j + 1) % num_steps].set(jnp.where(j + 1 < num_steps, length, T[j, 0]))
+        return basis, T, scaled(w, length) * (length > 0), length
+
+    first = scaled(start, jnp.linalg.norm(start))
+    empty = jnp.zeros_like(first, shape=(num_steps, start.size))
+    square = jnp.zeros_like(first, shape=(num_steps, num_steps))
+    carry = (empty, square, first, jnp.linalg.norm(first))
+    _, T, _, rest = loops.fori_loop(0, num_steps, step, carry)
+    above = jnp.triu(T, 1)
+    return jnp.diag(jnp.diagonal(T)) + above + above.T, rest
+
+
+def _conjugate(product, b, num_steps):
+    """Conjugate gradients that stand still once there is nothing left."""
+    divide = lambda a, b: jnp.where(b > 0, a / jnp.where(b > 0, b, 1), 0)
+    least = (4 * jnp.finfo(b.dtype).eps) ** 2 * jnp.vdot(b, b)
+
+    def step(_, carry):
+        x, r, p, square = carry
+        image = product(p)
+        length = jnp.where(square > least, divide(square, jnp.vdot(p, image)), 0)
+        x, r = x + length * p, r - length * image
+        after = jnp.where(square > least, jnp.vdot(r, r), square)
+        return x, r, r + divide(after, square) * p, after
+
+    return loops.fori_loop(0, num_steps, step, (jnp.zeros_like(b), b, b, jnp.vdot(b, b)))[0]
+
+
 class _State(eqx.Module):
     key: PRNGKeyArray
     feasibility: Float[Array, ""]
@@ -190,7 +308,8 @@ class SketchedSQP(AbstractSolver):
 
     - `sketch`: `GaussianSketch()`, `KaczmarzSketch()`, or `DirectSolve()`.
     - `sharpen`: $\\theta = \\min(1, |b|)$ instead of 1, for a superlinear rate.
-    - `regularity`: `DenseRegularity()` forms the matrix, `GivenRegularity(norm)` does not.
+    - `regularity`: `DenseRegularity()` forms the matrix, `LanczosRegularity()` and
+      `GivenRegularity(norm)` do not.
     - `feasibility`, `stationarity`: $\\eta_1$ and $\\eta_2$ at the start.
     - `accuracy`: $\\delta$ at the start, and `least_accuracy` that it does not fall below, in
       single precision at least `1e-4`.
@@ -232,8 +351,10 @@ class SketchedSQP(AbstractSolver):
         checks.interval("factor", self.factor, 1, float("inf"), open_low=True, open_high=True)
         checks.interval("armijo", self.armijo, 0, 0.5, open_low=True, open_high=True)
         checks.count("max_sketches", self.max_sketches)
-        if isinstance(self.sketch, DirectSolve) and isinstance(self.regularity, GivenRegularity):
-            raise TypeError("DirectSolve() factorizes a matrix, GivenRegularity() forms none")
+        if isinstance(self.sketch, DirectSolve) and not isinstance(
+            self.regularity, DenseRegularity
+        ):
+            raise TypeError("DirectSolve() factorizes a matrix, DenseRegularity() alone forms it")
 
     def init(self, problem, x, key):
         if isinstance(problem, NonlinearProgram):

@@ -41,14 +41,22 @@ PAIRS = [
     for row in ROWS
     for kind in _kinds(row)
 ]
-LEADING = {row.system: row for row in reversed(ROWS) if row.system}
-"""Of the solvers of a system the first; the steps of the others are much like its own."""
+
+
+def _alike(row):
+    """The solvers of a package of a family, or of a claim, that belong to one system."""
+    package = row.public.rpartition(".")[0]
+    return row.system, package if "." in package else row.claim
+
+
+LEADING = {_alike(row): row for row in reversed(ROWS) if row.system}
+"""The first of those that are alike; the steps of the others are much like its own."""
 
 
 def _each(row, kind, name):
     """A check that says little more of the other solvers of a system, and of a solver's other
     problem types: theirs are slow tests."""
-    alone = LEADING.get(row.system, row) is row and kind is _kinds(row)[0]
+    alone = LEADING.get(_alike(row), row) is row and kind is _kinds(row)[0]
     return pytest.param(row, kind, id=name, marks=() if alone else pytest.mark.slow)
 
 

@@ -1,6 +1,8 @@
 """Project and Forget against programs with all half-spaces written down, and loops in numpy."""
 
+import contextlib
 import dataclasses
+import importlib
 import itertools
 
 import cvxpy as cp
@@ -183,6 +185,22 @@ def by_hand(d, n, rounds, sweeps):
                 x[k], bound[k] = x[k] - c, bound[k] - c
         z = {name: value for name, value in listed.items() if value > 0}
     return x, sizes
+
+
+def test_a_bar_moves_once_a_round(monkeypatch):
+    moves = []
+
+    @contextlib.contextmanager
+    def bar(total, description, *, enabled):
+        yield lambda steps, **shown: moves.append((total, steps, enabled, shown))
+
+    module = importlib.import_module("jaxopt_ext.minimize.project_and_forget")
+    monkeypatch.setattr(module, "progress_bar", bar)
+    D = np.random.default_rng(0).uniform(size=(6, 6))
+    solution = metric_nearness(D + D.T - 2 * np.diag(np.diag(D)), progress=False).solution
+    assert len(moves) == solution.steps > 1
+    assert all(move[:3] == (1000, 1, False) for move in moves)
+    assert moves[-1][3]["remembered"] == solution.trace["remembered"][-1]
 
 
 def test_rounds_equal_a_loop_in_python():

@@ -3,12 +3,20 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 import scipy.optimize
 
 import jaxopt_ext as jxt
 from jaxopt_ext.linalg import GaussianSketch, ImportanceRows, KaczmarzSketch, sketch_and_project
-from jaxopt_ext.minimize import DirectSolve, ExactSQP, GivenRegularity, SketchedSQP
+from jaxopt_ext.minimize import (
+    AugmentedLagrangian,
+    DirectSolve,
+    ExactSQP,
+    GivenRegularity,
+    LanczosRegularity,
+    SketchedSQP,
+)
 
 
 def _hs77(x):
@@ -178,6 +186,36 @@ def test_problems_agree_with_slsqp(name, sketch):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("inner", ["FISTA", "LBFGS"])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_augmented_lagrangian_agrees_with_slsqp(name, inner):
+    problem, start = _problem(name)
+    solver = AugmentedLagrangian() if inner == "FISTA" else AugmentedLagrangian(optax.lbfgs())
+    solution = jxt.solve(problem, solver, start)
+    assert solution.status == jxt.Status.converged
+    assert solution.residual <= 1e-6
+    np.testing.assert_allclose(problem.fun(solution.value.primal), _by_slsqp(name), atol=1e-5)
+
+
+def test_the_augmented_lagrangian_finds_multipliers():
+    """Of an equation, an inequality that holds with equality and one that does not, and bounds."""
+    program = jxt.NonlinearProgram(
+        lambda x: 0.5 * jnp.sum((x - jnp.array([3.0, 2.0, -1.0])) ** 2),
+        lambda x: (jnp.sum(x) - 2)[None],
+        lambda x: jnp.stack([x[0] - x[1] - 0.5, x[2] - 5]),
+        (jnp.array([-jnp.inf, -jnp.inf, 0.0]), jnp.inf),
+    )
+    solution = jxt.solve(program, AugmentedLagrangian(tol=1e-8), jnp.zeros(3))
+    assert solution.status == jxt.Status.converged
+    x, dual = solution.value
+    np.testing.assert_allclose(x, [1.25, 0.75, 0.0], atol=1e-7)
+    # From stationarity in x_1, x_2 and x_3.
+    np.testing.assert_allclose(dual.equalities, [1.5], atol=1e-6)
+    np.testing.assert_allclose(dual.inequalities, [0.25, 0.0], atol=1e-6)
+    np.testing.assert_allclose(dual.bounds, [0, 0, -2.5], atol=1e-6)
+
+
+@pytest.mark.slow
 def test_a_sharpened_tolerance_is_superlinear():
     """With a coarse floor, so that the tolerance is what decides."""
     problem, start = _problem("HS77")
@@ -197,24 +235,26 @@ def test_a_sharpened_tolerance_is_superlinear():
 @pytest.mark.slow
 @pytest.mark.parametrize("solver", ["exact", "sketched"])
 def test_elliptic_control(solver):
-    """min |y - y_d|^2 / 2 + a |u|^2 / 2 subject to -y'' = u on a grid, the equation solved for y,
-    which is all the preconditioning there is, against its linear system."""
+    """min |y - y_d|^2 / 2 + a |u|^2 / 2 subject to -y'' = u on a grid, against its linear system.
+
+    Sketches need the square of a condition number, here of 15000: for them the equation is solved
+    for y, which is all the preconditioning there is."""
     n, weight = 60, 1.0
     h = 1 / (n + 1)
     K = (2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)) / h**2
-    S = np.linalg.inv(K)
+    y, u = (K, np.eye(n)) if solver == "exact" else (np.eye(n), np.linalg.inv(K))
     target = 100 * np.sin(np.pi * h * np.arange(1, n + 1))
 
     def fun(x):
         return 0.5 * jnp.sum((x["y"] - target) ** 2) + 0.5 * weight * jnp.sum(x["u"] ** 2)
 
-    problem = jxt.EqualityConstrained(fun, lambda x: x["y"] - S @ x["u"])
+    problem = jxt.EqualityConstrained(fun, lambda x: y @ x["y"] - u @ x["u"])
     start = {"y": jnp.zeros(n), "u": jnp.zeros(n)}
     kind = DirectSolve() if solver == "exact" else GaussianSketch(30)
     solution = jxt.solve(
         problem, SketchedSQP(kind, tol=1e-7, max_steps=20, max_sketches=3000), start
     )
-    J = np.concatenate([-S, np.eye(n)], axis=1)  # u comes before y
+    J = np.concatenate([-u, y], axis=1)  # u comes before y
     H = np.diag(np.repeat([weight, 1.0], n))
     side = np.concatenate([np.zeros(n), target, np.zeros(n)])
     wanted = np.linalg.solve(np.block([[H, J.T], [J, np.zeros((n, n))]]), side)
@@ -223,16 +263,44 @@ def test_elliptic_control(solver):
     np.testing.assert_allclose(solution.value.primal["y"], wanted[n : 2 * n], atol=1e-5)
 
 
+@pytest.mark.parametrize("sizes", [(5, 2), pytest.param((30, 7), marks=pytest.mark.slow)])
+def test_lanczos_bounds_are_those_of_the_matrix(sizes):
+    """Exact with enough steps: of the null space too, whose dimension is less."""
+    n, m = sizes
+    rng = np.random.default_rng(0)
+    H, J = rng.normal(size=(n, n)), rng.normal(size=(m, n))
+    H = H + H.T
+    null = scipy.linalg.null_space(J)
+    least = np.linalg.eigvalsh(null.T @ H @ null)[0]
+    spectrum = np.linalg.eigvalsh(J @ J.T)
+    r = jnp.ones(n + m)
+
+    @jax.jit
+    def run(H):
+        matrix = jnp.block([[H, J.T], [J, jnp.zeros((m, m))]])
+        kkt = jxt.core.operators.Map(lambda v: matrix @ v, lambda v: matrix @ v)
+        model = LanczosRegularity(40)(kkt, r, n)
+        return model.constraint, model.size, model.A(jnp.ones(n + m)) - matrix @ jnp.ones(n + m)
+
+    for shifted in (H - (least - 1e-3) * (null @ null.T), H - (least + 1e-3) * (null @ null.T)):
+        constraint, size, added = run(jnp.asarray(shifted))
+        np.testing.assert_allclose(constraint, spectrum[0], rtol=1e-6)
+        own = np.linalg.eigvalsh(null.T @ shifted @ null)[0]
+        norm = np.linalg.norm(shifted, 2)
+        more = 0.0 if own >= 1e-6 else 0.1 + norm
+        np.testing.assert_allclose(added[:n], more, rtol=1e-6, atol=1e-9)
+        np.testing.assert_allclose(size, norm + more + np.sqrt(spectrum[-1]), rtol=1e-6)
+
+
 @pytest.mark.slow
 def test_products_alone_solve_too_and_programs_with_equalities_are_taken():
     problem, start = _problem("HS28")
     program = jxt.NonlinearProgram(problem.fun, problem.constraints)
-    free = SketchedSQP(
-        GaussianSketch(2), regularity=GivenRegularity(10.0, 14.0, 1e-3), tol=1e-6, max_steps=60
-    )
-    solution = jxt.solve(program, free, start)
-    assert solution.status == jxt.Status.converged
-    np.testing.assert_allclose(solution.value.primal, [0.5, -0.5, 0.5], atol=1e-5)
+    for regularity in (GivenRegularity(10.0, 14.0, 1e-3), LanczosRegularity()):
+        free = SketchedSQP(GaussianSketch(2), regularity=regularity, tol=1e-6, max_steps=60)
+        solution = jxt.solve(program, free, start)
+        assert solution.status == jxt.Status.converged
+        np.testing.assert_allclose(solution.value.primal, [0.5, -0.5, 0.5], atol=1e-5)
 
 
 @pytest.mark.slow
@@ -261,8 +329,17 @@ def test_bad_input():
         SketchedSQP(factor=1.0)
     with pytest.raises(ValueError, match="armijo"):
         SketchedSQP(armijo=0.5)
-    with pytest.raises(TypeError, match="matrix"):
-        SketchedSQP(DirectSolve(), regularity=GivenRegularity(1.0))
+    for regularity in (GivenRegularity(1.0), LanczosRegularity()):
+        with pytest.raises(TypeError, match="matrix"):
+            SketchedSQP(DirectSolve(), regularity=regularity)
+    with pytest.raises(ValueError, match="num_steps"):
+        LanczosRegularity(0)
+    with pytest.raises(ValueError, match="growth"):
+        AugmentedLagrangian(growth=1.0)
+    with pytest.raises(ValueError, match="shrink"):
+        AugmentedLagrangian(shrink=1.0)
+    with pytest.raises(TypeError, match="inner"):
+        AugmentedLagrangian(jxt.fixed_point.Picard())
     with pytest.raises(ValueError, match="size"):
         GaussianSketch(0)
     with pytest.raises(ValueError, match="norm"):

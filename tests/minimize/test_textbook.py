@@ -262,6 +262,33 @@ def test_saddle_methods_are_those_of_a_loop():
     np.testing.assert_allclose(found.dual, np.mean(ys, axis=0), atol=1e-7)
 
 
+@pytest.mark.slow
+def test_rates_of_a_larger_game():
+    """The gap of mirror prox falls as 1/t and is half of its bound, that of mirror descent, with
+    the step of each horizon, as its root."""
+    A = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, size=(50, 40)))
+    problem, maps = tb.matrix_game(A), (minimize.EntropicSimplex(), minimize.EntropicSimplex())
+    radii, most = (np.log(50) ** 0.5, np.log(40) ** 0.5), float(jnp.max(jnp.abs(A)))
+    start = jxt.PrimalDual(jnp.full(50, 1 / 50), jnp.full(40, 1 / 40))
+    horizons = np.array([100, 200, 400, 800])
+
+    def gaps(make):
+        found = [jxt.solve(problem, make(t), start).value for t in horizons.tolist()]
+        return np.array([float(jnp.max(z.primal @ A) - jnp.min(A @ z.dual)) for z in found])
+
+    slope = lambda gaps: np.polyfit(np.log(horizons), np.log(gaps), 1)[0]
+    coupled = (0.0, 0.0, most)
+    prox = gaps(lambda t: tb.SaddleMirrorProx(*maps, radii, coupled, tol=0.0, max_steps=t))
+    mirror = gaps(
+        lambda t: tb.SaddleMirrorDescent(*maps, radii, (most, most), tol=0.0, max_steps=t)
+    )
+    assert prox[-1] < 4 * most * np.prod(radii) / 800 < 0.02
+    assert 0.005 < prox[-1] < 0.015
+    assert 0.03 < mirror[-1] < 0.1
+    assert -1.2 < slope(prox) < -0.8
+    assert -0.7 < slope(mirror) < -0.35
+
+
 def test_draws_of_a_game_are_unbiased():
     game = tb.MatrixGame(GAME)
     x, y = np.array([0.1, 0.0, 0.6, 0.3]), np.array([0.5, 0.5, 0.0])

@@ -103,9 +103,27 @@ def _cosine(seed):
     return float(move @ down / jnp.linalg.norm(move) / jnp.linalg.norm(down))
 
 
+def _consensus_cosine(geometry, seed):
+    """Of the mean move of the consensus point of particles, in 20 steps."""
+    x = jnp.array([3.0, 2.0])
+    problem = jxt.Smooth(lambda v: 0.5 * (v[0] ** 2 + 4 * v[1] ** 2))
+    solver = ConsensusBased(100, geometry=geometry, init_scale=0.5, tol=0.0, max_steps=20)
+
+    def ends(key):
+        points = jxt.solve(problem, solver, x, key=key, trace=lambda p, x, s: x).trace
+        return points[0], points[-1]
+
+    first, last = jax.vmap(ends)(jax.random.split(jax.random.key(seed), 200))
+    move, down = jnp.mean(last - first, axis=0), -jnp.mean(first, axis=0) * jnp.array([1.0, 4.0])
+    return float(move @ down / jnp.linalg.norm(move) / jnp.linalg.norm(down))
+
+
 def run() -> Outcome:
     cosine = min(_cosine(seed) for seed in range(10, 15))
     table = [{"function": "quadratic", "method": "mean hop", "cosine": cosine}]
+    for method, geometry in (("anisotropic", Anisotropic()), ("isotropic", Isotropic())):
+        own = min(_consensus_cosine(geometry, seed) for seed in range(10, 15))
+        table.append({"function": "quadratic", "method": f"{method} particles", "cosine": own})
     edges, found = [], {}
     noises = [jnp.asarray(s, jnp.float32) for s in NOISES]
     few, many = list(range(10, 18)), list(range(10, 16))
@@ -139,7 +157,8 @@ def run() -> Outcome:
         "isotropic on Ackley": found["Ackley 20", "isotropic"] <= 2,
     }
     failed = [name for name, holds in parts.items() if not holds]
-    note = "ends of a grid that were best: " + (", ".join(edges) or "none")
+    note = "nothing is claimed of the cosine of particles, whose covariance shapes their drift; "
+    note += "ends of a grid that were best: " + (", ".join(edges) or "none")
     note += "; parts that do not hold: " + (", ".join(failed) or "none")
     why = (
         "ours: bounds on two baselines were set from few runs, too low; tuned, isotropic noise "

@@ -123,6 +123,12 @@ def _run():
     for label, counts in (("failures", failures), ("steps where all solve", total)):
         row = {"problem": label, "start": ""}
         table.append(row | dict(zip(WEIGHTS, map(int, counts), strict=True)))
+    # The performance profile: the share of runs within a factor of the fewest steps.
+    fewest = np.where(failed, np.inf, steps).min(axis=1, keepdims=True)
+    for factor in (1.0, 1.1, 1.25, 1.5, 2.0):
+        within = np.mean(~failed & (steps <= factor * fewest), axis=0)
+        row = {"problem": "share of runs within", "start": f"{factor:g} of the fewest steps"}
+        table.append(row | dict(zip(WEIGHTS, map(float, within), strict=True)))
     holds = all(failures[-1] <= failures[:4]) and all(total[-1] < total[:4])
     why = "paper: its steps lie between those of its members, and all fail on the same run"
     return Outcome(
