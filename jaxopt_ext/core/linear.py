@@ -14,6 +14,9 @@ from jaxtyping import Array, Bool, Float, PyTree
 from . import checks, loops, ring, tree
 
 LinearFunction = Callable[[PyTree[Array]], PyTree[Array]]
+Shortcut = Callable[[PyTree[Array], Array, int], tuple[PyTree[Array], Bool[Array, ""]]]
+
+_ACTIVE = 64  # so many unknowns are cheaper to factorize than a few products with hundreds
 
 
 class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
@@ -51,9 +54,17 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         checks.count("dense_size", self.dense_size, minimum=0)
 
     def solve(
-        self, product: LinearFunction, vector: PyTree[Array]
+        self, product: LinearFunction, vector: PyTree[Array], shortcut: Shortcut | None = None
     ) -> tuple[PyTree, Bool[Array, ""]]:
-        """$A^{-1} b$ or $A^+ b$ from the function $x \\mapsto Ax$, and whether it was reached."""
+        """$A^{-1} b$ or $A^+ b$ from the function $x \\mapsto Ax$, and whether it was reached.
+
+        **Arguments:**
+
+        - `product`, `vector`: $x \\mapsto Ax$ and $b$.
+        - `shortcut`: another way to $A^{-1} b$, tried first on large systems: from $b$, a relative
+          tolerance and a number of unknowns that may be factorized, to $x$ and whether it was
+          found.
+        """
         if any(map(jnp.iscomplexobj, jax.tree.leaves(vector))):
             real = lambda x: tree.real_view(product(tree.complex_view(x, vector)))
             x, solved = self.solve(real, tree.real_view(vector))
@@ -63,12 +74,20 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             flat, unravel = ravel_pytree(vector)
             x, solved = self._solve(_matrix(product, vector, flat, unravel), flat)
             return unravel(x), solved
-        return self._solve(product, vector)
+        if shortcut is None or self.dense_size == 0:
+            return self._solve(product, vector)
+        limit = min(self.dense_size, max(_ACTIVE, min(tree.size(vector) // 16, 2 * _ACTIVE)))
+        first = shortcut(vector, self._tolerance(vector), limit)
+        longer = lambda b: self._solve(product, b)
+        return loops.if_due(~first[1], longer, vector, first)
+
+    def _tolerance(self, vector):
+        dtype = tree.real_dtype(vector)
+        return jnp.asarray(self.rtol or (1e-9 if dtype == jnp.float64 else 1e-5), dtype)
 
     def _solve(self, product, vector):
         """`product` is a function, or a matrix if the vector is a flat one."""
-        dtype = tree.real_dtype(vector)
-        tolerance = jnp.asarray(self.rtol or (1e-9 if dtype == jnp.float64 else 1e-5), dtype)
+        tolerance = self._tolerance(vector)
         norm = tree.norm(vector)
         scale = jnp.where(norm > 0, norm, 1)
         unit = tree.scale(vector, 1 / scale)
