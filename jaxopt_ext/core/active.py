@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from . import loops, tree
+from .dense import solve_checked
 from .objectives import AbstractLinearLoss
 
 
@@ -16,7 +17,7 @@ class ActiveSystem(eqx.Module):
     """The Jacobian $J = I - D + D X^\\top C X$ of a residual, with diagonal $D$ and $C$.
 
     Where most of $D$ is zero, at the kinks of an l1 norm say, the few other entries $A$ are found
-    by a Cholesky factorization of
+    by a factorization of
 
     $$S = I - D_A + D_A^{1/2} X_A^\\top C X_A D_A^{1/2},$$
 
@@ -47,7 +48,7 @@ class ActiveSystem(eqx.Module):
     ) -> tuple[Float[Array, " d"], Bool[Array, ""]]:
         """$J^{-1} b$, or $J^{-\\top} b$, and whether it was found.
 
-        It is not where more than `limit` entries are active, or $S$ is not positive definite.
+        It is not where more than `limit` entries are active, or $S$ is singular.
         """
         limit = min(limit, b.size)
         active = self.slopes != 0
@@ -71,7 +72,7 @@ class ActiveSystem(eqx.Module):
         else:
             inactive = jnp.where(self.slopes != 0, 0, b)
             right = inverses * b[index] - roots * ((self.matrix @ inactive) @ weighted)
-        small, solved = _positive_definite(system, right, tolerance)
+        small, solved = solve_checked(system, right, tolerance)
         if transposed:
             passive = b - (weighted @ (roots * small)) @ self.matrix
             small = inverses * small
@@ -80,16 +81,6 @@ class ActiveSystem(eqx.Module):
             small = roots * small
         there = jnp.where(active, index, b.size)
         return passive.at[there].set(small, mode="drop"), solved
-
-
-def _positive_definite(matrix, b, tolerance):
-    factor = jnp.linalg.cholesky(matrix, symmetrize_input=False)
-    pivots = jnp.square(jnp.diagonal(factor))
-    rounding = b.size * jnp.finfo(b.dtype).eps
-    regular = jnp.min(pivots) > rounding * jnp.max(pivots)  # False for NaN
-    x = jax.scipy.linalg.cho_solve((factor, True), b)
-    gap = jnp.linalg.norm(jnp.matmul(matrix, x, precision="highest") - b)
-    return x, regular & (gap <= tolerance * jnp.linalg.norm(b))
 
 
 def active_system(smooth: Any, prox: Any, x: Any) -> ActiveSystem | None:

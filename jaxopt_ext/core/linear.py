@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from . import checks, loops, ring, tree
+from .dense import solve_checked
 
 LinearFunction = Callable[[PyTree[Array]], PyTree[Array]]
 Shortcut = Callable[[PyTree[Array], Array, int], tuple[PyTree[Array], Bool[Array, ""]]]
@@ -96,7 +97,7 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             first = _gmres(product, unit, tolerance, limit)
             function = product
         else:
-            first = _factorized(product, unit, tolerance)
+            first = _Answer(*solve_checked(product, unit, tolerance))
             function = functools.partial(jnp.matmul, product)
         limit = self.max_steps or 10 * tree.size(vector)
         second = lambda b: _lsqr(function, b, tolerance, limit)
@@ -198,16 +199,6 @@ def _matrix(product, b, flat, unravel) -> Float[Array, "n n"]:
     column = lambda e: ravel_pytree(tree.cast_like(product(unravel(e)), b))[0]
     basis = loops.vary(jnp.eye(flat.size, dtype=flat.dtype), loops.varying_axes(flat))
     return jax.vmap(column, out_axes=1)(basis)
-
-
-def _factorized(matrix, b, tolerance) -> _Answer:
-    factors = jax.scipy.linalg.lu_factor(matrix)
-    pivots = jnp.abs(jnp.diagonal(factors[0]))
-    rounding = b.size * jnp.finfo(b.dtype).eps
-    regular = jnp.min(pivots, initial=jnp.inf) > rounding * jnp.max(pivots, initial=0)
-    x = jax.scipy.linalg.lu_solve(factors, b)
-    gap = jnp.linalg.norm(matrix @ x - b)
-    return _Answer(x, regular & (gap <= tolerance))  # False for NaN
 
 
 _WINDOW = 40
