@@ -29,8 +29,13 @@ CALLS = {"pjit", "jit", "closed_call", "custom_jvp_call", "custom_vjp_call", "re
 TURN = "what changes from turn to turn"
 
 
-def _parts(eqn):
-    """The programs inside; of a linear solve that of the solver."""
+def parts(eqn):
+    """The programs inside; of a linear solve that of the solver, of a choice by platform that for
+    CPUs."""
+    platforms = eqn.params.get("branches_platforms")
+    if platforms is not None:
+        mine = [kinds is None or "cpu" in kinds for kinds in platforms]
+        return [eqn.params["branches"][mine.index(True)].jaxpr]
     if eqn.primitive.name == "custom_linear_solve":
         return [eqn.params["jaxprs"].solve.jaxpr]
     return list(jaxprs_in_params(eqn.params))
@@ -39,7 +44,7 @@ def _parts(eqn):
 def _factorizes(eqn):
     if eqn.primitive.name in NAMES:
         return math.prod(eqn.invars[0].aval.shape[:-2]) > 1
-    return any(_factorizes(inner) for part in _parts(eqn) for inner in part.eqns)
+    return any(_factorizes(inner) for part in parts(eqn) for inner in part.eqns)
 
 
 def side_by_side(jaxpr: jax.extend.core.ClosedJaxpr) -> list[tuple[str, str]]:
@@ -55,10 +60,10 @@ def side_by_side(jaxpr: jax.extend.core.ClosedJaxpr) -> list[tuple[str, str]]:
         of = lambda v: known.get(v, frozenset()) if isinstance(v, Var) else frozenset()
         for eqn in jaxpr.eqns:
             waits = frozenset().union(*map(of, eqn.invars))
-            name, parts = eqn.primitive.name, _parts(eqn)
-            if name in CALLS and len(parts) == 1:
-                inner = dict(zip(parts[0].invars, map(of, eqn.invars), strict=True))
-                known.update(zip(eqn.outvars, visit(parts[0], inner, seen, loop), strict=True))
+            name, inside = eqn.primitive.name, parts(eqn)
+            if name in CALLS and len(inside) == 1:
+                inner = dict(zip(inside[0].invars, map(of, eqn.invars), strict=True))
+                known.update(zip(eqn.outvars, visit(inside[0], inner, seen, loop), strict=True))
                 continue
             if _factorizes(eqn):
                 found.extend((other[1], name) for other in seen - waits)
@@ -66,7 +71,7 @@ def side_by_side(jaxpr: jax.extend.core.ClosedJaxpr) -> list[tuple[str, str]]:
                     found.append((name, TURN))
                 waits |= {(len(seen), name)}
                 seen |= waits - {TURN}
-                for part in parts:
+                for part in inside:
                     if name in ("while", "scan"):
                         varying = _varying(eqn, part)
                         visit(part, dict.fromkeys(varying, frozenset({TURN})), set(), True)

@@ -19,7 +19,7 @@ from ..core import (
     scalar_field,
     tree,
 )
-from ..core.confirm import confirmed
+from ..core.confirm import confirmed, forgotten
 
 Steps = Callable[[Int[Array, ""]], Float[Array, ""]]
 _TAU = 1 / 40
@@ -284,6 +284,9 @@ class BAMM(AbstractSolver[Bilevel | StochasticBilevel, _State]):
         infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
         zero = jnp.asarray(0, jnp.int32)
         return _State(zero, zero, key, infinity, infinity)
+
+    def refresh(self, problem, x, state):
+        return forgotten(state)
 
     def _problems(self, problem, key) -> tuple[tuple[Bilevel, Bilevel, Bilevel], int]:
         """One for each direction, and the samples that they look at."""

@@ -137,14 +137,15 @@ def _attach_jvp(static, primals, tangents):
     # What a solver holds is among what it closes over, and is traced as it will be cast.
     held, rest = eqx.partition(adjoint, _is_array)
     adjoint = eqx.combine(loops.vary(held, axes), rest)
-    solver = functools.partial(_linear_solve, adjoint, problem.tags())
+    active = problem.active(x) if isinstance(adjoint.linear_solver, LeastSquaresFallback) else None
+    solver = functools.partial(_linear_solve, adjoint, problem.tags(), active)
     drift = _linked(loops.vary(drift, axes))
     with _casts(loops.varying_axes(primals) <= axes):
         solution = jax.lax.custom_linear_solve(
             _casting(lambda v: _linked(loops.vary(product(v), axes))),
             drift,
-            _casting(solver),
-            _casting(solver),
+            _casting(functools.partial(solver, False)),
+            _casting(functools.partial(solver, True)),
             symmetric=symmetric,
         )
     return x, tree.complex_view(tree.scale(_linked(solution), -1), x)
@@ -187,10 +188,11 @@ def _nothing(leaf: Array) -> Array:
     return 0 * jnp.sum(leaf) if tree.is_spread(leaf) else jnp.sum(jnp.atleast_1d(leaf)[:0])
 
 
-def _linear_solve(adjoint, tags, product, vector):
+def _linear_solve(adjoint, tags, active, transposed, product, vector):
     solver = adjoint.linear_solver
     if isinstance(solver, LeastSquaresFallback):
-        x, solved = solver.solve(product, vector)
+        found = None if active is None else functools.partial(active.solve, transposed=transposed)
+        x, solved = solver.solve(product, vector, found)
     else:
         if loops.in_shard_map():
             operator = VaryingOperator(product, vector, frozenset(tags))

@@ -1,6 +1,6 @@
 """From an estimate of the residual to the residual itself."""
 
-from typing import Any
+from typing import Any, TypeVar
 
 import equinox as eqx
 import jax
@@ -10,11 +10,19 @@ from jaxtyping import Array, Float, PyTree
 from . import loops, tree
 from .problem import AbstractProblem
 
+State = TypeVar("State", bound=Any)
+
 
 def unknown(dtype: Any) -> Float[Array, ""]:
     """An error that nothing is known of: above every tolerance, and not infinite, which `solve`
     takes for divergence."""
     return jnp.asarray(jnp.finfo(dtype).max, dtype)
+
+
+def forgotten(state: State) -> State:
+    """A solver's state, to go on from, of which the `error` is not known: it may have passed, and
+    have been of another problem."""
+    return eqx.tree_at(lambda s: s.error, state, unknown(state.error.dtype))
 
 
 def confirmed(

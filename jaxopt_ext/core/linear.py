@@ -12,8 +12,12 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from . import checks, loops, ring, tree
+from .dense import solve_checked
 
 LinearFunction = Callable[[PyTree[Array]], PyTree[Array]]
+Shortcut = Callable[[PyTree[Array], Array, int], tuple[PyTree[Array], Bool[Array, ""]]]
+
+_ACTIVE = 64  # so many unknowns are cheaper to factorize than a few products with hundreds
 
 
 class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
@@ -51,9 +55,17 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         checks.count("dense_size", self.dense_size, minimum=0)
 
     def solve(
-        self, product: LinearFunction, vector: PyTree[Array]
+        self, product: LinearFunction, vector: PyTree[Array], shortcut: Shortcut | None = None
     ) -> tuple[PyTree, Bool[Array, ""]]:
-        """$A^{-1} b$ or $A^+ b$ from the function $x \\mapsto Ax$, and whether it was reached."""
+        """$A^{-1} b$ or $A^+ b$ from the function $x \\mapsto Ax$, and whether it was reached.
+
+        **Arguments:**
+
+        - `product`, `vector`: $x \\mapsto Ax$ and $b$.
+        - `shortcut`: another way to $A^{-1} b$, tried first on large systems: from $b$, a relative
+          tolerance and a number of unknowns that may be factorized, to $x$ and whether it was
+          found.
+        """
         if any(map(jnp.iscomplexobj, jax.tree.leaves(vector))):
             real = lambda x: tree.real_view(product(tree.complex_view(x, vector)))
             x, solved = self.solve(real, tree.real_view(vector))
@@ -63,12 +75,20 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             flat, unravel = ravel_pytree(vector)
             x, solved = self._solve(_matrix(product, vector, flat, unravel), flat)
             return unravel(x), solved
-        return self._solve(product, vector)
+        if shortcut is None or self.dense_size == 0:
+            return self._solve(product, vector)
+        limit = min(self.dense_size, max(_ACTIVE, min(tree.size(vector) // 16, 2 * _ACTIVE)))
+        first = shortcut(vector, self._tolerance(vector), limit)
+        longer = lambda b: self._solve(product, b)
+        return loops.if_due(~first[1], longer, vector, first)
+
+    def _tolerance(self, vector):
+        dtype = tree.real_dtype(vector)
+        return jnp.asarray(self.rtol or (1e-9 if dtype == jnp.float64 else 1e-5), dtype)
 
     def _solve(self, product, vector):
         """`product` is a function, or a matrix if the vector is a flat one."""
-        dtype = tree.real_dtype(vector)
-        tolerance = jnp.asarray(self.rtol or (1e-9 if dtype == jnp.float64 else 1e-5), dtype)
+        tolerance = self._tolerance(vector)
         norm = tree.norm(vector)
         scale = jnp.where(norm > 0, norm, 1)
         unit = tree.scale(vector, 1 / scale)
@@ -77,7 +97,7 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             first = _gmres(product, unit, tolerance, limit)
             function = product
         else:
-            first = _factorized(product, unit, tolerance)
+            first = _Answer(*solve_checked(product, unit, tolerance))
             function = functools.partial(jnp.matmul, product)
         limit = self.max_steps or 10 * tree.size(vector)
         second = lambda b: _lsqr(function, b, tolerance, limit)
@@ -181,16 +201,6 @@ def _matrix(product, b, flat, unravel) -> Float[Array, "n n"]:
     return jax.vmap(column, out_axes=1)(basis)
 
 
-def _factorized(matrix, b, tolerance) -> _Answer:
-    factors = jax.scipy.linalg.lu_factor(matrix)
-    pivots = jnp.abs(jnp.diagonal(factors[0]))
-    rounding = b.size * jnp.finfo(b.dtype).eps
-    regular = jnp.min(pivots, initial=jnp.inf) > rounding * jnp.max(pivots, initial=0)
-    x = jax.scipy.linalg.lu_solve(factors, b)
-    gap = jnp.linalg.norm(matrix @ x - b)
-    return _Answer(x, regular & (gap <= tolerance))  # False for NaN
-
-
 _WINDOW = 40
 _PATIENCE = 20
 
@@ -205,27 +215,51 @@ class _Search(NamedTuple):
     norm: Float[Array, ""]
     mark: Float[Array, ""]
     stretch: Float[Array, ""]  # the largest |A p| / |p| seen
+    errors: Float[Array, " m"]  # |A p_i - image|, squared, as if roundings were independent
+    drift: Float[Array, ""]  # the same of the gap
     steps: Array
     active: Bool[Array, ""]
 
 
-def _orthogonalized(image, along, s: _Search, size):
-    """`image` less its part in the span of the images, the coefficients, and what is left."""
+def _orthogonalized(p, image, s: _Search, size, slot):
+    """`image` less its part in the span of the images, `p` less the same of the directions, the
+    coefficients, and what is left.
 
-    def reduced(image, along):
-        image = ring.minus(image, along, s.images)
-        return image, tree.norm(image)
+    Of a symmetric matrix only the last two images count, until rounding has brought back the
+    others by the root of the precision; that is then seen (Simon).
+    """
+    window = s.filled.size
+    along = jnp.where(s.filled, ring.products(s.images, image), 0)
+    rows = [(slot - i) % window for i in range(1, 1 + min(2, window))]
+    last = functools.reduce(jnp.logical_or, (jnp.arange(window) == row for row in rows))
+
+    def against_all(image, p, near, along, left):
+        del near, left
+        image, left = reduced(image, along)
+        # Where little has cancelled, a second pass would change nothing (Kahan, Parlett).
+        keep = lambda image, along, left: (image, left, along)
+        image, left, along = loops.cond(left < 0.5 * size, again, keep, image, along, left)
+        return image, ring.minus(p, along, s.directions), along, left
 
     def again(image, along, left):
         del left
         more = jnp.where(s.filled, ring.products(s.images, image), 0)
         return *reduced(image, more), along + more
 
-    image, left = reduced(image, along)
-    keep = lambda image, along, left: (image, left, along)
-    # Where little has cancelled, a second pass would change nothing (Kahan, Parlett).
-    image, left, along = loops.cond(left < 0.5 * size, again, keep, image, along, left)
-    return image, along, left
+    def reduced(image, along):
+        image = ring.minus(image, along, s.images)
+        return image, tree.norm(image)
+
+    def against_last(image, p, near, along, left):
+        del image
+        p = ring.minus_rows(p, along, s.directions, rows)
+        return near, p, jnp.where(last, along, 0), left
+
+    near = ring.minus_rows(image, along, s.images, rows)
+    left = tree.norm(near)
+    others = jnp.max(jnp.abs(jnp.where(last, 0, along)))
+    few = (others <= jnp.sqrt(jnp.finfo(left.dtype).eps) * left) & (left > 0.05 * size)
+    return loops.cond(few, against_last, against_all, image, p, near, along, left)
 
 
 def _gmres(product, b, tolerance, limit) -> _Answer:
@@ -233,12 +267,14 @@ def _gmres(product, b, tolerance, limit) -> _Answer:
 
     Directions $p_i$ are kept with orthonormal images $A p_i$, the last `_WINDOW` of them, so that
     the residual is known after every product. The next direction is the residual while that
-    falls, and the last image where it does not; the space is the same.
+    falls, and the last image where it does not; the space is the same. The residual at the end is
+    computed again only if roundings may have moved it.
     """
     window = min(_WINDOW, tree.size(b))
     norm = tree.norm(b)
     zero = jnp.asarray(0, jnp.int32)
     nothing = jax.tree.map(jnp.zeros_like, b)
+    eps = jnp.finfo(norm.dtype).eps
     start = _Search(
         nothing,
         b,
@@ -249,32 +285,37 @@ def _gmres(product, b, tolerance, limit) -> _Answer:
         norm,
         norm,
         jnp.zeros_like(norm),
+        jnp.zeros(window, norm.dtype),
+        jnp.zeros_like(norm),
         zero,
         norm > 0,
     )
 
+    def reached(s):
+        return s.norm + jnp.sqrt(s.drift) + eps * s.stretch * tree.norm(s.x) <= tolerance
+
     def unfinished(s):
-        return s.active & (s.norm > 0.5 * tolerance) & (s.steps < limit)
+        return s.active & (s.norm > 0.5 * tolerance) & (s.steps < limit) & ~reached(s)
 
     def step(s):
         p = tree.scale(s.direction, 1 / tree.norm(s.direction))
         image = tree.cast_like(product(p), b)
         size = tree.norm(image)
-        along = jnp.where(s.filled, ring.products(s.images, image), 0)
-        image, along, left = _orthogonalized(image, along, s, size)
-        p = ring.minus(p, along, s.directions)
+        slot, steps = s.steps % window, s.steps + 1
+        image, p, along, left = _orthogonalized(p, image, s, size, slot)
         # The Krylov space is exhausted: what is left is rounding.
-        fresh = left > 10 * jnp.finfo(left.dtype).eps * size
+        fresh = left > 10 * eps * size
         inverse = jnp.where(fresh, 1 / jnp.where(fresh, left, 1), 0)
         image, p = tree.scale(image, inverse), tree.scale(p, inverse)
         length = tree.vdot(image, s.gap)
         gap = tree.axpy(s.gap, -length, image)
         norm = tree.norm(gap)
-        slot, steps = s.steps % window, s.steps + 1
         falls = norm <= 0.9 * s.norm
         again = ~fresh & (norm <= 0.5 * s.mark)  # with what rounding has left of the residual
         due = again | (steps % _PATIENCE == 0)
         stuck = ~again & (~fresh | (due & (norm > 0.95 * s.mark)))
+        stretch = jnp.maximum(s.stretch, size)
+        error = jnp.square(inverse) * (jnp.square(eps * stretch) + jnp.vdot(along**2, s.errors))
         return _Search(
             tree.axpy(s.x, length, p),
             gap,
@@ -284,17 +325,19 @@ def _gmres(product, b, tolerance, limit) -> _Answer:
             ~again & (s.filled | (jnp.arange(window) == slot)),
             norm,
             jnp.where(due, norm, s.mark),
-            jnp.maximum(s.stretch, size),
+            stretch,
+            s.errors.at[slot].set(error),
+            s.drift + jnp.square(length) * error,
             steps,
             jnp.isfinite(norm) & ~stuck,
         )
 
     last = loops.while_loop(unfinished, step, start)
     x = last.x
+    norm = loops.if_due(~reached(last), lambda x: tree.norm(_gap(product, x, b)), x, last.norm)
     # Rounding alone leaves this much, the least that any method can reach.
-    rounding = 4 * jnp.finfo(norm.dtype).eps * last.stretch * tree.norm(x)
-    enough = jnp.clip(rounding, tolerance, 100 * tolerance)
-    return _Answer(x, tree.norm(_gap(product, x, b)) <= enough)
+    rounding = 4 * eps * last.stretch * tree.norm(x)
+    return _Answer(x, norm <= jnp.clip(rounding, tolerance, 100 * tolerance))
 
 
 class _Bidiagonalization(NamedTuple):

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 from . import bounds, checks, tree
+from .active import ActiveSystem, active_system
 from .natural import natural
 from .operators import LinearMap, as_map, image_shape, is_sparse, matrix_or_operator, require_size
 from .restricted import Restricted
@@ -43,6 +44,10 @@ class AbstractProblem(eqx.Module):
     def tags(self) -> frozenset[object]:
         """`lineax` tags of the residual's Jacobian."""
         return frozenset()
+
+    def active(self, x: PyTree[Array]) -> ActiveSystem | None:
+        """The Jacobian of the residual at `x` in a form in which few entries decide, if it has
+        one. It must be the same as that of `residual`."""
 
     def restrict(self, rest: PyTree) -> "AbstractProblem":
         """The same problem over points without the leaves of `rest`, which stay as they are: the
@@ -108,6 +113,9 @@ class Composite(AbstractProblem):
     def residual(self, x):
         return natural(self.nonsmooth, x, tree.gradient(self.smooth, x))
 
+    def active(self, x):
+        return active_system(self.smooth, self.nonsmooth, x)
+
     def check(self, x):
         checks.objective("smooth", self.smooth, x)
         out = jax.eval_shape(lambda x: self.nonsmooth.prox(x, 1.0), x)
@@ -147,6 +155,9 @@ class Constrained(AbstractProblem):
     def residual(self, x):
         moved = jax.tree.map(jnp.subtract, x, tree.gradient(self.smooth, x))
         return jax.tree.map(jnp.subtract, x, self.feasible.project(moved))
+
+    def active(self, x):
+        return active_system(self.smooth, self.feasible, x)
 
     def check(self, x):
         checks.objective("smooth", self.smooth, x)

@@ -6,6 +6,8 @@ point, before that is stored: the compiler then works in one buffer, where it wo
 all of it once or twice a step.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
@@ -37,6 +39,20 @@ def minus(x: PyTree[Array], weights: Float[Array, " m"], buffer: PyTree[Array]) 
         x,
         buffer,
     )
+
+
+def minus_rows(
+    x: PyTree[Array], weights: Float[Array, " m"], buffer: PyTree[Array], rows: Sequence[Array]
+) -> PyTree[Array]:
+    """A point less the weighted sum of a few of those in a buffer."""
+
+    def of_leaf(a, b):
+        for row in rows:
+            point = jax.lax.dynamic_index_in_dim(b, row, keepdims=False)
+            a = a - weights[row].astype(b.dtype) * point
+        return a
+
+    return jax.tree.map(of_leaf, x, buffer)
 
 
 def store(

@@ -137,7 +137,7 @@ def cubic_step(at: Eigen, gradient: Vector, constant: Any, shift: Any = 0.0) -> 
     def look(t):
         shifted = gaps + 0.5 * M * t
         h = ratio(along, shifted)
-        length = jnp.linalg.norm(h)
+        length = tree.norm(h)  # with a derivative at zero
         bend = 0.5 * M * jnp.sum(ratio(ratio(h, length) ** 2, shifted))
         r = boundary + t
         return h, length - r, ratio(length - r, bend * r + ratio(length, r))
@@ -150,13 +150,22 @@ def cubic_step(at: Eigen, gradient: Vector, constant: Any, shift: Any = 0.0) -> 
 
     finite = jnp.isfinite(boundary + high + start)
     first = _Root(start, jnp.asarray(0, jnp.int32), finite)
-    t = loops.while_loop(lambda s: s.searching, advance, first).excess
-    h, gap, _ = look(t)
+    t = jax.lax.stop_gradient(loops.while_loop(lambda s: s.searching, advance, first).excess)
+    _, gap, _ = look(t)
     # Not even the smallest excess is a lower bound: the length that is missing costs nothing there.
     hard = (boundary > 0) & (t <= floor) & (gap < 0)
-    rest = jnp.sum(h[1:] ** 2)
-    r = boundary + t
-    missing = jnp.sqrt(jnp.maximum((r - jnp.sqrt(rest)) * (r + jnp.sqrt(rest)), 0))
+
+    def differentiable(t):
+        move = look(t)[2]
+        return t + (move - jax.lax.stop_gradient(move))
+
+    # The derivative is that of a root, whose value is found: one step of Newton's method has the
+    # first, two the second.
+    t = jnp.where(hard, t, differentiable(differentiable(t)))
+    h, _, _ = look(t)
+    r, rest = boundary + t, tree.norm(h[1:])
+    square = (r - rest) * (r + rest)
+    missing = jnp.where(square > 0, jnp.sqrt(jnp.where(square > 0, square, 1)), 0)
     h = jnp.where(hard, h.at[0].set(jnp.where(h[0] < 0, -missing, missing)), h)
     return -at.vectors @ jnp.where(finite, h, jnp.nan)
 

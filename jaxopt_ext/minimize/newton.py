@@ -582,22 +582,24 @@ def _searched(here, memory, shift_of, max_trials=40):
     rounding = _rounding(here.value)
     limit = jnp.sqrt(jnp.finfo(here.x.dtype).max)
 
+    move_by = lambda shift: _cubic.regularized_step(here.at, here.gradient, shift)
+
     def attempt(carry):
         constant, _, trials, _ = carry
         shift = shift_of(constant)
-        move = _cubic.regularized_step(here.at, here.gradient, shift)
+        move = move_by(shift)
         there = tree.gradient(here.fun, here.x + move)
         descends = jnp.vdot(here.gradient, move) <= 0
         along = rounding - jnp.vdot(there, move)
         passed = descends & (4 * shift * along >= jnp.vdot(there, there))
         again = ~passed & (trials + 1 < max_trials)
-        constant = jnp.where(passed, constant / 4, constant * 4)
-        return jnp.clip(constant, 1 / limit, limit), move, trials + 1, again
+        following = jnp.where(passed, constant / 4, constant * 4)
+        return jnp.clip(following, 1 / limit, limit), constant, trials + 1, again
 
     memory = memory.astype(here.x.dtype)
-    start = (memory, jnp.zeros_like(here.x), jnp.asarray(0, jnp.int32), jnp.asarray(True))
-    constant, move, trials, _ = loops.while_loop(lambda carry: carry[-1], attempt, start)
-    return move, constant, trials
+    start = (memory, memory, jnp.asarray(0, jnp.int32), jnp.asarray(True))
+    constant, used, trials, _ = _found(attempt, start)
+    return move_by(shift_of(used)), constant, trials
 
 
 class _LazyState(eqx.Module):
@@ -623,10 +625,12 @@ def _lazy_start(problem, x, memory):
     return _LazyState(value, gradient, none, zero, zero, zero, memory, infinity, Status.running)
 
 
-def _snapshot(flat, state):
+def _snapshot(flat, state, always):
     """The Hessian's eigenvalues, of this point if they are due."""
     due = state.age == 0
     make = lambda x: _cubic.eigen(_cubic.hessian(flat.fun, x))
+    if always:
+        return make(flat.x), state.hessians + due
     return loops.if_due(due, make, flat.x, state.eigen), state.hessians + due
 
 
@@ -642,7 +646,8 @@ class RegularizedNewton(AbstractSolver):
     The error is the norm of the gradient at the value. Where the step does not descend, so that
     $f$ is not convex, the solve ends with the status `breakdown`. The state counts `gradients` and
     `hessians` and has the eigenvalues of $H(z)$, ascending, in `eigen.values`. `UnrolledAdjoint`
-    works in forward mode only.
+    works in both modes with a `period` of 1; else in forward mode only, because the decomposition
+    is behind a loop of at most one turn, which a batch can skip.
 
     **Arguments:**
 
@@ -674,7 +679,7 @@ class RegularizedNewton(AbstractSolver):
 
     def step(self, problem, x, state):
         flat = _cubic.flatten(problem.fun, x)
-        at, hessians = _snapshot(flat, state)
+        at, hessians = _snapshot(flat, state, self.period == 1)
         here = Regularized(flat.fun, flat.x, state.value, state.gradient, at)
         move, memory, trials = self.regularization.move(here, state.memory)
         descends = ~(jnp.vdot(state.gradient, move) > 0)
@@ -722,7 +727,9 @@ class LazyCubicNewton(AbstractSolver):
 
     The error is the norm of the gradient at the value, so that a solve can end at a saddle point
     that it comes close to. The state counts `gradients` and `hessians` and has the eigenvalues of
-    $H(z)$, ascending, in `eigen.values`. `UnrolledAdjoint` works in forward mode only.
+    $H(z)$, ascending, in `eigen.values`. `UnrolledAdjoint` works in both modes with a
+    `period` of 1 and a `constant`; else in forward mode only, because decompositions and phases are
+    loops of unknown length.
 
     **Arguments:**
 
@@ -759,7 +766,7 @@ class LazyCubicNewton(AbstractSolver):
 
     def step(self, problem, x, state):
         flat = _cubic.flatten(problem.fun, x)
-        at, hessians = _snapshot(flat, state)
+        at, hessians = _snapshot(flat, state, self.period == 1 and self.constant is not None)
         if self.constant is None:
             new, state = self._phase(flat, state, at, hessians)
         else:

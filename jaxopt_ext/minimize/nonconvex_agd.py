@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core import AbstractSolver, Composite, Scalar, checks, loops, scalar_field, solve, tree
-from ..core.confirm import confirmed
+from ..core.confirm import confirmed, forgotten
 from ..core.objectives import AbstractLinearLoss
 from ..core.solution import Status
 from ..prox import L1, AbstractFoldedConcave
@@ -168,6 +168,9 @@ class NonconvexAGD(AbstractSolver):
         infinity, zero = jnp.asarray(jnp.inf, dtype), jnp.asarray(0, jnp.int32)
         nothing, no = jnp.zeros((), dtype), jnp.asarray(False)
         return _State(x, x, infinity, lipschitz, nothing, no, zero, infinity)
+
+    def refresh(self, problem, x, state):
+        return forgotten(state)
 
     def step(self, problem, x, state):
         l1, concave_gradient, _ = _split(problem.nonsmooth)

@@ -29,7 +29,7 @@ from ..core import (
     scalar_field,
     tree,
 )
-from ..core.confirm import confirmed
+from ..core.confirm import confirmed, forgotten
 from .mirror_descent import AbstractMirrorMap, EntropicOrthant, EntropicSimplex, Euclidean
 from .p_norm import PNorm
 from .sphere import SphereSmoothing
@@ -497,6 +497,9 @@ class ZerothOrder(AbstractSolver):
     def init(self, problem, x, key):
         infinity = jnp.asarray(jnp.inf, tree.real_dtype(x))
         return _State(self.method.init(self._oracle(problem), x), key, infinity)
+
+    def refresh(self, problem, x, state):
+        return forgotten(state)
 
     def step(self, problem, x, state):
         oracle = self._oracle(problem)

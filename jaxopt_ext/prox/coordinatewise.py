@@ -14,6 +14,7 @@ from .function import (
     AbstractFunction,
     AbstractSet,
     align,
+    entrywise_slopes,
     magnitude,
     parameter_field,
     part,
@@ -55,6 +56,9 @@ class AbstractCoordinatewise(AbstractFunction):
         _check(checks.positive, "step", step)
         spreads = [spread(p, x) for p in (step, *self.parameters())]
         return jax.tree.map(self.scalar_prox, x, *spreads)
+
+    def prox_slopes(self, x, step=1.0):
+        return entrywise_slopes(lambda x: self.prox(x, step), x)
 
     def aligned(self, x: Array) -> AbstractFunction:
         return type(self)(*(align(p, x) for p in self.parameters()))
@@ -303,6 +307,9 @@ class NonNegative(AbstractSet):
         require_real("NonNegative", x)
         return jax.tree.map(lambda a: jnp.maximum(a, 0), x)
 
+    def prox_slopes(self, x, step=1.0):
+        return entrywise_slopes(self.project, x)
+
     def block(self, index):
         return self
 
@@ -339,6 +346,9 @@ class Box(AbstractSet):
             return jnp.where(lifted >= u, u, lifted) + jnp.where(jnp.isnan(u), u, 0)
 
         return jax.tree.map(leaf, x, spread(self.lower, x), spread(self.upper, x))
+
+    def prox_slopes(self, x, step=1.0):
+        return entrywise_slopes(self.project, x)
 
     def linear_minimizer(self, g):
         require_real("Box", g)

@@ -1,6 +1,7 @@
 """The contracts: functions with a value and a prox, and sets with a projection."""
 
 import abc
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import equinox as eqx
@@ -29,6 +30,11 @@ class AbstractFunction(eqx.Module):
     @abc.abstractmethod
     def prox(self, x: PyTree[Array], step: Any = 1.0) -> PyTree[Array]:
         """$\\arg\\min_u g(u) + \\|u - x\\|^2 / (2 \\cdot \\mathrm{step})$."""
+
+    def prox_slopes(self, x: PyTree[Array], step: Any = 1.0) -> PyTree[Array] | None:
+        """The derivative of each entry of the prox of real `x`, if none depends on another entry;
+        else `None`."""
+        return None
 
     def aligned(self, x: Array) -> "AbstractFunction":
         """The same function, with its parameters broadcast to `x`, so that `block` finds them."""
@@ -91,6 +97,11 @@ class AbstractMade(AbstractFunction):
         return self.function.convex
 
 
+def entrywise_slopes(prox: Callable[[PyTree[Array]], PyTree[Array]], x: PyTree[Array]):
+    """The derivatives of a prox that works entry by entry."""
+    return jax.jvp(prox, (x,), (jax.tree.map(jnp.ones_like, x),))[1]
+
+
 class Scaled(AbstractMade):
     """$c\\, g(x)$.
 
@@ -113,6 +124,9 @@ class Scaled(AbstractMade):
     def prox(self, x, step=1.0):
         checks.positive("step", step)
         return self.function.prox(x, step * self.factor)
+
+    def prox_slopes(self, x, step=1.0):
+        return self.function.prox_slopes(x, step * self.factor)
 
     def aligned(self, x):
         return Scaled(self.function.aligned(x), self.factor)

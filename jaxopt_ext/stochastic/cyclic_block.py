@@ -20,6 +20,7 @@ from ..core import (
     scalar_field,
     tree,
 )
+from ..core.confirm import forgotten
 from ..minimize.block_coordinate import AbstractSelection, Cyclic
 from .estimators import PAGE
 from .oracle import asked, check_rate, population, rate_at, rate_field, unknown
@@ -98,6 +99,9 @@ class CyclicProximal(AbstractSolver):
         _blocks(minibatches(problem), x, self.blocks)
         zero = jnp.asarray(0, jnp.int32)
         return _State(zero, zero, unknown(tree.real_dtype(x)), key)
+
+    def refresh(self, problem, x, state):
+        return forgotten(state)
 
     def step(self, problem, x, state):
         oracle = minibatches(problem)
@@ -204,7 +208,7 @@ class VarianceReducedCyclic(AbstractSolver):
 
     def refresh(self, problem, x, state):
         """The problem may be another one, and so the next cycle is one on heads."""
-        return eqx.tree_at(lambda s: s.fresh, state, jnp.asarray(True))
+        return forgotten(eqx.tree_at(lambda s: s.fresh, state, jnp.asarray(True)))
 
     def step(self, problem, x, state):
         oracle = minibatches(problem)

@@ -27,6 +27,7 @@ from ..core import (
     solve,
     tree,
 )
+from ..core.confirm import forgotten
 from ..prox import AbstractFunction
 from .oracle import Oracle, asked, check_rate, rate_at, rate_field, unknown
 from .outputs import AbstractOutput, RandomIterate, finished
@@ -368,6 +369,9 @@ class StochasticModelBased(AbstractSolver):
         zero = jnp.asarray(0, jnp.int32)
         error = unknown(tree.real_dtype(x))
         return _State(self.output.init(x), zero, zero, error, key)
+
+    def refresh(self, problem, x, state):
+        return forgotten(state)
 
     def step(self, problem, x, state):
         oracle = minibatches(problem)

@@ -376,6 +376,8 @@ def test_factorizations_of_a_batch_wait_for_each_other():
 
     run = lambda noise: jxt.solve(problem(noise), method, start).value
     assert not lapack.side_by_side(jax.make_jaxpr(jax.vmap(run))(jnp.ones(2)))
+    score = lambda noise: jnp.sum(jax.vmap(run)(noise).upper ** 2)
+    assert not lapack.side_by_side(jax.make_jaxpr(jax.grad(score))(jnp.ones(2)))
 
 
 @pytest.mark.slow

@@ -312,6 +312,33 @@ def test_same_key_same_result(row, kind):
         np.testing.assert_array_equal(a, b)
 
 
+ASKED = ("bilevel.BAMM", "stochastic.StochasticModelBased")
+"""Of the solvers that ask for the residual near the end only, two; the others' are slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        pytest.param(
+            row,
+            _kinds(row)[0],
+            id=row.name,
+            marks=() if row.public in ASKED else pytest.mark.slow,
+        )
+        for row in ROWS
+    ],
+)
+def test_goes_on_where_it_converged(row, kind):
+    """A state that says solved is none that says diverged."""
+    problem = CASES[kind].build(_theta(CASES[kind], jnp.float64))
+    loose = dataclasses.replace(_sharp(row.example(), jnp.float64), tol=1e6)
+    done = _plain(row, problem, kind, tol=1e6)
+    if done.status != jxt.Status.converged:
+        pytest.skip("never says that it has converged")
+    again = jxt.solve(problem, loose, done.value, state=done.state)
+    assert again.status == jxt.Status.converged, again.status
+
+
 @pytest.mark.parametrize(("row", "kind"), FIRST)
 def test_nan_in_the_data_is_reported(row, kind):
     _skip(row, "nonfinite")

@@ -94,3 +94,34 @@ def test_an_operator_for_meshes_is_its_matrix():
     assert symmetric.T is symmetric
     assert lx.linearise(operator) is lx.conj(operator) is operator
     assert operator.in_structure() == jax.eval_shape(lambda: like)
+
+
+def counted(matrix, vector):
+    """The answer, and the products that it took."""
+    calls = []
+
+    def product(x):
+        jax.debug.callback(lambda: calls.append(1))
+        return matrix @ x
+
+    solver = LeastSquaresFallback(dense_size=0)
+    x, _ = jax.jit(lambda b: solver.solve(product, b))(vector)
+    jax.effects_barrier()
+    return x, len(calls)
+
+
+def test_products_are_few(dtype):
+    """One for each unknown that is coupled to others, and none to look at what is known; of a
+    symmetric matrix as many as with all images, where two are kept in mind."""
+    rng = np.random.default_rng(0)
+    n, k = 60, 5
+    few = np.eye(n)
+    few[:k] += 0.3 * rng.normal(size=(k, n))
+    basis, _ = np.linalg.qr(rng.normal(size=(n, n)))
+    outliers = basis * np.concatenate([np.ones(n - k), 10.0 ** np.arange(1, 1 + k)[::-1] / 1e2])
+    for matrix, most in ((few.T, k + 1), (outliers @ basis.T, k + 2)):
+        b = rng.normal(size=n)
+        x, products = counted(jnp.asarray(matrix, dtype), jnp.asarray(b, dtype))
+        assert products <= most
+        gap = np.linalg.norm(matrix @ np.asarray(x, float) - b) / np.linalg.norm(b)
+        assert gap <= (2e-5 if dtype == jnp.float32 else 2e-9)

@@ -58,6 +58,32 @@ def test_cubic_step_in_one_dimension():
     np.testing.assert_allclose(found, [best], atol=1e-5)
 
 
+def _score(p, lift):
+    rng = np.random.default_rng(2)
+    H, bend = rng.normal(size=(2, 4, 4))
+    H, bend = H @ H.T + np.eye(4), bend + bend.T
+    g, turn = rng.normal(size=(2, 4))
+    at = _cubic.eigen(jnp.asarray(H) - lift * jnp.eye(4) + p[0] * bend)
+    step = _cubic.cubic_step(at, g + p[1] * turn, 2.0 * jnp.exp(p[2]), 0.1)
+    return jnp.sum(jnp.sin(step))
+
+
+@pytest.mark.parametrize("twice", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_derivatives_of_cubic_steps(twice):
+    """In reverse mode, far from the boundary and next to it."""
+    score = jax.grad(_score) if twice else _score
+
+    @jax.jit
+    @jax.vmap
+    def both(lift):
+        p, moves = jnp.zeros(3), 1e-5 * jnp.eye(3)
+        difference = lambda move: (score(p + move, lift) - score(p - move, lift)) / 2e-5
+        return jax.jacrev(score)(p, lift), jax.vmap(difference)(moves)
+
+    found, wanted = both(jnp.asarray([0.0, 3.0]))
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
+
+
 def test_regularized_steps_and_decrement():
     rng = np.random.default_rng(1)
     root = rng.normal(size=(5, 3))

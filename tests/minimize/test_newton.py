@@ -369,6 +369,26 @@ def test_unrolled_derivatives_in_forward_mode_are_those_of_the_iterate(solver):
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "solver",
+    [
+        LazyCubicNewton(1, 1.0, tol=0.0, max_steps=4),
+        RegularizedNewton(tol=0.0, max_steps=4),
+        RegularizedNewton(SuperUniversalRegularization(), tol=0.0, max_steps=4),
+        AcceleratedCubicNewton(1.0, tol=0.0, max_steps=5),
+    ],
+)
+def test_unrolled_gradients_are_those_of_the_iterate(solver):
+    """Which has not converged."""
+
+    def back(score, theta):
+        return jnp.vdot(gradient(jxt.UnrolledAdjoint())(score, theta), jnp.cos(theta))
+
+    found, wanted = unrolled(solver, back, difference)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make",
     [

@@ -18,7 +18,7 @@ from ...core import (
     scalar_field,
     tree,
 )
-from ...core.confirm import confirmed
+from ...core.confirm import confirmed, forgotten
 from ..mirror_descent import Euclidean
 from ..proximal_gradient import smooth_part
 from .averaging import (
@@ -228,7 +228,8 @@ class StronglyConvexNesterov(AbstractSolver[Smooth, _Momentum]):
         return _Momentum(x, tree.gradient(problem.fun, x), infinity)
 
     def refresh(self, problem, x, state):
-        return _Momentum(state.ahead, tree.gradient(problem.fun, state.ahead), state.error)
+        slope = tree.gradient(problem.fun, state.ahead)
+        return forgotten(_Momentum(state.ahead, slope, state.error))
 
     def step(self, problem, x, state):
         dtype = state.error.dtype
@@ -378,6 +379,9 @@ class GeometricDescent(AbstractSolver[Smooth, GeometricState]):
         dtype = tree.real_dtype(x)
         infinity = jnp.asarray(jnp.inf, dtype)
         return GeometricState(x, infinity, infinity, infinity)
+
+    def refresh(self, problem, x, state):
+        return forgotten(state)
 
     def step(self, problem, x, state):
         dtype = state.error.dtype

@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ...core import AbstractSolver, Constrained, Scalar, Smooth, Status, checks, loops, tree
-from ...core.confirm import confirmed
+from ...core.confirm import confirmed, forgotten
 from ...core.solver import scalar_field
 from .. import _cubic
 from ..proximal_gradient import smooth_part
@@ -406,6 +406,9 @@ class SimulatedAnnealing(AbstractSolver):
         temperature = jnp.asarray(self.temperature, dtype)
         cold = jnp.asarray(False)
         return _Annealed(center, points, temperature, largest, key, largest, cold)
+
+    def refresh(self, problem, x, state):
+        return forgotten(state)
 
     def step(self, problem, x, state):
         flat, energy = self._energy(problem, x)
