@@ -149,6 +149,7 @@ def test_weight_zero_of_what_is_new_is_plain_training(row):
     _same(go(ours), wanted, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.always(5)  # compiles three programs of each; the driver is the same for all
 @EACH
 def test_many_at_once_and_on_devices_one_by_one(row):
     """`vmap` equals a loop, and so does `shard_map`, whose check is on."""

@@ -48,6 +48,7 @@ def propagation(span, weight=1.0, growth=0.0, **options):
 LOSSES = {"mmd": mmd_loss, "propagation": lambda **options: propagation(3, **options)}
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("name", LOSSES)
 def test_gradients_equal_differences_with_and_without_checkpoints(name):
     fun = lambda loss: lambda shift: loss(bent(shift), DATA, CONTEXT)[0]
