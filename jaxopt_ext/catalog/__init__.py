@@ -1,7 +1,7 @@
 """The table of systems: what each is, where it lives, which paper it follows, what it claims.
 
 The conformance suite runs over these rows and nothing else: a new member is a file in its family
-and a row in the file of its shape here. `rows` has the row classes; `find` looks rows up by words.
+and a row in a file of rows here. `shapes` has the row classes; `find` looks rows up by words.
 """
 
 from typing import TypeVar
@@ -13,7 +13,8 @@ from .kernels import KERNELS
 from .network import NETWORK
 from .network_layers import NETWORK_LAYERS
 from .optimizers import OPTIMIZERS
-from .rows import (
+from .samplers import SAMPLERS
+from .shapes import (
     AbstractFunctionCase,
     AggregatorRow,
     EstimatorRow,
@@ -27,7 +28,6 @@ from .rows import (
     SolverRow,
     TrainingRow,
 )
-from .samplers import SAMPLERS
 from .solvers import SOLVERS
 
 AnyRow = TypeVar("AnyRow", bound=Row)

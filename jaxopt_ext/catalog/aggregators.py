@@ -2,7 +2,7 @@
 
 from jaxopt_ext.distributed import robust
 
-from .rows import AggregatorRow
+from .shapes import AggregatorRow
 
 _YIN = (
     "Yin, Chen, Ramchandran, Bartlett, Byzantine-Robust Distributed Learning: Towards Optimal "

@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.meta import MetaGradientCase
-from .rows import FunctionRow, Row, SolverRow
+from .shapes import FunctionRow, Row, SolverRow
 
 BILEVEL: tuple[Row, ...] = (
     SolverRow(

@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from .. import diffusion, training
 from .cases.small_denoiser import normal, samples
-from .rows import Row, TrainingRow
+from .shapes import Row, TrainingRow
 
 SIZE = 3
 

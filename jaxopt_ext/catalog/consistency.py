@@ -4,7 +4,7 @@ import optax
 
 from .. import diffusion, training
 from .cases.small_denoiser import line, samples
-from .rows import Row, TrainingRow
+from .shapes import Row, TrainingRow
 
 
 def _start(dtype):

@@ -1,7 +1,7 @@
 """Networks whose blocks are differential equations in depth."""
 
 from .cases.continuous_blocks import SecondOrderCase
-from .rows import FunctionRow, Row
+from .shapes import FunctionRow, Row
 
 CONTINUOUS_BLOCKS: tuple[Row, ...] = (
     FunctionRow(

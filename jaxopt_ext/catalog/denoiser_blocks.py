@@ -1,7 +1,7 @@
 """What denoisers are made of."""
 
 from .cases.aggregation import AggregationCase
-from .rows import FunctionRow, Row
+from .shapes import FunctionRow, Row
 
 DENOISER_BLOCKS: tuple[Row, ...] = (
     FunctionRow(

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from .. import diffusion, training
 from .cases.small_denoiser import normal, samples
-from .rows import Row, TrainingRow
+from .shapes import Row, TrainingRow
 
 _EARLY_EXIT = (
     "Moon, Choi, Yun, Yoon, Lee, Cho, Lee, A Simple Early Exiting Framework for Accelerated "

@@ -6,7 +6,7 @@ from .. import diffusion, training
 from .cases.magnitude import MPLinearCase, PosthocCase
 from .cases.small_denoiser import line, samples
 from .cases.weighting import WeightingCase
-from .rows import FunctionRow, Row, TrainingRow
+from .shapes import FunctionRow, Row, TrainingRow
 
 _MIN_SNR = (
     "Hang, Gu, Li, Bao, Chen, Hu, Geng, Guo, Efficient Diffusion Training via Min-SNR Weighting "

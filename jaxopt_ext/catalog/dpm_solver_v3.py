@@ -4,7 +4,7 @@ import numpy as np
 
 import jaxopt_ext as jxt
 
-from .rows import SamplerRow
+from .shapes import SamplerRow
 
 
 def _sampler():

@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.adaptive_sampling import AdaptiveSamplingCase
-from .rows import FunctionRow, Row, SamplerRow
+from .shapes import FunctionRow, Row, SamplerRow
 
 _DPM_SOLVER = (
     "Lu, Zhou, Bao, Chen, Li, Zhu, DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model "

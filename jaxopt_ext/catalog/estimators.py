@@ -5,7 +5,7 @@ from typing import Any
 
 import jaxopt_ext as jxt
 
-from .rows import EstimatorRow
+from .shapes import EstimatorRow
 
 _GLM = "Nelder, Wedderburn, Generalized Linear Models, 1972"
 

@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.federated import TwoLevels
-from .rows import NetworkRow
+from .shapes import NetworkRow
 
 
 def _example(method, loss, **options):

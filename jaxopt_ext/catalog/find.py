@@ -41,9 +41,9 @@ from .optimizers import OPTIMIZERS
 from .orders import ORDERS
 from .parallel_and_layers import PARALLEL_AND_LAYERS
 from .parallel_samplers import PARALLEL_SAMPLERS
-from .rows import Row
 from .sampler_losses import SAMPLER_LOSSES
 from .samplers import SAMPLERS
+from .shapes import Row
 from .solvers import SOLVERS
 from .solvers_conic import SOLVERS_CONIC
 from .solvers_coordinate import SOLVERS_COORDINATE

@@ -3,7 +3,7 @@
 from jaxopt_ext.minimize import submodular
 
 from .cases.sets import CutCase
-from .rows import FunctionRow, Row
+from .shapes import FunctionRow, Row
 
 _PAPER = (
     "El Halabi, Orfanides, Hoheisel, Difference of Submodular Minimization via DC Programming, "

@@ -5,7 +5,7 @@ import numpy as np
 import jaxopt_ext as jxt
 
 from .cases.adjoint import AdjointCase
-from .rows import FunctionRow, Row, SamplerRow
+from .shapes import FunctionRow, Row, SamplerRow
 
 # One of two coordinates is seen; the suite's batch counts as one sample.
 _MASK = np.array([True, False])

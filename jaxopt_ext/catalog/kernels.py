@@ -2,7 +2,7 @@
 
 import importlib
 
-from .rows import KernelRow
+from .shapes import KernelRow
 
 KERNELS: tuple[KernelRow, ...] = (
     KernelRow(

@@ -7,7 +7,7 @@ import jaxopt_ext as jxt
 from .cases.microbench import WidthCase
 from .cases.products import FaultTolerantCase
 from .cases.quantized import AttentionCase, QuantizeCase, QuantizedConvolutionCase
-from .rows import FunctionRow, KernelRow, Row
+from .shapes import FunctionRow, KernelRow, Row
 
 _FAULTS = (
     "Güney, Arslan, Fault-Tolerant Strassen-Like Matrix Multiplication, 2022, arXiv:2210.04441"

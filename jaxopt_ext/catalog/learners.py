@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import LearnerRow
+from .shapes import LearnerRow
 
 _CONVERSION = (
     "Cutkosky, Mehta, Orabona, Optimal Stochastic Non-smooth Non-convex Optimization through "

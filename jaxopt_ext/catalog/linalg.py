@@ -5,7 +5,7 @@ import jaxopt_ext as jxt
 from .cases.equivariant import EquivariantCase
 from .cases.mlmc import ProductCase
 from .cases.roots import RootCase
-from .rows import FunctionRow, Row
+from .shapes import FunctionRow, Row
 
 _ROOT = (
     "Song, Sebe, Wang, Fast Differentiable Matrix Square Root, ICLR 2022, arXiv:2201.08663; and "

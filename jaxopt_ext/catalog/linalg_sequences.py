@@ -6,7 +6,7 @@ from .cases.lora import AdapterLossCase, LowRankAttentionCase
 from .cases.projection import ProjectionCase, SketchedCase
 from .cases.relaxation import PolicyCase, RelaxedSolveCase, SequenceCase
 from .cases.svd import SVDUpdateCase
-from .rows import FunctionRow, Row
+from .shapes import FunctionRow, Row
 
 _RELAX = (
     "Khodak, Chow, Balcan, Talwalkar, Learning to Relax: Setting Solver Parameters Across a "

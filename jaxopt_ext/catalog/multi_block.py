@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SolverRow
+from .shapes import SolverRow
 
 _BSVRB = (
     "Hu, Qiu, Guo, Zhang, Yang, Blockwise Stochastic Variance-Reduced Methods with Parallel "

@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.jacobian import AggregatorCase, TrainingCase, dual_projection, upgrad
-from .rows import FunctionRow, Row, SolverRow
+from .shapes import FunctionRow, Row, SolverRow
 
 _JD = "Quinton, Rey, Jacobian Descent for Multi-Objective Optimization, 2024, arXiv:2406.16232"
 _CLAIM = "multiobjective/jacobian_descent"

@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SamplerRow
+from .shapes import SamplerRow
 
 _PNDM = (
     "Liu, Ren, Lin, Zhao, Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022, "

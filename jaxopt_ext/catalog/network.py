@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import NetworkRow
+from .shapes import NetworkRow
 
 NETWORK: tuple[NetworkRow, ...] = (
     NetworkRow(

@@ -5,7 +5,7 @@ import optax
 import jaxopt_ext as jxt
 from jaxopt_ext.distributed import compression
 
-from .rows import NetworkRow
+from .shapes import NetworkRow
 
 
 def _means(params, network):

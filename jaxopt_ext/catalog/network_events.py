@@ -10,7 +10,7 @@ import optax
 import jaxopt_ext as jxt
 from jaxopt_ext.distributed.algorithm import model_bits
 
-from .rows import NetworkRow
+from .shapes import NetworkRow
 
 
 def _once(params, network):

@@ -4,7 +4,7 @@ from jaxopt_ext import distributed
 from jaxopt_ext.minimize import SphereSmoothing
 
 from .network_events import _once  # what the same gossip sends
-from .rows import NetworkRow
+from .shapes import NetworkRow
 
 NETWORK_FREE: tuple[NetworkRow, ...] = (
     NetworkRow(

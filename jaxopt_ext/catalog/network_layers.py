@@ -6,7 +6,7 @@ import jaxopt_ext as jxt
 
 from .cases.mixture import MixtureCase
 from .cases.secure import ConsensusCase, ProofCase
-from .rows import FunctionRow
+from .shapes import FunctionRow
 
 _SCMOE = (
     "Cai, Jiang, Qin, Cui, Kim, Huang, Shortcut-connected Expert Parallelism for Accelerating "

@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 from jaxopt_ext.distributed import model_bits
 
-from .rows import NetworkRow
+from .shapes import NetworkRow
 
 _ZHU = (
     "Zhu, He, Chen, Song, Tao, Decentralized SGD and Average-direction SAM are Asymptotically "

@@ -10,7 +10,7 @@ from jaxopt_ext.distributed import attacks, compression
 from jaxopt_ext.distributed.algorithm import model_bits
 
 from .network_compressed import gathered
-from .rows import NetworkRow
+from .shapes import NetworkRow
 
 _GAO = (
     "Gao, Islamov, Stich, EControl: Fast Distributed Optimization with Compression and Error "

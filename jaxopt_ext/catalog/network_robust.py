@@ -4,7 +4,7 @@ from jaxopt_ext import distributed
 from jaxopt_ext.distributed import attacks, robust
 from jaxopt_ext.distributed.algorithm import model_bits
 
-from .rows import NetworkRow
+from .shapes import NetworkRow
 
 _CLIPPING = (
     "Karimireddy, He, Jaggi, Learning from History for Byzantine Robust Optimization, 2021, "

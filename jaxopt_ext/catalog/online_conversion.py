@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SolverRow
+from .shapes import SolverRow
 
 ONLINE_CONVERSION: tuple[SolverRow, ...] = (
     SolverRow(

@@ -10,7 +10,7 @@ from jax.flatten_util import ravel_pytree
 
 import jaxopt_ext as jxt
 
-from .rows import OptimizerRow
+from .shapes import OptimizerRow
 
 
 def _state_bytes(numbers: Callable[[Any], int]) -> Callable[[Any], int]:

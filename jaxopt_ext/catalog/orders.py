@@ -1,7 +1,7 @@
 """Rows of autoregressive diffusion."""
 
 from .cases.orders import LogProbCase, PolicyCase
-from .rows import FunctionRow, Row
+from .shapes import FunctionRow, Row
 
 _PAPER = (
     "Hoogeboom, Gritsenko, Bastings, Poole, van den Berg, Salimans, Autoregressive Diffusion "

@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.blocks import BlockEpochCase
-from .rows import EstimatorRow, FunctionRow, Row, SolverRow
+from .shapes import EstimatorRow, FunctionRow, Row, SolverRow
 
 PARALLEL_AND_LAYERS: tuple[Row, ...] = (
     SolverRow(

@@ -4,7 +4,7 @@ import jaxopt_ext as jxt
 
 from .cases.epsilon_scaling import EpsilonScalingCase
 from .cases.parallel_sampling import ParallelSamplingCase
-from .rows import FunctionRow, Row, SamplerRow
+from .shapes import FunctionRow, Row, SamplerRow
 
 _ACCELERATED = (
     "Li, Huang, Efimov, Wei, Chi, Chen, Accelerating Convergence of Score-Based Diffusion Models, "

@@ -6,7 +6,7 @@ import optax
 from .. import diffusion, training
 from ..core.distances import RBF
 from .cases.small_denoiser import line, samples
-from .rows import Row, TrainingRow
+from .shapes import Row, TrainingRow
 
 _TIMES = (3.0, 1.0, 0.3, 0.1)
 _SAMPLES = samples(8, 2)

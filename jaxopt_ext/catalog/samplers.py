@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SamplerRow
+from .shapes import SamplerRow
 
 SAMPLERS: tuple[SamplerRow, ...] = (
     SamplerRow(

@@ -5,7 +5,7 @@ import optimistix as optx
 
 import jaxopt_ext as jxt
 
-from .rows import SolverRow
+from .shapes import SolverRow
 
 SOLVERS: tuple[SolverRow, ...] = (
     SolverRow(

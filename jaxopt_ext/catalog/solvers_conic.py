@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.lipschitz import LipschitzCase
-from .rows import FunctionRow, Row, SolverRow
+from .shapes import FunctionRow, Row, SolverRow
 
 SOLVERS_CONIC: tuple[Row, ...] = (
     SolverRow(

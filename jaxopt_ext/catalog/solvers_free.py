@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SolverRow
+from .shapes import SolverRow
 
 _ROUGH = (
     "function values tell a minimizer no better than the square root of the precision; "

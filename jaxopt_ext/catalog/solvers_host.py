@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.metric import ClusteringCase, LearnedMetricCase, NearestMetricCase
-from .rows import FunctionRow, Row, SolverRow
+from .shapes import FunctionRow, Row, SolverRow
 
 _PAPER = (
     "Sonthalia, Gilbert, Project and Forget: Solving Large-Scale Metric Constrained Problems, "

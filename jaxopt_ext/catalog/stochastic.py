@@ -4,7 +4,7 @@ import functools
 
 import jaxopt_ext as jxt
 
-from .rows import SolverRow
+from .shapes import SolverRow
 
 _SPIDER = (
     "Chen, Zhou, Liang, Lu, Generalized-Smooth Nonconvex Optimization is As Efficient As Smooth "

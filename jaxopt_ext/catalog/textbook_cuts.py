@@ -3,7 +3,7 @@
 import jaxopt_ext as jxt
 
 from .cases.cuts import LargestCutCase
-from .rows import FunctionRow, Row, SolverRow
+from .shapes import FunctionRow, Row, SolverRow
 
 _BOOK = "Bubeck, Convex Optimization: Algorithms and Complexity, 2015, arXiv:1405.4980"
 _INTERIOR = (

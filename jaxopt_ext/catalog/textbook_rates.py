@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SolverRow
+from .shapes import SolverRow
 
 _BOOK = "Bubeck, Convex Optimization: Algorithms and Complexity, 2015, arXiv:1405.4980"
 _AVERAGED = (

@@ -5,7 +5,7 @@ import numpy as np
 import optax
 
 from .. import training
-from .rows import Row, TrainingRow
+from .shapes import Row, TrainingRow
 
 # Two layers, so that a gradient has a depth, on a batch of four.
 WIDTH, BATCH, SAMPLES = 3, 4, 12

@@ -5,7 +5,7 @@ import optax
 
 from .. import diffusion, training
 from .cases.small_denoiser import line, samples
-from .rows import Row, SamplerRow, TrainingRow
+from .shapes import Row, SamplerRow, TrainingRow
 
 _CTM = (
     "Kim, Lai, Liao, Murata, Takida, Uesaka, He, Mitsufuji, Ermon, Consistency Trajectory Models: "

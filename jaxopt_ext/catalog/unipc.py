@@ -2,7 +2,7 @@
 
 import jaxopt_ext as jxt
 
-from .rows import SamplerRow
+from .shapes import SamplerRow
 
 _UNIPC = (
     "Zhao, Bai, Rao, Zhou, Lu, UniPC: A Unified Predictor-Corrector Framework for Fast Sampling of "

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...diffusion import Denoiser, DPMSolverAdaptive, VariancePreserving, sample_adaptive
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 
 class AdaptiveSamplingCase(AbstractFunctionCase):

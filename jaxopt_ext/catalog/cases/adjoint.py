@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import diffusion
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 TIMES = np.geomspace(2.0, 0.2, 41)
 

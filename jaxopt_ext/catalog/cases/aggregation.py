@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import diffusion
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 WIDTH, GROUPS, FREQUENCIES = 4, 2, 2
 

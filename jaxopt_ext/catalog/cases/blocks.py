@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import training
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 WIDTHS, N = (3, 4, 2), 5
 GAMMA, RHO, ALPHA = 0.7, 1.3, 0.9

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array
 
 from ... import diffusion
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 
 class _Field(eqx.Module):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...minimize import textbook
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 SIZE = 6
 

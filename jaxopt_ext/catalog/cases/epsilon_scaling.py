@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...diffusion import Data, Denoiser, EpsilonScaled, Node, linear_scale
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 _TIMES = np.array([1.0, 0.7, 0.4, 0.1])
 _ALPHA, _SIGMA = np.array(0.8), np.array(0.6)

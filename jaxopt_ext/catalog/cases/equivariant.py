@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...linalg import equivariant
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 from .mixture import cast
 
 SETTINGS = (

@@ -11,7 +11,7 @@ import numpy as np
 
 import jaxopt_ext as jxt
 
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 
 class AggregatorCase(AbstractFunctionCase):

@@ -14,7 +14,7 @@ from ...minimize import (
     SlopeRestricted,
     lipschitz_bound,
 )
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 
 class LipschitzCase(AbstractFunctionCase):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import linalg
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 N, DIM, RANK, DEGREE = 5, 2, 1, 12
 

@@ -6,7 +6,7 @@ import numpy as np
 
 import jaxopt_ext as jxt
 
-from ..rows import AbstractFunctionCase
+from ..shapes import AbstractFunctionCase
 
 _TASKS, _D, _SUPPORT, _QUERY = 2, 3, 4, 5
 

@@ -9,7 +9,7 @@ import scipy.optimize
 
 import jaxopt_ext as jxt
 
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 NODES = 5
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 
 class WidthCase(AbstractFunctionCase):

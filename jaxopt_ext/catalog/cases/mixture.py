@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ...distributed import scmoe
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 DIM, HEADS, EXPERTS, LENGTH = 4, 2, 4, 3
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...linalg import mlmc
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 LEVELS, ALLOCATION = (2, 5, 9), (2, 1, 3)
 

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import diffusion
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 D, K = 4, 3
 ORDER = np.array([[2, 0, 3, 1], [1, 3, 0, 2]])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...diffusion import DDIM, Denoiser, VariancePreserving, sample_parallel, uniform_time
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 _STEPS = 10
 

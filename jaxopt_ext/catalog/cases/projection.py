@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ... import linalg
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 N, M = 3, 6
 

@@ -11,7 +11,7 @@ import numpy as np
 import scipy.optimize
 
 from ... import linalg
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 SIZE, ROUNDS, GRID, RIDGE = 4, 12, (1.0, 1.3, 1.6), 0.1
 

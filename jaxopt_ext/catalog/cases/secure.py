@@ -5,7 +5,7 @@ import random
 import numpy as np
 
 from ...distributed import secure_inference as secure
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 
 class ProofCase(AbstractFunctionCase):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...minimize import submodular
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 SIZE = 6
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxopt_ext_kernels import CSR
 
 from ... import linalg
-from ..rows.function import AbstractFunctionCase
+from ..shapes.function import AbstractFunctionCase
 
 SHAPE, CAPACITY, RANK = (6, 5), (9, 6), 3
 
