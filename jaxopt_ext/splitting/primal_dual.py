@@ -14,7 +14,7 @@ from ..core import (
     scalar_field,
     tree,
 )
-from ..core.operators import as_map, norm_bound
+from ..core.operators import Map, as_map, norm_bound
 
 
 class _Operator(eqx.Module):
@@ -37,8 +37,16 @@ class _Operator(eqx.Module):
         return PrimalDual(x_new, y_new)
 
 
+class _Bounds(eqx.Module):
+    """The norm of $K$ and the curvature of the smooth term, as far as it has been seen."""
+
+    norm: Float[Array, ""]
+    curvature: Float[Array, ""]
+
+
 class _State(eqx.Module):
     step_size: Float[Array, ""]
+    bounds: _Bounds | None  # of problems with a smooth term
     weight: Float[Array, ""]
     total: PrimalDual
     count: Int[Array, ""]
@@ -59,10 +67,13 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
     with $\\tau = s / \\omega$, $\\sigma = s \\omega$. The error is the norm of the problem's
     residual.
 
+    With a smooth term of curvature $L$ it converges if $1/\\tau - \\sigma \\|K\\|^2 \\ge L / 2$.
+    Steps are cut to that, for the weight at hand and the largest curvature seen: of the Hessian at
+    the start, and then along the steps.
+
     **Arguments:**
 
-    - `step_size`: $s$; `None` takes $0.99 / \\|K\\|$ by power iteration. With a smooth term of
-      curvature $L$ it must satisfy $1/\\tau - \\sigma \\|K\\|^2 \\ge L / 2$.
+    - `step_size`: $s$; `None` takes $0.99 / \\|K\\|$ by power iteration.
     - `weight`: $\\omega$, the ratio of dual to primal step.
     - `adaptive`: rescale $\\omega$ at each restart to the ratio of dual to primal movement.
     - `restart`: restart from the average of the iterates, or from the last one if better, when its
@@ -98,8 +109,9 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
         return (0.99 / jnp.where(bound > 0, bound, 1)).astype(dtype)
 
     def operator(self, problem, u):
-        step = self._step_size(problem, u.primal)
+        step, bounds = self._step_size(problem, u.primal), _bounds(problem, u.primal)
         weight = self.weight.astype(step.dtype)
+        step = _admissible(step, bounds, weight)
         return _Operator(problem, step / weight, step * weight)
 
     def start(self, problem, x):
@@ -114,19 +126,24 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
         step = self._step_size(problem, x.primal)
         nothing = _zeros(x)
         weight = self.weight.astype(dtype)
-        return _State(step, weight, nothing, zero, x, infinity, infinity, zero, infinity)
+        bounds = _bounds(problem, x.primal)
+        return _State(step, bounds, weight, nothing, zero, x, infinity, infinity, zero, infinity)
 
     def refresh(self, problem, x, state):
-        step = self._step_size(problem, x.primal)
-        return eqx.tree_at(lambda s: s.step_size, state, step)
+        new = self._step_size(problem, x.primal), _bounds(problem, x.primal)
+        is_leaf = lambda leaf: leaf is None
+        return eqx.tree_at(lambda s: (s.step_size, s.bounds), state, new, is_leaf=is_leaf)
 
     def step(self, problem, x, state):
-        tau, sigma = state.step_size / state.weight, state.step_size * state.weight
-        new = _Operator(problem, tau, sigma)(x)
+        step = _admissible(state.step_size, state.bounds, state.weight)
+        new = _Operator(problem, step / state.weight, step * state.weight)(x)
+        bounds = _seen(problem, state.bounds, x.primal, new.primal)
         error = tree.norm(problem.residual(new))
         steps = state.steps + 1
         if not self.restart:
-            moved = eqx.tree_at(lambda s: (s.steps, s.error), state, (steps, error))
+            fields = lambda s: (s.bounds, s.steps, s.error)
+            is_leaf = lambda leaf: leaf is None
+            moved = eqx.tree_at(fields, state, (bounds, steps, error), is_leaf=is_leaf)
             return new, moved
         total = jax.tree.map(jnp.add, state.total, new)
         count = state.count + 1
@@ -141,6 +158,7 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
         kept = tree.where(restart, candidate, new)
         return kept, _State(
             state.step_size,
+            bounds,
             weight,
             tree.where(restart, _zeros(x), total),
             jnp.where(restart, 0, count),
@@ -170,3 +188,35 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
 
 def _zeros(x: PyTree[Array]) -> PyTree[Array]:
     return jax.tree.map(jnp.zeros_like, x)
+
+
+def _bounds(problem: Saddle, x: PyTree[Array]) -> _Bounds | None:
+    if problem.smooth is None:
+        return None
+    smooth = problem.smooth
+    slope = lambda x: tree.gradient(smooth, x)
+    hessian = lambda v: jax.jvp(slope, (x,), (v,))[1]
+    bounds = norm_bound(as_map(problem.K), x), norm_bound(Map(hessian, hessian), x)
+    return _Bounds(*(bound.astype(tree.real_dtype(x)) for bound in bounds))
+
+
+def _seen(problem, bounds: _Bounds | None, x, new) -> _Bounds | None:
+    """The bounds with the curvature along a step, where that is not mere rounding."""
+    if bounds is None:
+        return None
+    moved = jax.tree.map(jnp.subtract, new, x)
+    slopes = (tree.gradient(problem.smooth, point) for point in (new, x))
+    square = tree.vdot(moved, moved)
+    along = tree.vdot(jax.tree.map(jnp.subtract, *slopes), moved)
+    counts = square > jnp.finfo(square.dtype).eps * tree.vdot(new, new)
+    curvature = jnp.where(counts, along / jnp.where(counts, square, 1), 0)
+    return _Bounds(bounds.norm, jnp.fmax(bounds.curvature, curvature))
+
+
+def _admissible(step, bounds: _Bounds | None, weight):
+    """The step size, at most the largest with $\\omega / s - s \\omega \\|K\\|^2 \\ge L / 2$."""
+    if bounds is None:
+        return step
+    half = bounds.curvature / 4
+    root = half + jnp.sqrt(half**2 + (weight * bounds.norm) ** 2)
+    return jnp.where(root > 0, jnp.minimum(step, weight / jnp.where(root > 0, root, 1)), step)

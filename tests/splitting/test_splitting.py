@@ -1,5 +1,7 @@
 """ADMM, Douglas-Rachford, primal-dual and quadratic programs against cvxpy and dense algebra."""
 
+import dataclasses
+
 import cvxpy as cp
 import jax
 import jax.numpy as jnp
@@ -308,6 +310,36 @@ def test_primal_dual_with_a_smooth_term_and_its_operator():
     wrapped = fixed_point.fixed_point_of(problem, method, start)
     fast = jxt.solve(wrapped, fixed_point.Anderson(tol=1e-10, max_steps=50_000), start)
     np.testing.assert_allclose(method.read(problem, fast.value).primal, u.value, atol=1e-6)
+
+
+def test_primal_dual_finds_steps_for_a_smooth_term():
+    """The same with curvatures from 1e-2 to 1e4: no step, no weight is given, and what is given too
+    long is cut."""
+    D = np.diff(np.eye(8), axis=0)
+    scales = np.array([[0.1], [1.0], [30.0]])
+    solver = splitting.PrimalDualHybridGradient(tol=1e-7, max_steps=100_000)
+
+    @jax.jit
+    @jax.vmap
+    def solved(scale, step_size):
+        data = lambda x: half_square(scale * x)
+        problem = jxt.Saddle(prox.L1(1.0), prox.L1(2.0), jnp.asarray(D), data)
+        plain = jxt.solve(problem, solver, jnp.zeros(8))
+        too_long = dataclasses.replace(solver, step_size=step_size, weight=0.1)
+        given = jxt.solve(problem, too_long, jnp.zeros(8))
+        found = [s.value.primal for s in (plain, given)]
+        return jnp.stack(found), jnp.stack([s.residual for s in (plain, given)])
+
+    for scale, found, residuals in zip(
+        scales, *solved(jnp.asarray(scales), jnp.full(3, 50.0)), strict=True
+    ):
+        u = cp.Variable(8)
+        goal = 0.5 * cp.sum_squares(X @ (scale[0] * u) - Y) + cp.norm1(u) + 2 * cp.norm1(D @ u)
+        cp.Problem(cp.Minimize(goal)).solve(
+            solver=cp.CLARABEL, tol_gap_abs=1e-12, tol_gap_rel=1e-12
+        )
+        assert np.max(residuals) <= 1e-7
+        np.testing.assert_allclose(found, np.stack([u.value] * 2), atol=1e-5)
 
 
 def random_program(seed, n=6, m=9, equalities=2, dtype=float):
