@@ -485,11 +485,15 @@ def _sum_of_weighted(weights, x):
     return _sum_of(jnp.where(column(weights == 0, x), 0, product))
 
 
+LONG = 4096
+
+
 def _sum_of(x):
-    """The sum of the rows; compilers for CPUs walk down the columns of one, a hundred times slower
-    than a product where they are long."""
+    """The sum of the rows; of long ones by a product, since compilers for CPUs walk down column
+    after column of a reduction, up to a hundred times slower."""
     plain = lambda x: jnp.sum(x, axis=0)
-    if not jnp.issubdtype(x.dtype, jnp.inexact) or x.real.dtype.itemsize < 4:
+    short = x[0].size < LONG
+    if short or not jnp.issubdtype(x.dtype, jnp.inexact) or x.real.dtype.itemsize < 4:
         return plain(x)
     ones = lambda x: jnp.tensordot(jnp.ones(len(x), x.dtype), x, 1, precision="highest")
     return jax.lax.platform_dependent(x, cpu=ones, default=plain)

@@ -461,3 +461,19 @@ def test_bad_input_is_named():
         dd.run(algorithm, network, jnp.zeros((4, 3)), jnp.zeros((3, 3)), 1)
     with pytest.raises(ValueError, match="num_rounds"):
         dd.run(algorithm, network, jnp.zeros((4, 3)), jnp.zeros((4, 3)), -1)
+
+
+def test_means_of_long_rows():
+    rng = np.random.default_rng(7)
+    rows = rng.normal(size=(4, 5, 1000)) + 1e3
+    weights = np.array([0.5, 0.0, 2.0, 1.0])
+    network = Network.clients(4)
+    cases = (rows, 1e-12), (np.float32(rows), 1e-6), (rows + 1j * rows[::-1], 1e-12)
+    for x, rtol in cases:
+        plain = network.mean(jnp.asarray(x))
+        assert plain.dtype == x.dtype
+        np.testing.assert_allclose(plain, np.broadcast_to(x.mean(axis=0), x.shape), rtol=rtol)
+        gone = jnp.asarray(x).at[1].set(jnp.nan)
+        found = network.mean(gone, jnp.asarray(weights))[3]
+        np.testing.assert_allclose(found, np.tensordot(weights, x, 1) / weights.sum(), rtol=rtol)
+    assert np.all(network.mean(jnp.ones((4, 5000), int)) == 1)
