@@ -467,7 +467,7 @@ def test_means_of_long_rows():
     rng = np.random.default_rng(7)
     rows = rng.normal(size=(4, 5, 1000)) + 1e3
     weights = np.array([0.5, 0.0, 2.0, 1.0])
-    network = Network.clients(4)
+    network = dd.Network.clients(4)
     cases = (rows, 1e-12), (np.float32(rows), 1e-6), (rows + 1j * rows[::-1], 1e-12)
     for x, rtol in cases:
         plain = network.mean(jnp.asarray(x))
