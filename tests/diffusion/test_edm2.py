@@ -1,5 +1,7 @@
 """The training of EDM2, and averages found afterwards."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -151,20 +153,25 @@ def test_dropout_is_between_the_layers_of_a_block_and_in_losses_only():
     np.testing.assert_allclose(jnp.unique(kept), [0, 1 / (1 - rate)])
     assert abs(jnp.mean(kept) - 1) < 0.03
     assert not np.array_equal(kept, edm2.dropped(jnp.ones(20_000), rate, key, 2))
-    layer = edm2.MPLayer(6, 3, rate, 1, key=KEY)
-    hidden, condition = jax.random.normal(KEY, (6,)), jnp.ones(3)
-    seen = diffusion.pixel_norm(hidden)
-    inner = diffusion.mp_silu(layer.first(diffusion.mp_silu(seen)))
-    for told, between in (
-        (condition, inner),
-        (edm2.Dropping(condition, key), edm2.dropped(inner, rate, key, 1)),
-    ):
-        wanted = diffusion.mp_sum(seen, layer.second(between), edm2.BALANCE)
-        np.testing.assert_allclose(layer(hidden, told), wanted, rtol=1e-12)
-    images = jax.random.normal(KEY, (2, 4, 4))
-    block = edm2.MPBlock(2, 2, 3, ascending=True, dropout=rate, key=KEY)
-    assert not np.allclose(block(images, condition), block(images, edm2.Dropping(condition, key)))
 
+    @jax.jit
+    def outputs(condition):
+        layer = edm2.MPLayer(6, 3, rate, 1, key=KEY)
+        hidden = jax.random.normal(KEY, (6,))
+        seen = diffusion.pixel_norm(hidden)
+        inner = diffusion.mp_silu(layer.first(diffusion.mp_silu(seen)))
+        told = condition, edm2.Dropping(condition, key)
+        between = inner, edm2.dropped(inner, rate, key, 1)
+        wanted = [diffusion.mp_sum(seen, layer.second(x), edm2.BALANCE) for x in between]
+        images = jax.random.normal(KEY, (2, 4, 4))
+        block = edm2.MPBlock(2, 2, 3, ascending=True, dropout=rate, key=KEY)
+        return [layer(hidden, c) for c in told], wanted, [block(images, c) for c in told]
+
+    found, wanted, blocks = outputs(jnp.ones(3))
+    np.testing.assert_allclose(found, wanted, rtol=1e-12)
+    assert not np.allclose(*blocks)
+
+    @functools.partial(jax.jit, static_argnums=0)
     def losses(rate):
         network = diffusion.EDM2MLP((3,), 8, dropout=rate, key=KEY)
         network = eqx.tree_at(lambda network: network.gain, network, jnp.ones(()))
@@ -179,4 +186,4 @@ def test_dropout_is_between_the_layers_of_a_block_and_in_losses_only():
     assert abs(loss - other) > 1e-3
     for make in (diffusion.EDM2MLP, diffusion.EDM2UNet):
         with pytest.raises(ValueError, match="dropout"):
-            make((1, 8, 8), dropout=1.0, key=KEY)
+            jax.eval_shape(lambda key, make=make: make((1, 8, 8), dropout=1.0, key=key), KEY)

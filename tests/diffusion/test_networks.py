@@ -35,7 +35,8 @@ def mapped(fun):
 @functools.cache
 def outputs(name):
     """Of a batch at three levels with labels, of one of its samples, and what folds give for it."""
-    network = shaken(MAKE[name]((4, 4), num_classes=3, key=KEY, dtype=jnp.float32))
+    make = lambda: shaken(MAKE[name]((4, 4), num_classes=3, key=KEY, dtype=jnp.float32))
+    network = eqx.filter_jit(make)()
     x = jax.random.normal(KEY, (3, 4, 4), jnp.float32)
     labels = jnp.array([0, -1, 2])
     at = lambda tree, i: jax.tree.map(lambda a: a[i], tree)
