@@ -137,7 +137,9 @@ def _attach_jvp(static, primals, tangents):
     # What a solver holds is among what it closes over, and is traced as it will be cast.
     held, rest = eqx.partition(adjoint, _is_array)
     adjoint = eqx.combine(loops.vary(held, axes), rest)
-    active = problem.active(x) if isinstance(adjoint.linear_solver, LeastSquaresFallback) else None
+    linear = adjoint.linear_solver
+    shortcut = isinstance(linear, LeastSquaresFallback) and not linear.factorizes(start)
+    active = problem.active(x) if shortcut else None
     solver = functools.partial(_linear_solve, adjoint, problem.tags(), active)
     drift = _linked(loops.vary(drift, axes))
     with _casts(loops.varying_axes(primals) <= axes):

@@ -70,8 +70,7 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             real = lambda x: tree.real_view(product(tree.complex_view(x, vector)))
             x, solved = self.solve(real, tree.real_view(vector))
             return tree.complex_view(x, vector), solved
-        spread = any(map(tree.is_spread, jax.tree.leaves(vector)))
-        if tree.size(vector) <= self.dense_size and not spread:
+        if self.factorizes(vector):
             flat, unravel = ravel_pytree(vector)
             x, solved = self._solve(_matrix(product, vector, flat, unravel), flat)
             return unravel(x), solved
@@ -81,6 +80,12 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         first = shortcut(vector, self._tolerance(vector), limit)
         longer = lambda b: self._solve(product, b)
         return loops.if_due(~first[1], longer, vector, first)
+
+    def factorizes(self, vector: PyTree[Array]) -> bool:
+        """Whether the matrix of a system with this right-hand side is made, so that no shortcut is
+        asked for."""
+        spread = any(map(tree.is_spread, jax.tree.leaves(vector)))
+        return tree.size(vector) <= self.dense_size and not spread
 
     def _tolerance(self, vector):
         dtype = tree.real_dtype(vector)
