@@ -14,7 +14,7 @@ import scipy.sparse
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
-from ..core import checks, loops
+from ..core import checks, loops, rows
 from .graphs import check_graph, edge_list
 from .mixing import Matrix, check_mixing, metropolis
 
@@ -482,21 +482,7 @@ def _excess(own: Any, table: Any) -> Any:
 
 def _sum_of_weighted(weights, x):
     product = column(jnp.asarray(weights, x.real.dtype), x) * x
-    return _sum_of(jnp.where(column(weights == 0, x), 0, product))
-
-
-LONG = 4096
-
-
-def _sum_of(x):
-    """The sum of the rows; of long ones by a product, since compilers for CPUs walk down column
-    after column of a reduction, up to a hundred times slower."""
-    plain = lambda x: jnp.sum(x, axis=0)
-    short = x[0].size < LONG
-    if short or not jnp.issubdtype(x.dtype, jnp.inexact) or x.real.dtype.itemsize < 4:
-        return plain(x)
-    ones = lambda x: jnp.tensordot(jnp.ones(len(x), x.dtype), x, 1, precision="highest")
-    return jax.lax.platform_dependent(x, cpu=ones, default=plain)
+    return rows.total(jnp.where(column(weights == 0, x), 0, product))
 
 
 def _by_column(fun, start, pool, sources, tables):
@@ -548,7 +534,7 @@ class Simulated(Network):
     def mean(self, x, weights=None):
         def leaf(a):
             if weights is None:
-                average = _sum_of(a) / self.size
+                average = rows.average(a)
             else:
                 average = _sum_of_weighted(weights, a) / jnp.sum(weights).astype(a.real.dtype)
             return jnp.broadcast_to(average, a.shape)
@@ -689,7 +675,7 @@ class OnMesh(Network):
     def mean(self, x, weights=None):
         def leaf(a):
             if weights is None:
-                part, total = _sum_of(a), self.size
+                part, total = rows.total(a), self.size
             else:
                 part = _sum_of_weighted(weights, a)
                 total = jax.lax.psum(jnp.sum(weights), self.axis).astype(a.real.dtype)

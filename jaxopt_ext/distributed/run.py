@@ -18,6 +18,7 @@ from jaxtyping import Array, PRNGKeyArray, PyTree
 from ..core import checks, loops
 from ..core.closure import hoist
 from ..core.progress import progress_bar
+from ..core.rows import average
 from .algorithm import AbstractNetworkAlgorithm
 from .network import Network
 from .saving import Checkpoints
@@ -271,5 +272,5 @@ def _check_stacked(name: str, x: PyTree[Array], size: int) -> None:
 def consensus_distance(params: PyTree[Array]) -> Array:
     """Root mean square distance of the nodes' parameters from their mean."""
     leaves = jax.tree.leaves(params)
-    squares = [jnp.sum(jnp.abs(a - jnp.mean(a, axis=0)) ** 2) / a.shape[0] for a in leaves]
+    squares = [jnp.sum(jnp.abs(a - average(a)) ** 2) / a.shape[0] for a in leaves]
     return jnp.sqrt(sum(squares))

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray, PyTree
 
 from ...core import checks
+from ...core.rows import average
 from ..robust.rows import ravel_rows
 
 
@@ -50,7 +51,7 @@ class AbstractAttack(eqx.Module):
         self.check(len(rows))
         shape = (self.f, rows.shape[1])
         if own is None:
-            meant = jnp.broadcast_to(jnp.mean(rows, axis=0), shape)
+            meant = jnp.broadcast_to(average(rows), shape)
         else:
             meant = ravel_rows(own)[0]
             if meant.shape != shape:

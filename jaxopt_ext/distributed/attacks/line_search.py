@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from ...core import checks, loops
+from ...core.rows import average
 from ..robust import AbstractAggregator
 from ..robust.rows import row_norms
 from .attack import AbstractAttack, deviation, repeated
@@ -17,7 +18,7 @@ Row = Float[Array, " d"]
 
 def against_mean(good: Rows) -> Row:
     """The direction $-\\mu$ of `InnerProduct`."""
-    return -jnp.mean(good, axis=0)
+    return -average(good)
 
 
 def against_deviation(good: Rows) -> Row:
@@ -61,7 +62,7 @@ class LineSearch(AbstractAttack):
                 raise TypeError(f"{name} must be callable, got {getattr(self, name)!r}")
 
     def send(self, good, key, state, own):
-        mean, direction = jnp.mean(good, axis=0), self.direction(good)
+        mean, direction = average(good), self.direction(good)
         bad = lambda c: repeated(mean + c * direction, self.f)
 
         def harm(c):

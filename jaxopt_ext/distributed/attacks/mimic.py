@@ -6,6 +6,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from ...core import checks
+from ...core.rows import average
 from ..robust.rows import ravel_rows
 from .attack import AbstractAttack, repeated
 
@@ -66,7 +67,7 @@ class Mimic(AbstractAttack):
     def observe(self, state, good):
         x = ravel_rows(good)[0]
         part = (1 / (state.rounds + 1)).astype(x.dtype)
-        mean = state.mean + part * (jnp.mean(x, axis=0) - state.mean)
+        mean = state.mean + part * (average(x) - state.mean)
         gaps = x - mean
         along = jnp.matmul(gaps, state.direction, precision=HIGHEST)
         push = jnp.matmul(along, gaps, precision=HIGHEST)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from ...core import Scalar, checks, scalar_field
+from ...core.rows import average
 from .attack import AbstractAttack, deviation, repeated
 
 
@@ -56,7 +57,7 @@ class InnerProduct(AbstractAttack):
         checks.positive("epsilon", self.epsilon)
 
     def send(self, good, key, state, own):
-        return repeated(-self.epsilon.astype(good.dtype) * jnp.mean(good, axis=0), self.f)
+        return repeated(-self.epsilon.astype(good.dtype) * average(good), self.f)
 
 
 class ALIE(AbstractAttack):
@@ -106,7 +107,7 @@ class ALIE(AbstractAttack):
 
     def send(self, good, key, state, own):
         z = self.quantile(len(good)) if self.z is None else self.z
-        row = jnp.mean(good, axis=0) - jnp.asarray(z, good.dtype) * deviation(good)
+        row = average(good) - jnp.asarray(z, good.dtype) * deviation(good)
         return repeated(row, self.f)
 
 

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ...core import checks
+from ...core.rows import average
 from .aggregator import AbstractAggregator, require
 from .rows import pairwise
 
@@ -44,7 +45,7 @@ class MinimumVariance(AbstractAggregator):
         squares = (near / unit) ** 2
         score = jnp.sum(squares[subsets[:, :, None], subsets[:, None, :]], axis=(1, 2))
         best = jnp.asarray(subsets)[jnp.argmin(score)]
-        return jnp.mean(x[best], axis=0)
+        return average(x[best])
 
     def tolerates(self, m):
         return self.f
