@@ -23,9 +23,10 @@ from ..core import (
     tables,
     tree,
 )
+from ..core.confirm import unknown
 from ..prox import L2Ball
 from ..stochastic.estimators import MSVR, storm
-from ..stochastic.oracle import asked, check_rate, rate_at, rate_field, unknown
+from ..stochastic.oracle import asked, check_rate, rate_at, rate_field
 from ..stochastic.outputs import AbstractOutput, Last, finished
 
 

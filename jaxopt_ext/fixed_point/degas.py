@@ -20,7 +20,7 @@ from ..core import (
     scalar_field,
     tree,
 )
-from ..core.confirm import unknown
+from ..core.confirm import forgotten, unknown
 from .asynchrony import AbstractSchedule, ConstantDelay, stale
 
 
@@ -74,7 +74,7 @@ class _AbstractAsynchronous(AbstractSolver[FixedPoint, _State]):
 
     def refresh(self, problem, x, state):
         # What was measured is of another problem, or passed already.
-        return eqx.tree_at(lambda s: s.error, state, unknown(state.error.dtype))
+        return forgotten(state)
 
     def step(self, problem, x, state):
         m, size = self._sizes(x)

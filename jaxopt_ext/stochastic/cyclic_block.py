@@ -20,10 +20,10 @@ from ..core import (
     scalar_field,
     tree,
 )
-from ..core.confirm import forgotten
+from ..core.confirm import forgotten, unknown
 from ..minimize.block_coordinate import AbstractSelection, Cyclic
 from .estimators import PAGE
-from .oracle import asked, check_rate, population, rate_at, rate_field, unknown
+from .oracle import asked, check_rate, population, rate_at, rate_field
 from .outputs import AbstractOutput, Last, finished
 from .partition import Backward, partition, require_separable
 

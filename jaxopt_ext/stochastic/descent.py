@@ -22,6 +22,7 @@ from ..core import (
     scalar_field,
     tree,
 )
+from ..core.confirm import unknown
 from .estimators import AbstractEstimator, Estimate, Minibatch
 from .oracle import (
     Oracle,
@@ -30,7 +31,6 @@ from .oracle import (
     rate_at,
     rate_field,
     stationarity,
-    unknown,
 )
 from .outputs import AbstractOutput, Last, finished
 

@@ -27,9 +27,9 @@ from ..core import (
     solve,
     tree,
 )
-from ..core.confirm import forgotten
+from ..core.confirm import forgotten, unknown
 from ..prox import AbstractFunction
-from .oracle import Oracle, asked, check_rate, rate_at, rate_field, unknown
+from .oracle import Oracle, asked, check_rate, rate_at, rate_field
 from .outputs import AbstractOutput, RandomIterate, finished
 
 

@@ -24,9 +24,10 @@ from ..core import (
     scalar_field,
     tree,
 )
+from ..core.confirm import forgotten, unknown
 from ..core.finite_sum import Deterministic
 from .learners import AbstractLearner
-from .oracle import asked, latest, smooth_oracle, unknown
+from .oracle import asked, latest, smooth_oracle
 from .outputs import AbstractOutput, RandomIterate
 
 
@@ -167,7 +168,7 @@ class OnlineToNonconvex(AbstractSolver):
 
     def refresh(self, problem, x, state):
         """What was measured may have been of another problem."""
-        return eqx.tree_at(lambda s: s.error, state, unknown(state.error.dtype))
+        return forgotten(state)
 
     def step(self, problem, x, state):
         oracle = smooth_oracle(problem)

@@ -16,7 +16,7 @@ from ..core import (
     minibatches,
     tree,
 )
-from ..core.confirm import confirmed
+from ..core.confirm import confirmed, unknown
 from ..core.finite_sum import Deterministic
 from ..core.natural import natural
 
@@ -83,11 +83,6 @@ def stationarity(oracle: Oracle, x: PyTree[Array], gradient: PyTree[Array]) -> F
     """$\\|x - \\mathrm{prox}_g(x - \\nabla f)\\|$, the norm of the residual if `gradient` is
     that of the whole problem."""
     return tree.norm(natural(oracle.nonsmooth, x, gradient))
-
-
-def unknown(dtype: Any) -> Float[Array, ""]:
-    """An error that nothing is known of: no tolerance is above it, and it is no overflow."""
-    return jnp.asarray(jnp.finfo(dtype).max / 4, dtype)
 
 
 def latest(
