@@ -1,5 +1,7 @@
 """The primal-dual hybrid gradient method."""
 
+import dataclasses
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -130,9 +132,8 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
         return _State(step, bounds, weight, nothing, zero, x, infinity, infinity, zero, infinity)
 
     def refresh(self, problem, x, state):
-        new = self._step_size(problem, x.primal), _bounds(problem, x.primal)
-        is_leaf = lambda leaf: leaf is None
-        return eqx.tree_at(lambda s: (s.step_size, s.bounds), state, new, is_leaf=is_leaf)
+        step, bounds = self._step_size(problem, x.primal), _bounds(problem, x.primal)
+        return dataclasses.replace(state, step_size=step, bounds=bounds)
 
     def step(self, problem, x, state):
         step = _admissible(state.step_size, state.bounds, state.weight)
@@ -141,10 +142,7 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
         error = tree.norm(problem.residual(new))
         steps = state.steps + 1
         if not self.restart:
-            fields = lambda s: (s.bounds, s.steps, s.error)
-            is_leaf = lambda leaf: leaf is None
-            moved = eqx.tree_at(fields, state, (bounds, steps, error), is_leaf=is_leaf)
-            return new, moved
+            return new, dataclasses.replace(state, bounds=bounds, steps=steps, error=error)
         total = jax.tree.map(jnp.add, state.total, new)
         count = state.count + 1
         average = jax.tree.map(lambda a: a / count.astype(a.real.dtype), total)

@@ -342,6 +342,32 @@ def test_primal_dual_finds_steps_for_a_smooth_term():
         np.testing.assert_allclose(found, np.stack([u.value] * 2), atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("check", [True, False])
+def test_primal_dual_with_a_smooth_term_on_each_device(check):
+    """Values and derivatives of four problems, each on a device, equal those of one by one."""
+    rng = np.random.default_rng(0)
+    data = jnp.asarray(rng.normal(size=(4, 12, 8))), jnp.asarray(rng.normal(size=(4, 12)))
+    D = jnp.asarray(np.diff(np.eye(8), axis=0))
+    solver = splitting.PrimalDualHybridGradient(tol=1e-8, max_steps=20_000)
+
+    def fit(penalty, A, b):
+        loss = lambda x: 0.5 * jnp.sum((A @ x - b) ** 2)
+        problem = jxt.Saddle(prox.L1(penalty), prox.L1(0.5), D, loss)
+        return jxt.solve(problem, solver, jnp.zeros(8)).value.primal
+
+    both = lambda *args: (fit(*args), jax.jacrev(fit)(*args))
+    args = jnp.ones(4), *data
+    one = lambda *args: jax.tree.map(lambda a: a[None], both(*(a[0] for a in args)))
+    mesh = jax.make_mesh((4,), ("i",), axis_types=(jax.sharding.AxisType.Auto,))
+    spec = jax.sharding.PartitionSpec("i")
+    mapped = jax.shard_map(one, mesh=mesh, in_specs=spec, out_specs=spec, check_vma=check)
+    found, wanted = jax.jit(mapped)(*args), jax.jit(jax.vmap(both))(*args)
+    for a, b in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-7)
+    assert np.max(np.abs(wanted[1])) > 1e-3
+
+
 def random_program(seed, n=6, m=9, equalities=2, dtype=float):
     rng = np.random.default_rng(seed)
     root = rng.normal(size=(n, n - 1))
