@@ -343,8 +343,9 @@ class MatrixPolynomialsCase(AbstractKernelCase):
 
     def draw(self, seed, dtype):
         # Few shapes, because each is compiled: a pair, one constant, no matrix, one of side zero.
-        shape = [((3,), 5, 2, 4), ((), 2, 1, 1), ((2, 0), 3, 2, 3), ((), 0, 1, 2)][seed % 4]
-        return self._make(seed, *shape, dtype)
+        shapes = [((3,), 5, 2, 4), ((), 2, 1, 1), ((2, 0), 3, 2, 3), ((), 0, 1, 2)]
+        batch, n, q, k = shapes[seed % 4]
+        return self._make(seed, batch, n, q, k, dtype)
 
     def large(self, dtype):
         return self._make(0, (4,), 96, 2, 6, dtype)

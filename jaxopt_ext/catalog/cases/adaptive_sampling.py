@@ -1,26 +1,19 @@
 """Samples of a small network, with steps chosen on the way."""
 
-from typing import Any
-
-import jax.numpy as jnp
 import numpy as np
 
-from ...diffusion import Denoiser, DPMSolverAdaptive, VariancePreserving, sample_adaptive
-from ..shapes.function import AbstractFunctionCase
+from ...diffusion import DPMSolverAdaptive, VariancePreserving, sample_adaptive
+from .small_sampling import AbstractSmallSampling
 
 
-class AdaptiveSamplingCase(AbstractFunctionCase):
+class AdaptiveSamplingCase(AbstractSmallSampling):
     """Steps of orders 1 and 2, against a loop over them."""
-
-    def draw(self, seed: int, dtype: Any):
-        rng = np.random.default_rng(seed)
-        matrix = rng.normal(size=(3, 3)) / 2
-        return jnp.asarray(rng.normal(size=(4, 3)), dtype), jnp.asarray(matrix, dtype)
 
     def call(self, *arguments):
         x, matrix = arguments
-        model = Denoiser(lambda x, node: jnp.tanh(x @ matrix) * node.sigma)
-        done = sample_adaptive(model, DPMSolverAdaptive(2), VariancePreserving(end=0.01), x)
+        done = sample_adaptive(
+            self.model(matrix), DPMSolverAdaptive(2), VariancePreserving(end=0.01), x
+        )
         return done.value, done.evaluations
 
     def reference(self, *arguments):

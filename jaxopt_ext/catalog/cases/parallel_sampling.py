@@ -1,30 +1,21 @@
 """Samples of a small network, by rounds over a window of steps."""
 
-from typing import Any
-
-import jax.numpy as jnp
 import numpy as np
 
-from ...diffusion import DDIM, Denoiser, VariancePreserving, sample_parallel, uniform_time
-from ..shapes.function import AbstractFunctionCase
+from ...diffusion import DDIM, VariancePreserving, sample_parallel, uniform_time
+from .small_sampling import AbstractSmallSampling
 
 _STEPS = 10
 
 
-class ParallelSamplingCase(AbstractFunctionCase):
+class ParallelSamplingCase(AbstractSmallSampling):
     """Settled rounds of DDIM, against the steps one after the other."""
-
-    def draw(self, seed: int, dtype: Any):
-        rng = np.random.default_rng(seed)
-        matrix = rng.normal(size=(3, 3)) / 2
-        return jnp.asarray(rng.normal(size=(4, 3)), dtype), jnp.asarray(matrix, dtype)
 
     def call(self, *arguments):
         x, matrix = arguments
-        model = Denoiser(lambda x, node: jnp.tanh(x @ matrix) * node.sigma)
         schedule = VariancePreserving(end=0.01)
         times = uniform_time(schedule, _STEPS)
-        return sample_parallel(model, DDIM(), schedule, times, x, 6, tol=0.0).value
+        return sample_parallel(self.model(matrix), DDIM(), schedule, times, x, 6, tol=0.0).value
 
     def reference(self, *arguments):
         x, matrix = (np.asarray(a, np.float64) for a in arguments)
