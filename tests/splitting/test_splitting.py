@@ -342,6 +342,26 @@ def test_primal_dual_finds_steps_for_a_smooth_term():
         np.testing.assert_allclose(found, np.stack([u.value] * 2), atol=1e-5)
 
 
+def test_primal_dual_goes_on_with_the_steps_of_a_new_problem():
+    """Ten times the map, and a curvature of its own: old steps would be too long."""
+    D = jnp.asarray(np.diff(np.eye(8), axis=0))
+    solver = splitting.PrimalDualHybridGradient(tol=1e-7, max_steps=50_000)
+
+    @jax.jit
+    def both(scale, start, state):
+        problem = jxt.Saddle(
+            prox.L1(1.0), prox.L1(2.0 / scale), scale * D, lambda x: half_square(scale * x)
+        )
+        return jxt.solve(problem, solver, start, state=state)
+
+    first = both(1.0, jnp.zeros(8), None)
+    again = both(10.0, first.value, first.state)
+    for solution in (first, again):
+        assert solution.status == jxt.Status.converged
+    np.testing.assert_allclose(again.state.bounds.norm, 10 * first.state.bounds.norm, rtol=1e-6)
+    np.testing.assert_allclose(10 * again.state.step_size, first.state.step_size, rtol=1e-6)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [True, False])
 def test_primal_dual_with_a_smooth_term_on_each_device(check):
