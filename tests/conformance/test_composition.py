@@ -530,7 +530,7 @@ def test_samplers_run_on_each_device(row):
     diffusion = jxt.diffusion
     schedule = diffusion.VarianceExploding()
     times = np.geomspace(schedule.start, schedule.end, 7)
-    noise, means = jnp.asarray(RNG.normal(size=3)), jnp.asarray(RNG.normal(size=(4, 3)))
+    noise, means = jnp.asarray(RNG.normal(size=2)), jnp.asarray(RNG.normal(size=(4, 2)))
 
     def one(noise, mean):
         model = diffusion.Denoiser(lambda x, node: 0.1 * (x - mean))
