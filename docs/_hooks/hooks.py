@@ -73,7 +73,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
 
 def _shapes() -> dict[str, str]:
     """For each shape of member the page that says how one is added."""
-    folder = plan.ROOT / "jaxopt_ext" / "catalog" / "rows"
+    folder = plan.ROOT / "jaxopt_ext" / "catalog" / "shapes"
     rows = [path.stem for path in sorted(folder.glob("*.py")) if path.stem not in _NO_SHAPE]
     more = [path.stem for path in _written("adding") if path.stem not in ("index", *rows)]
     return {shape.replace("_", " "): f"adding/{shape}.md" for shape in rows + more}

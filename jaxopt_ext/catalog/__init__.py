@@ -6,14 +6,7 @@ and a row in a file of rows here. `shapes` has the row classes; `find` looks row
 
 from typing import TypeVar
 
-from .aggregators import AGGREGATORS
-from .estimators import ESTIMATORS
 from .find import ROWS, find
-from .kernels import KERNELS
-from .network import NETWORK
-from .network_layers import NETWORK_LAYERS
-from .optimizers import OPTIMIZERS
-from .samplers import SAMPLERS
 from .shapes import (
     AbstractFunctionCase,
     AggregatorRow,
@@ -28,7 +21,6 @@ from .shapes import (
     SolverRow,
     TrainingRow,
 )
-from .solvers import SOLVERS
 
 AnyRow = TypeVar("AnyRow", bound=Row)
 
@@ -39,15 +31,7 @@ def rows(kind: type[AnyRow]) -> tuple[AnyRow, ...]:
 
 
 __all__ = [
-    "AGGREGATORS",
-    "ESTIMATORS",
-    "KERNELS",
-    "NETWORK",
-    "NETWORK_LAYERS",
-    "OPTIMIZERS",
     "ROWS",
-    "SAMPLERS",
-    "SOLVERS",
     "AbstractFunctionCase",
     "AggregatorRow",
     "EstimatorRow",

@@ -1,114 +1,30 @@
 """Look-up of rows by words, and what is printed of them."""
 
+import importlib
 import inspect
 import pathlib
+import pkgutil
 import re
 from collections.abc import Sequence
 
-from .aggregators import AGGREGATORS
-from .bilevel import BILEVEL
-from .cascades import CASCADES
-from .consistency import CONSISTENCY
-from .continuous_blocks import CONTINUOUS_BLOCKS
-from .denoiser_blocks import DENOISER_BLOCKS
-from .denoiser_networks import DENOISER_NETWORKS
-from .diffusion_training import DIFFUSION_TRAINING
-from .dpm_solver_v3 import DPM_SOLVER_V3
-from .dpm_solvers import DPM_SOLVERS
-from .estimators import ESTIMATORS
-from .fedmbo import FEDMBO
-from .functions_sets import FUNCTIONS_SETS
-from .inclusions import INCLUSIONS
-from .inverse_samplers import INVERSE_SAMPLERS
-from .kernels import KERNELS
-from .kernels_products import KERNELS_PRODUCTS
-from .learners import LEARNERS
-from .linalg import LINALG
-from .linalg_sequences import LINALG_SEQUENCES
-from .multi_block import MULTI_BLOCK
-from .multiobjective import MULTIOBJECTIVE
-from .multistep_samplers import MULTISTEP_SAMPLERS
-from .network import NETWORK
-from .network_compressed import NETWORK_COMPRESSED
-from .network_events import NETWORK_EVENTS
-from .network_free import NETWORK_FREE
-from .network_layers import NETWORK_LAYERS
-from .network_learning import NETWORK_LEARNING
-from .network_relatives import NETWORK_RELATIVES
-from .network_robust import NETWORK_ROBUST
-from .online_conversion import ONLINE_CONVERSION
-from .optimizers import OPTIMIZERS
-from .orders import ORDERS
-from .parallel_and_layers import PARALLEL_AND_LAYERS
-from .parallel_samplers import PARALLEL_SAMPLERS
-from .sampler_losses import SAMPLER_LOSSES
-from .samplers import SAMPLERS
 from .shapes import Row
-from .solvers import SOLVERS
-from .solvers_conic import SOLVERS_CONIC
-from .solvers_coordinate import SOLVERS_COORDINATE
-from .solvers_free import SOLVERS_FREE
-from .solvers_host import SOLVERS_HOST
-from .solvers_newton import SOLVERS_NEWTON
-from .stochastic import STOCHASTIC
-from .textbook_cuts import TEXTBOOK_CUTS
-from .textbook_rates import TEXTBOOK_RATES
-from .training import TRAINING
-from .trajectories import TRAJECTORIES
-from .unipc import UNIPC
 
-ROWS: tuple[Row, ...] = (
-    *SOLVERS,
-    *SOLVERS_NEWTON,
-    *PARALLEL_AND_LAYERS,
-    *SOLVERS_FREE,
-    *FUNCTIONS_SETS,
-    *SOLVERS_COORDINATE,
-    *SOLVERS_CONIC,
-    *SOLVERS_HOST,
-    *MULTIOBJECTIVE,
-    *STOCHASTIC,
-    *ONLINE_CONVERSION,
-    *LEARNERS,
-    *TEXTBOOK_RATES,
-    *TEXTBOOK_CUTS,
-    *INCLUSIONS,
-    *BILEVEL,
-    *MULTI_BLOCK,
-    *OPTIMIZERS,
-    *NETWORK,
-    *NETWORK_LEARNING,
-    *NETWORK_EVENTS,
-    *NETWORK_COMPRESSED,
-    *NETWORK_ROBUST,
-    *NETWORK_LAYERS,
-    *NETWORK_RELATIVES,
-    *NETWORK_FREE,
-    *FEDMBO,
-    *AGGREGATORS,
-    *SAMPLERS,
-    *INVERSE_SAMPLERS,
-    *PARALLEL_SAMPLERS,
-    *MULTISTEP_SAMPLERS,
-    *DPM_SOLVERS,
-    *DPM_SOLVER_V3,
-    *ESTIMATORS,
-    *LINALG,
-    *LINALG_SEQUENCES,
-    *KERNELS,
-    *KERNELS_PRODUCTS,
-    *TRAINING,
-    *DIFFUSION_TRAINING,
-    *DENOISER_BLOCKS,
-    *DENOISER_NETWORKS,
-    *CONSISTENCY,
-    *ORDERS,
-    *UNIPC,
-    *SAMPLER_LOSSES,
-    *CASCADES,
-    *TRAJECTORIES,
-    *CONTINUOUS_BLOCKS,
-)
+
+def _collected() -> tuple[Row, ...]:
+    """The rows of every file beside this one, file by file: a new file needs no entry."""
+    here = pathlib.Path(__file__)
+    names = sorted(module.name for module in pkgutil.iter_modules([str(here.parent)]))
+    rows: list[Row] = []
+    for name in names:
+        if name == here.stem:
+            continue
+        for value in vars(importlib.import_module(f"{__package__}.{name}")).values():
+            if isinstance(value, tuple) and value and all(isinstance(row, Row) for row in value):
+                rows += value
+    return tuple(rows)
+
+
+ROWS: tuple[Row, ...] = _collected()
 
 _ROOT = pathlib.Path(__file__).resolve().parents[2]
 _INDEX = _ROOT / "docs" / "claims" / "index.md"
