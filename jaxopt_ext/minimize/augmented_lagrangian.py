@@ -67,6 +67,14 @@ def _kinds(problem, primal, dual) -> dict[str, _Kind]:
     return kinds
 
 
+def _rounding(problem, primal, dual):
+    """What rounding leaves of constraints that hold: their terms are as large as $v'(x) x$."""
+    values = lambda x: {name: kind.value for name, kind in _kinds(problem, x, dual).items()}
+    value, slope = jax.jvp(values, (primal,), (primal,))
+    eps = jnp.finfo(tree.real_dtype(primal)).eps
+    return 8 * eps * (tree.norm(value) + tree.norm(slope))
+
+
 class AugmentedLagrangian(AbstractSolver):
     """The method of multipliers: a sequence of problems without constraints.
 
@@ -77,8 +85,8 @@ class AugmentedLagrangian(AbstractSolver):
       r(x) = v(x) + y / \\rho - \\Pi_{[l, u]}(v(x) + y / \\rho), \\qquad y^+ = \\rho\\, r(x^+),$$
 
     the minimum by another solver, started at $x$ and as accurate as the last error asks for. Where
-    $|v - \\Pi(v + y / \\rho)|$ has not come down to `shrink` times what it was, $\\rho$ is
-    multiplied by `growth`. Near a solution with independent gradients and positive curvature along
+    $|v - \\Pi(v + y / \\rho)|$ has not come down to `shrink` times what it was, to half of `tol` or
+    to rounding, $\\rho$ is multiplied by `growth`. Near a solution with independent gradients and positive curvature along
     the constraints the error falls by a factor of order $1 / \\rho$ in a step, for every penalty
     above a threshold; it finds stationary points, of which minimizers are some.
 
@@ -161,7 +169,10 @@ class AugmentedLagrangian(AbstractSolver):
         else:
             dual = Multipliers(*(updated.get(name) for name in Multipliers._fields))
         new = PrimalDual(primal, tree.cast_like(dual, x.dual))
-        slow = violation > self.shrink.astype(dtype) * state.violation
+        # A violation below the tolerance, or of rounding, is not what keeps the error up, but a
+        # penalty raised for it would: rounding comes into the gradient times the penalty.
+        floor = jnp.maximum(0.5 * tol, _rounding(problem, primal, dual))
+        slow = violation > jnp.maximum(self.shrink.astype(dtype) * state.violation, floor)
         raised = jnp.minimum(
             self.growth.astype(dtype) * penalty, self.largest_penalty.astype(dtype)
         )
