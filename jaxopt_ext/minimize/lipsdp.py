@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
 from ..core import LinearMatrixInequality, PrimalDual, Status, checks, solve
@@ -78,7 +79,9 @@ class LipschitzCertificate(eqx.Module):
 
     - `bound`: the constant. Infinite if no proof was found.
     - `inputs`: $\\rho$, or $\\mu$, of each part of the output, shape `(parts, r)`.
-    - `multipliers`: of each activation in turn, shape `(parts, count)`.
+    - `multipliers`: of each activation in turn, shape `(parts, count)`. Zero are those that act on
+      what passes unchanged, where the proof is for the increments for which it does; for all
+      increments these multipliers would have to be very large.
     - `residual_eigenvalue`: the largest eigenvalue of the matrix that must not have positive ones,
       in units of the increments that a product of norms allows, the largest over the parts.
     - `status`: of the programs; what is certified is true whatever it says. `infeasible` where no
@@ -108,6 +111,38 @@ class _Program(NamedTuple):
         widths = [rows.shape[0] // 2 for rows in self.constraints]
         pairs = zip(self.activations, widths, strict=True)
         return tuple(activation.signs(width) for activation, width in pairs)
+
+    def passed(self):
+        """Rows of what vanishes, the changes of what activations pass unchanged."""
+        rows = [jnp.zeros((0, self.parts.shape[-1]), self.parts.dtype)]
+        for A, kind in zip(self.constraints, self.activations, strict=True):
+            seen, out = jnp.split(A, 2)
+            rows.append(kind.passed(seen.shape[0]).astype(A.dtype) @ (seen - out))
+        return jnp.concatenate(rows)
+
+    def basis(self):
+        """Of the increments for which they do, those of the input first and unchanged; and the
+        factors $Q$, $R$ of the rows' part behind the input, $R^\\top Q^\\top$."""
+        n, N, dtype = self.masks.shape[1], self.parts.shape[-1], self.parts.dtype
+        rows = self.passed()
+        if not rows.shape[0]:
+            return jnp.eye(N, dtype=dtype), None
+        count = rows.shape[0]
+        q, r = jnp.linalg.qr(rows[:, n:].T, mode="complete")
+        q, r, free = q[:, :count], r[:count], q[:, count:]
+        drive = jax.scipy.linalg.solve_triangular(r, rows[:, :n], trans=1)
+        top = jnp.eye(n, N - count, dtype=dtype)
+        return jnp.concatenate([top, jnp.concatenate([-q @ drive, free], axis=1)]), (q, r)
+
+    def known(self):
+        """Which multipliers matter then, as numbers."""
+        with jax.ensure_compile_time_eval():
+            widths = [rows.shape[0] // 2 for rows in self.constraints]
+            none = [
+                jax.eval_shape(lambda k=kind, w=width: k.passed(w)).shape[0] == 0
+                for kind, width in zip(self.activations, widths, strict=True)
+            ]
+            return [np.asarray(a) | b for a, b in zip(self.signs, none, strict=True)]
 
     def constraint(self, multipliers):
         """$\\sum_k A_k^\\top X_k(\\lambda_k) A_k$."""
@@ -216,23 +251,28 @@ def _split(flat, program: _Program):
     return inputs, tuple(multipliers)
 
 
-def _inequality(program: _Program, part, inward):
-    """The least sum of the inputs as a linear matrix inequality, moved inwards a little."""
-    dtype, N = part.dtype, part.shape[-1]
-    free = jnp.ones(program.masks.shape[0], bool)
-    signs = jnp.concatenate([free, *program.signs])
-    cost = jnp.zeros(signs.size, dtype).at[: free.size].set(1)
-    constant, still = part.T @ part, inward * jnp.eye(N, dtype=dtype)
+def _inequality(program: _Program, part, basis, inward):
+    """The least sum of the inputs as a linear matrix inequality, moved inwards a little, and which
+    multipliers are its unknowns."""
+    dtype = part.dtype
+    count = program.masks.shape[0]
+    known = np.concatenate([np.ones(count, bool), *program.known()])
+    signs = jnp.concatenate([jnp.zeros(count, bool), *program.signs])[known].at[:count].set(True)
+    cost = jnp.zeros(signs.size, dtype).at[:count].set(1)
+    constant, still = part.T @ part, inward * jnp.eye(basis.shape[1], dtype=dtype)
     linear = lambda unit: program.matrix(part, *_split(unit, program)) - constant
-    generators = jax.vmap(linear)(jnp.eye(signs.size, dtype=dtype))
-    return LinearMatrixInequality(cost, constant + still, generators, signs)
+    generators = jax.vmap(linear)(jnp.eye(known.size, dtype=dtype)[known])
+    on = lambda M: basis.T @ M @ basis
+    problem = LinearMatrixInequality(cost, on(constant) + still, jax.vmap(on)(generators), signs)
+    return problem, known
 
 
-def _least_inputs(program: _Program, part, inputs, multipliers):
+def _least_inputs(program: _Program, part, basis, inputs, multipliers):
     """The inputs nearest to these, all raised or lowered alike, for which these multipliers are a
     proof: infinite where there are none."""
     n, dtype, N = program.masks.shape[1], part.dtype, part.shape[-1]
-    M = program.matrix(part, jnp.zeros_like(inputs), multipliers)
+    on = lambda inputs: basis.T @ program.matrix(part, inputs, multipliers) @ basis
+    M = on(jnp.zeros_like(inputs))
     corner, side, rest = M[:n, :n], M[:n, n:], M[n:, n:]
     values, vectors = jnp.linalg.eigh(rest)
     proves = jnp.max(values, initial=-jnp.inf) < 0
@@ -240,7 +280,7 @@ def _least_inputs(program: _Program, part, inputs, multipliers):
     inverse = jnp.where(proves, 1 / jnp.where(values < 0, values, -1), 0)
     schur = corner - (pulled * inverse) @ pulled.T - jnp.diag(inputs @ program.masks)
     inputs = jnp.maximum(inputs + jnp.linalg.eigvalsh(schur)[-1], 0)
-    full = program.matrix(part, inputs, multipliers)
+    full = on(inputs)
     top = jnp.linalg.eigvalsh(full)[-1]
     # Increments have at most the length of one for the input and each activation: rounding is paid.
     margin = N * jnp.finfo(dtype).eps * jnp.linalg.norm(full)
@@ -252,13 +292,15 @@ def _certified(program: _Program, part, solver):
     """The program solved for a part, made a proof, and its value with a derivative."""
     dynamic, static = eqx.partition((program, part), eqx.is_inexact_array)
     frozen, still = eqx.combine(jax.lax.stop_gradient(dynamic), static)
-    problem = _inequality(frozen, still, 2 * solver.tol.astype(part.dtype))
+    basis, factors = frozen.basis()
+    problem, known = _inequality(frozen, still, basis, 2 * solver.tol.astype(part.dtype))
     start = PrimalDual(jnp.zeros_like(problem.cost), jnp.zeros_like(problem.constant))
     solution = solve(problem, solver, start)
     z, X = jax.lax.stop_gradient(solution.value)
     signs = jnp.asarray(problem.nonnegative)
     z = jnp.where(signs, jnp.maximum(z, 0), z)
-    inputs, found = _split(z, program)
+    z = jnp.zeros(known.size, z.dtype).at[np.flatnonzero(known)].set(z)
+    least, found = _split(z, frozen)
 
     # A solve that stopped early is mended by the multipliers that prove the product of norms.
     def mended(share):
@@ -266,7 +308,7 @@ def _certified(program: _Program, part, solver):
         multipliers = jax.tree.map(
             lambda a, b: jnp.where(share > 0, blend(a, b), a), found, program.ball
         )
-        return *_least_inputs(frozen, still, inputs, multipliers), multipliers
+        return *_least_inputs(frozen, still, basis, least, multipliers), multipliers
 
     shares = jnp.asarray([0, *[10.0**k for k in range(-10, 0)], 0.5, 1], part.dtype)
     options = jax.vmap(mended)(shares)
@@ -274,9 +316,17 @@ def _certified(program: _Program, part, solver):
     totals = jnp.where(jnp.isnan(totals) & (shares > 0), jnp.inf, totals)
     best = jnp.argmin(totals)  # the first is NaN where the data are, and NaN is least
     inputs, top, multipliers = jax.lax.stop_gradient(jax.tree.map(lambda a: a[best], options))
-    # Envelope: at fixed inputs and multipliers only the matrix moves, in the metric of its dual.
+    # Envelope: at fixed inputs and multipliers only the matrix moves, in the metric of its dual,
+    # and the rows of what vanishes, against the multipliers that hold it there.
+    X = basis @ X @ basis.T
     moved = part.T @ part + program.constraint(found)
     value = jnp.sum(inputs) + jnp.vdot(X, moved - jax.lax.stop_gradient(moved))
+    if factors is not None:
+        q, r = factors
+        side = q.T @ (frozen.matrix(still, least, found) @ X)[program.masks.shape[1] :]
+        pull = jax.scipy.linalg.solve_triangular(r, side)
+        rows = program.passed()
+        value = value - 2 * jnp.vdot(pull, rows - jax.lax.stop_gradient(rows))
     return value, inputs, multipliers, top, solution.status
 
 
@@ -322,14 +372,16 @@ def lipschitz_bound(
       \\begin{pmatrix} \\Delta x_k \\\\ \\Delta \\phi_k \\end{pmatrix} \\le 0
       \\quad \\text{for all } \\xi,$$
 
-    a linear matrix inequality of the size of the input and all activations together, dense. Its
-    solution need not be exact: with the multipliers found, the least $\\rho$ that they prove is an
-    eigenvalue of a Schur complement, and this, with a margin for rounding, is the answer. Where the
-    multipliers found prove nothing, they are mixed with those that prove the product of norms.
+    a linear matrix inequality of the size of the input and all activations together, dense. What
+    an activation passes unchanged, the sums of sorted groups, is eliminated: the multipliers that
+    would say so otherwise have an optimum only at infinity, and the program is that of the others
+    on fewer increments. Its solution need not be exact: with the multipliers found, the least
+    $\\rho$ that they prove is an eigenvalue of a Schur complement, and this, with a margin for
+    rounding, is the answer. Where the multipliers found prove nothing, they are mixed with those
+    that prove the product of norms.
 
     Derivatives of the bound in the weights are those of the envelope theorem, at fixed multipliers,
-    of first order only, and as exact as the program's dual solution: two or three digits where that
-    is ill-conditioned.
+    of first order only, and as exact as the program's dual solution.
 
     **Arguments:**
 
@@ -389,7 +441,8 @@ def split_lipschitz_bound(
 def verify(
     certificate: LipschitzCertificate, layers: Layers, norm: AbstractLipschitzNorm | None = None
 ) -> Bool[Array, ""]:
-    """Whether a certificate proves its bound, by eigenvalues alone.
+    """Whether a certificate proves its bound, by eigenvalues alone, on the increments for which
+    what activations pass unchanged is so.
 
     The multipliers must have their signs, the matrix no eigenvalue that is positive by more than
     rounding, and the bound must be at least what the inputs say.
@@ -403,9 +456,11 @@ def _verified(certificate, layers, norm):
     program = _program(layers, norm)
     unit = program.size**2
     rounding = 4 * program.parts.shape[-1] * jnp.finfo(unit.dtype).eps
+    basis, _ = program.basis()
 
     def one(part, inputs, multipliers):
         M = program.matrix(part, inputs / unit, jax.tree.map(lambda a: a / unit, multipliers))
+        M = basis.T @ M @ basis
         signed = jax.tree.map(lambda a, s: jnp.all((a >= 0) | ~s), multipliers, program.signs)
         proves = jnp.linalg.eigvalsh(M)[-1] <= rounding * jnp.linalg.norm(M)
         enough = certificate.bound**2 * (1 + rounding) >= jnp.sum(inputs)

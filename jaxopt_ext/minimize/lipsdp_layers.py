@@ -53,6 +53,12 @@ class AbstractActivation(eqx.Module):
         """Multipliers whose constraint is below that of the ball,
         $l (b^2 |\\Delta x|^2 - |\\Delta \\phi|^2)$ with $b$ the slope and $l$ this level."""
 
+    def passed(self, width: int) -> Float[Array, "r n"]:
+        """Independent rows $C$ of what passes unchanged: $C \\Delta \\phi = C \\Delta x$ for all
+        pairs. Where there are any, multipliers of any sign must act on $C \\Delta x - C \\Delta
+        \\phi$ alone, so that they are nothing where that vanishes."""
+        return jnp.zeros((0, width))
+
 
 class SlopeRestricted(AbstractActivation):
     """An activation of each feature with slopes in $[\\alpha, \\beta]$,
@@ -150,6 +156,10 @@ class GroupSort(AbstractActivation):
     def ball(self, level, width):
         return _lengths_only(level, _groups(width, self.size)[1])
 
+    def passed(self, width):
+        ids, count = _groups(width, self.size)
+        return (jnp.arange(count)[:, None] == ids).astype(jnp.result_type(float))
+
 
 def MaxMin() -> GroupSort:
     """`GroupSort(2)`: the larger, then the smaller, of each pair of features.
@@ -218,6 +228,14 @@ class Householder(AbstractActivation):
 
     def ball(self, level, width):
         return _lengths_only(level, self._count(width))
+
+    def passed(self, width):
+        # The rows behind the first of a reflection that maps the first unit vector to v.
+        v = self._unit
+        normal = v.at[0].add(jnp.where(v[0] < 0, -1, 1))
+        outer = jnp.outer(normal, normal) / jnp.vdot(normal, normal)
+        rows = (jnp.eye(v.size, dtype=v.dtype) - 2 * outer)[1:]
+        return jnp.kron(jnp.eye(self._count(width), dtype=v.dtype), rows)
 
 
 def _groups(width, size):

@@ -69,6 +69,13 @@ def test_constraints_hold_for_all_pairs(name):
         np.testing.assert_allclose(X, X.T)
         forms = np.einsum("si,ij,sj->s", pairs, X, pairs)
         assert np.min(forms / np.sum(pairs**2, axis=1)) >= -1e-10
+    passed = np.asarray(activation.passed(width))
+    assert np.linalg.matrix_rank(passed) == len(passed)
+    np.testing.assert_allclose(dphi @ passed.T, dx @ passed.T, atol=1e-10)
+    if len(passed):  # where that vanishes, only multipliers with a sign are left
+        X = np.asarray(activation.matrix(jnp.where(signs, 0, jnp.asarray(drawn)), width))
+        kept = np.linalg.svd(np.concatenate([passed, -passed], axis=1))[2][len(passed) :]
+        np.testing.assert_allclose(kept @ X @ kept.T, 0, atol=1e-10)
     ball = activation.matrix(activation.ball(jnp.asarray(2.0), width), width)
     length = float(activation.slope)
     gap = 2 * np.diag(np.repeat([length**2, -1.0], width)) - ball
@@ -259,7 +266,15 @@ def test_derivatives_are_those_of_differences():
 
     run = jax.jit(jax.value_and_grad(bound))
     slope = (run(1e-3)[0] - run(-1e-3)[0]) / 2e-3
-    np.testing.assert_allclose(run(0.0)[1], slope, rtol=1e-2)
+    np.testing.assert_allclose(run(0.0)[1], slope, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_reflection_that_swaps_is_a_sorted_pair():
+    sizes = (4, 6, 6, 3)
+    sorts = lipschitz_bound(_network(sizes, MaxMin()))
+    swaps = lipschitz_bound(_network(sizes, Householder(np.array([1.0, -1.0]))))
+    np.testing.assert_allclose(swaps.bound, sorts.bound, rtol=1e-5)
 
 
 @pytest.mark.slow
@@ -277,6 +292,7 @@ def test_a_classifier_of_digits():
     """64-32-32-10, as large as fits in a test."""
     layers = _network((64, 32, 32, 10), MaxMin(), seed=5)
     certificate = lipschitz_bound(layers)
+    assert certificate.status == jxt.Status.converged
     assert verify(certificate, layers)
     assert certificate.bound < 0.9 * norm_product(layers)
 
