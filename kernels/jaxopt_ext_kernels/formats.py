@@ -97,12 +97,13 @@ class CSR(eqx.Module):
         extra = nnz - count
         order = np.concatenate([np.lexsort((rows, columns)), np.arange(count, nnz)])
         pointers = np.searchsorted(rows, np.arange(m + 1))
+        xp = np if isinstance(values, np.ndarray) else jnp
         return cls(
-            jnp.concatenate([values, np.zeros(extra, values.dtype)]),
-            jnp.asarray(np.pad(columns, (0, extra)), jnp.int32),
-            jnp.asarray(np.pad(rows, (0, extra), constant_values=max(m - 1, 0)), jnp.int32),
-            jnp.asarray(pointers, jnp.int32),
-            jnp.asarray(order, jnp.int32),
+            jnp.asarray(xp.concatenate([values, np.zeros(extra, values.dtype)])),
+            int32(np.pad(columns, (0, extra))),
+            int32(np.pad(rows, (0, extra), constant_values=max(m - 1, 0))),
+            int32(pointers),
+            int32(order),
             shape,
         )
 
@@ -262,7 +263,7 @@ class Permutation(eqx.Module):
             raise ValueError(f"not an order of {size} rows or columns: {order}")
         places = np.empty(size, np.int64)
         places[order] = np.arange(size)
-        return cls(jnp.asarray(order, jnp.int32), jnp.asarray(places, jnp.int32))
+        return cls(int32(order), int32(places))
 
 
 class BCSR(eqx.Module):
@@ -505,6 +506,12 @@ def _host_if_known(values):
     """On the host, where sums and sorts compile nothing, unless traced."""
     values = jnp.asarray(values)
     return values if isinstance(values, Tracer) else np.asarray(values)
+
+
+def int32(indices: Any) -> Int[Array, "..."]:
+    """Indices of the host on the device; their type is changed on the host, which compiles
+    nothing."""
+    return jnp.asarray(np.asarray(indices).astype(np.int32))
 
 
 def _sums(values, places, shape):

@@ -12,7 +12,7 @@ from jax.experimental.pallas import tpu as pltpu, triton as plt
 from jaxtyping import Array, Bool, Int
 
 from ._chunks import vary_like
-from .formats import CSR, known_places
+from .formats import CSR, int32, known_places
 from .spmm import Implementation
 
 _LARGEST_TABLE = 1 << 14
@@ -180,8 +180,8 @@ def spgemm_symbolic(
             keys = np.repeat(rows[low:high], some) * max(n, 1)
             nnz += len(np.unique(keys + columns[shift + np.arange(len(shift))]))
     return SpGEMMPlan(
-        jnp.asarray(starts, jnp.int32),
-        jnp.asarray(work, jnp.int32),
+        int32(starts),
+        int32(work),
         int(ends[-1]),
         int(max(work.max(initial=1), 1)),
         int(np.diff(starts).max(initial=1)),
@@ -203,7 +203,7 @@ def _record(A, B, rows, lengths, heads, ends, columns, nnz):
     found = CSR.from_coo(np.zeros(count), places // wide, places % wide, (m, n), nnz=nnz)
     assert found.order is not None
     pattern = (A.columns, A.pointers, B.columns, B.pointers)
-    lists = [jnp.asarray(x, jnp.int32) for x in (entries, others, slots)]
+    lists = [int32(x) for x in (entries, others, slots)]
     format_of = found.columns, found.rows, found.pointers, found.order
     return ProductRecord(lists[0], lists[1], lists[2], *format_of, pattern)
 

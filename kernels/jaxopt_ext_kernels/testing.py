@@ -18,6 +18,15 @@ from .spmm import Implementation, bcsr_matmul, spmm
 from .strassen import strassen_matmul
 
 
+def _array(numbers, dtype):
+    """On the device; the type is changed on the host, which compiles nothing."""
+    return jax.device_put(np.asarray(numbers).astype(dtype))
+
+
+def _with_type(matrix, dtype):
+    return eqx.tree_at(lambda m: m.values, matrix, _array(matrix.values, dtype))
+
+
 class AbstractKernelCase(eqx.Module):
     """A kernel with a way to draw inputs and a dense reference."""
 
@@ -61,9 +70,8 @@ class BCSRMatmulCase(AbstractKernelCase):
         mask = rng.random((-(-shape[0] // block[0]), -(-shape[1] // block[1]))) < density
         mask = np.kron(mask, np.ones(block))[: shape[0], : shape[1]]
         matrix = (mask * rng.normal(size=shape)).astype(np.float64)
-        dense = jnp.asarray(rng.normal(size=(shape[1], k)), dtype)
-        sparse = BCSR.from_dense(matrix, block)
-        return eqx.tree_at(lambda s: s.values, sparse, sparse.values.astype(dtype)), dense
+        dense = _array(rng.normal(size=(shape[1], k)), dtype)
+        return _with_type(BCSR.from_dense(matrix, block), dtype), dense
 
     def draw(self, seed, dtype):
         rng = np.random.default_rng(seed)
@@ -98,8 +106,7 @@ class SpMMCase(AbstractKernelCase):
         rng = np.random.default_rng(seed)
         matrix = CSR.from_dense(mask * rng.normal(size=mask.shape))
         sparse = BCSR.from_csr(matrix, block, *orders)
-        sparse = eqx.tree_at(lambda s: s.values, sparse, sparse.values.astype(dtype))
-        return sparse, jnp.asarray(rng.normal(size=(mask.shape[1], k)), dtype)
+        return _with_type(sparse, dtype), _array(rng.normal(size=(mask.shape[1], k)), dtype)
 
     def draw(self, seed, dtype):
         # Three patterns, because each is compiled: entries here and there, full, and without rows.
@@ -143,7 +150,7 @@ class SpGEMMCase(AbstractKernelCase):
         rng = np.random.default_rng(seed)
         factors = [CSR.from_dense(mask * rng.normal(size=mask.shape)) for mask in masks]
         plan = spgemm_symbolic(*factors, window=window)
-        return *(a.with_values(a.values.astype(dtype)) for a in factors), plan
+        return *(_with_type(a, dtype) for a in factors), plan
 
     def draw(self, seed, dtype):
         # Three patterns, because each is compiled: some empty rows, one full window, no product.
@@ -155,7 +162,7 @@ class SpGEMMCase(AbstractKernelCase):
         return self._make(seed, sizes, density, window, dtype)
 
     def large(self, dtype):
-        return self._make(0, (64, 80, 96), 0.05, 200, dtype)
+        return self._make(0, (16, 20, 24), 0.1, 60, dtype)
 
     def call(self, *arguments, implementation: Implementation = None):
         return spgemm(*arguments, implementation=implementation).matrix.todense()
@@ -175,8 +182,7 @@ class SpGEMMCase(AbstractKernelCase):
 def _spread(matrix):
     """The entries, each in its place."""
     out = np.zeros(matrix.shape)
-    for value, i, j in zip(matrix.values, matrix.rows, matrix.columns, strict=True):
-        out[i, j] += float(value)
+    np.add.at(out, (np.asarray(matrix.rows), np.asarray(matrix.columns)), np.asarray(matrix.values))
     return out
 
 
@@ -185,7 +191,7 @@ def _assembled(matrix):
     m, n = matrix.shape
     r, c = matrix.block
     out = np.zeros((matrix.block_rows * r, max(matrix.block_columns * c, n)))
-    for value, i, j in zip(matrix.values, matrix.rows, matrix.columns, strict=True):
+    for value, i, j in zip(*map(np.asarray, (matrix.values, matrix.rows, matrix.columns))):
         out[i * r : (i + 1) * r, j * c : (j + 1) * c] += np.asarray(value, np.float64)
     return out[:m, :n]
 
@@ -202,7 +208,7 @@ class StrassenCase(AbstractKernelCase):
 
     def _make(self, rng, sizes, dtype):
         m, n, k = sizes
-        return tuple(jnp.asarray(rng.normal(size=s), dtype) for s in ((m, n), (n, k)))
+        return tuple(_array(rng.normal(size=s), dtype) for s in ((m, n), (n, k)))
 
     def draw(self, seed, dtype):
         # Few shapes, because each is compiled: odd, one row, empty in each place.
@@ -231,7 +237,7 @@ class Int8MatmulCase(AbstractKernelCase):
 
     def _make(self, seed, m, n, k):
         rng = np.random.default_rng(seed)
-        return tuple(jnp.asarray(rng.integers(-128, 128, s), jnp.int8) for s in ((m, n), (n, k)))
+        return tuple(_array(rng.integers(-128, 128, s), jnp.int8) for s in ((m, n), (n, k)))
 
     def draw(self, seed, dtype):
         # Few shapes, because each is compiled.
@@ -268,7 +274,7 @@ class Int8Conv2dCase(AbstractKernelCase):
 
     def _make(self, seed, images, filters):
         rng = np.random.default_rng(seed)
-        return tuple(jnp.asarray(rng.integers(-128, 128, s), jnp.int8) for s in (images, filters))
+        return tuple(_array(rng.integers(-128, 128, s), jnp.int8) for s in (images, filters))
 
     def draw(self, seed, dtype):
         images, filters = [
@@ -306,9 +312,9 @@ class ChainedDotCase(AbstractKernelCase):
     def _make(self, seed, sizes, dtype):
         p, m, n = sizes
         rng = np.random.default_rng(seed)
-        draw = lambda *s: jnp.asarray(rng.normal(size=s), dtype)
-        a = jnp.asarray(rng.normal(size=(m, m)) / max(1, 2 * m**0.5), dtype)
-        return a, draw(p, m, n), draw(p, m, n), jnp.asarray(2, jnp.int32)
+        draw = lambda *s: _array(rng.normal(size=s), dtype)
+        a = _array(rng.normal(size=(m, m)) / max(1, 2 * m**0.5), dtype)
+        return a, draw(p, m, n), draw(p, m, n), _array(2, jnp.int32)
 
     def draw(self, seed, dtype):
         # Few shapes, because each is compiled.
@@ -339,7 +345,7 @@ class MatrixPolynomialsCase(AbstractKernelCase):
     def _make(self, seed, batch, n, q, k, dtype):
         rng = np.random.default_rng(seed)
         X = rng.normal(size=(*batch, n, n)) / max(1, 2 * n**0.5)
-        return jnp.asarray(X, dtype), jnp.asarray(rng.normal(size=(q, k)), dtype)
+        return _array(X, dtype), _array(rng.normal(size=(q, k)), dtype)
 
     def draw(self, seed, dtype):
         # Few shapes, because each is compiled: a pair, one constant, no matrix, one of side zero.

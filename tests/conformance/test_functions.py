@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from jaxopt_ext import catalog
 
@@ -75,15 +74,53 @@ def test_equals_the_reference_in_single_precision_and_keeps_it(row):
         assert {jnp.result_type(a) for a in floats} <= {jnp.dtype(jnp.float32)}
 
 
+def _weights(found):
+    return jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape), _floats(found))
+
+
+def _score(out, weights):
+    return sum(jax.tree.leaves(jax.tree.map(lambda w, a: jnp.vdot(w, a), weights, out)))
+
+
+def _slope(case, weights, arguments):
+    """The result, and the gradient of its score in the floats of the arguments."""
+    floats, rest = eqx.partition(arguments, eqx.is_inexact_array)
+
+    def fun(floats):
+        out = case.call(*eqx.combine(floats, rest))
+        return _score(_floats(out), weights), out
+
+    slope, out = jax.grad(fun, has_aux=True)(floats)
+    return out, slope
+
+
+def _stacked(*leaves):
+    """On the host, but keys."""
+    keys = jnp.issubdtype(leaves[0].dtype, jax.dtypes.prng_key)
+    return jnp.stack(leaves) if keys else np.stack(leaves)
+
+
+@functools.cache
+def _together(row):
+    """Results and gradients of both seeds: a batch in one program."""
+    case, _ = _case(row)
+    (first, found), (second, _) = (_result(row, seed) for seed in SEEDS)
+    dynamic, static = eqx.partition((first, second), eqx.is_array)
+    stacked = jax.tree.map(_stacked, *dynamic)
+    weights = None if row.reason("gradient") else _weights(found)
+
+    def one(dynamic):
+        arguments = eqx.combine(dynamic, static[0])
+        return (case.call(*arguments),) if weights is None else _slope(case, weights, arguments)
+
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(stacked))
+
+
 @EACH
 def test_vmap_equals_a_loop(row):
     _skip(row, "vmap")
-    case, _ = _case(row)
-    (first, a), (second, b) = (_result(row, seed) for seed in SEEDS)
-    dynamic, static = eqx.partition((first, second), eqx.is_array)
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *dynamic)
-    batched = jax.jit(jax.vmap(lambda one: case.call(*eqx.combine(one, static[0]))))
-    _compare(batched(stacked), jax.tree.map(lambda *leaves: np.stack(leaves), a, b), 1e-10)
+    (_, a), (_, b) = (_result(row, seed) for seed in SEEDS)
+    _compare(_together(row)[0], jax.tree.map(lambda *leaves: np.stack(leaves), a, b), 1e-10)
 
 
 @EACH
@@ -100,28 +137,41 @@ def test_a_second_call_does_not_trace_again(row, trace_count):
 
 @EACH
 def test_derivatives_equal_differences(row):
+    """In a batch, where that is one program with the results; the slow test has them alone."""
     _skip(row, "gradient")
+    _check_slope(row, alone=bool(row.reason("vmap")))
+
+
+@pytest.mark.slow
+@EACH
+def test_plain_derivatives_equal_differences(row):
+    _skip(row, "gradient")
+    _check_slope(row, alone=True)
+
+
+def _check_slope(row, alone):
     case, call = _case(row)
     arguments, found = _result(row, 0)
     floats, rest = eqx.partition(arguments, eqx.is_inexact_array)
-    flat, unravel = ravel_pytree(floats)
+    weights = _weights(found)
+    if alone:
+        slope = eqx.filter_jit(lambda *a: _slope(case, weights, a)[1])(*arguments)
+    else:
+        slope = jax.tree.map(lambda a: a[0], _together(row)[1])
+    leaves, treedef = jax.tree.flatten(floats)
     rng = np.random.default_rng(0)
-    directions = rng.normal(size=(3, flat.size))
-    weights = jax.tree.map(lambda a: np.cos(np.arange(a.size)).reshape(a.shape), _floats(found))
+    for _ in range(3):
+        direction = [rng.normal(size=a.shape).astype(a.dtype) for a in leaves]
 
-    def score(out):
-        return sum(jax.tree.leaves(jax.tree.map(lambda w, a: jnp.vdot(w, a), weights, out)))
+        def moved(h, direction=direction):
+            arrays = [np.asarray(a) + h * d for a, d in zip(leaves, direction, strict=True)]
+            shifted = jax.device_put(treedef.unflatten(arrays))
+            out = jax.tree.map(np.asarray, _floats(call(*eqx.combine(shifted, rest))))
+            return sum(np.vdot(w, a) for w, a in zip(*map(jax.tree.leaves, (weights, out))))
 
-    @jax.jit
-    def gradient(flat):
-        fun = lambda z: score(_floats(case.call(*eqx.combine(unravel(z), rest))))
-        return jax.grad(fun)(flat)
-
-    slope = directions @ gradient(flat)
-    for direction, found in zip(directions, slope, strict=True):
-        moved = lambda h, d=direction: call(*eqx.combine(unravel(flat + h * d), rest))
-        wanted = (score(_floats(moved(1e-6))) - score(_floats(moved(-1e-6)))) / 2e-6
+        wanted = (moved(1e-6) - moved(-1e-6)) / 2e-6
         assert abs(wanted) > 1e-6
+        found = sum(np.vdot(d, a) for d, a in zip(direction, jax.tree.leaves(slope), strict=True))
         np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-7)
 
 
@@ -135,7 +185,10 @@ def test_a_nan_stays_visible(row):
     _, call = _case(row)
     arguments, _ = _result(row, 0)
     spoiled = jax.tree.map(
-        lambda a: jnp.full_like(a, jnp.nan) if eqx.is_inexact_array(a) else a, arguments
+        lambda a: (
+            jax.device_put(np.full(a.shape, np.nan, a.dtype)) if eqx.is_inexact_array(a) else a
+        ),
+        arguments,
     )
     floats = jax.tree.leaves(_floats(call(*spoiled)))
     assert floats

@@ -1,5 +1,8 @@
 """Every kernel in the catalogue keeps the contract of kernels."""
 
+import functools
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,17 +29,24 @@ def _skip(row, check):
         pytest.skip(row.reason(check))
 
 
+@functools.cache
+def _case(row):
+    """The case, and its call as one program for each shape: eager ones compile dozens."""
+    case = row.example()
+    return case, eqx.filter_jit(case.call)
+
+
 @EACH
 @BODIES
 @pytest.mark.parametrize("draws", [3, pytest.param(40, marks=pytest.mark.slow)])
 def test_equals_the_dense_reference(row, implementation, draws):
-    case = row.example()
+    case, call = _case(row)
 
     @settings(deadline=None, max_examples=draws)  # each shape is compiled
     @given(st.integers(0, 2**31))
     def check(seed):
         arguments = case.draw(seed, jnp.float64)
-        found = case.call(*arguments, implementation=implementation)
+        found = call(*arguments, implementation=implementation)
         case.compare(found, case.reference(*arguments), 1e-10)
 
     check()
@@ -47,9 +57,9 @@ def test_equals_the_dense_reference(row, implementation, draws):
 @pytest.mark.parametrize("dtype", [jnp.float32, pytest.param(jnp.bfloat16, marks=pytest.mark.slow)])
 def test_types_are_kept(row, implementation, dtype):
     _skip(row, "types")
-    case = row.example()
+    case, call = _case(row)
     arguments = case.large(dtype)
-    found = case.call(*arguments, implementation=implementation)
+    found = call(*arguments, implementation=implementation)
     assert found.dtype == dtype
     wanted = case.reference(*arguments)
     scale = np.abs(wanted).max()
@@ -72,7 +82,7 @@ def test_derivatives_equal_differences_of_the_reference(row, implementation):
         moved = case.replace(arguments, arrays)
         return jnp.vdot(weights, case.call(*moved, implementation=implementation).ravel())
 
-    gradients = jax.grad(score)(arrays)
+    gradients = jax.jit(jax.grad(score))(arrays)
     rng = np.random.default_rng(0)
     for i, array in enumerate(arrays):
         direction = rng.normal(size=array.shape)

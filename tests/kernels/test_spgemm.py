@@ -1,6 +1,7 @@
 """The product of sparse matrices, entry by entry beside scipy's."""
 
 import dataclasses
+import functools
 import importlib
 
 import jax
@@ -15,6 +16,12 @@ from jaxopt_ext_kernels import CSR, HashTable, spgemm, spgemm_symbolic
 RNG = np.random.default_rng(0)
 BODIES = pytest.mark.parametrize("implementation", ["xla", "pallas"])
 MODULE = importlib.import_module("jaxopt_ext_kernels.spgemm")
+
+
+@functools.partial(jax.jit, static_argnames=("implementation", "table"))
+def _product(A, B, plan, **options):
+    """As one program: by itself each of its operations is a program."""
+    return spgemm(A, B, plan, **options)
 
 
 def _random(m, n, density, rng=RNG):
@@ -47,23 +54,24 @@ def _check(found, wanted, atol=1e-12):
     """Places and values, and what every product of ours keeps."""
     assert not found.overflow
     matrix = found.matrix
-    count, (m, n) = int(matrix.count), matrix.shape
-    values, columns, rows = (np.asarray(a) for a in (matrix.values, matrix.columns, matrix.rows))
+    m, n = matrix.shape
+    of = matrix.values, matrix.columns, matrix.rows, matrix.pointers
+    values, columns, rows, pointers = map(np.asarray, of)
+    count = pointers[-1]
     assert np.all(np.diff(rows[:count].astype(np.int64) * n + columns[:count]) > 0)
-    np.testing.assert_array_equal(np.diff(matrix.pointers), np.bincount(rows[:count], minlength=m))
+    np.testing.assert_array_equal(np.diff(pointers), np.bincount(rows[:count], minlength=m))
     for padding, fill in ((values, 0), (columns, 0), (rows, m - 1)):
         assert np.all(padding[count:] == fill)
     wanted = sp.csr_array(wanted)
     wanted.sort_indices()
     np.testing.assert_array_equal(columns[:count], wanted.indices)
-    np.testing.assert_array_equal(matrix.pointers, wanted.indptr)
+    np.testing.assert_array_equal(pointers, wanted.indptr)
     np.testing.assert_allclose(values[:count], wanted.data, atol=atol)
 
 
 @BODIES
 def test_equals_scipy_entry_by_entry(implementation):
     n = 30
-    product = jax.jit(lambda A, B, plan: spgemm(A, B, plan, implementation=implementation))
     band = sp.diags_array(RNG.normal(size=(5, n)), offsets=range(-2, 3), shape=(n, n)).tocsr()
     hub = _random(n, n, 0.03).tolil()
     hub[4] = 1 + RNG.random(n)  # one row of far more products than a window
@@ -79,7 +87,7 @@ def test_equals_scipy_entry_by_entry(implementation):
         plan = spgemm_symbolic(A, B, window=40)
         assert plan.products == int(np.asarray(plan.work).sum())
         assert plan.nnz == (abs(a) @ abs(b)).nnz
-        _check(product(A, B, _same(plan)), a @ b)
+        _check(_product(A, B, _same(plan), implementation=implementation), a @ b)
 
 
 @pytest.mark.slow
@@ -98,29 +106,29 @@ def test_a_graph_with_hubs_equals_scipy_and_windows_are_balanced():
 
 def test_entries_that_cancel_are_kept():
     A, B = CSR.from_dense([[1.0, 1.0]]), CSR.from_dense([[1.0, 2.0], [-1.0, 3.0]])
-    matrix = spgemm(A, B).matrix
+    matrix = _product(A, B, spgemm_symbolic(A, B)).matrix
     np.testing.assert_array_equal(matrix.values, [0, 5])
     np.testing.assert_array_equal(matrix.columns, [0, 1])
 
 
-@BODIES
+@pytest.mark.parametrize("implementation", ["xla", pytest.param("pallas", marks=pytest.mark.slow)])
 def test_bounds_that_are_too_small_are_seen(implementation):
     a = _random(12, 12, 0.3)
     A = CSR.from_scipy(a)
     plan = spgemm_symbolic(A, A, window=30)
-    product = jax.jit(lambda A, plan: spgemm(A, A, plan, implementation=implementation))
     for small in (
         dataclasses.replace(plan, nnz=plan.nnz - 1),
         dataclasses.replace(plan, capacity=plan.capacity - 1),
         dataclasses.replace(plan, nnz=0),
     ):
-        found = product(A, small)
+        found = _product(A, A, small, implementation=implementation)
         assert found.overflow
         assert np.all(np.isnan(found.matrix.values))
 
 
 @pytest.mark.parametrize(
-    ("implementation", "double"), [("xla", True), ("pallas", True), ("xla", False)]
+    ("implementation", "double"),
+    [("xla", True), pytest.param("pallas", True, marks=pytest.mark.slow), ("xla", False)],
 )
 def test_keys_may_exceed_32_bits(implementation, double):
     n = 1 << 20
@@ -128,7 +136,8 @@ def test_keys_may_exceed_32_bits(implementation, double):
     a = sp.coo_array((RNG.normal(size=4), (rows, columns)), shape=(n, 3)).tocsr()
     b = sp.coo_array((RNG.normal(size=4), (columns, [n - 1, 7, 3, 3])), shape=(3, n)).tocsr()
     with jax.enable_x64(double):
-        found = spgemm(CSR.from_scipy(a), CSR.from_scipy(b), implementation=implementation)
+        A, B = CSR.from_scipy(a), CSR.from_scipy(b)
+        found = _product(A, B, spgemm_symbolic(A, B), implementation=implementation)
         _check(found, a @ b, 1e-12 if double else 1e-5)
 
 
@@ -167,12 +176,13 @@ def test_a_record_of_the_products_serves_the_same_places_only(double):
         a, b = (_random(12, 12, 0.3).astype(kind) for _ in range(2))
         A, B = CSR.from_scipy(a, nnz=50), CSR.from_scipy(b)
         plan = spgemm_symbolic(A, B, record=True, nnz=130)
-        product = jax.jit(lambda A, B, plan: spgemm(A, B, plan, implementation="xla"))
+        product = functools.partial(_product, implementation="xla")
         for factor in (1, -2.5):
             found = product(A.with_values(factor * A.values), B, plan)
             assert found.matrix.dtype == kind
             _check(found, factor * a @ b, 1e-12 if double else 1e-5)
-        np.testing.assert_allclose(found.matrix.T.todense(), found.matrix.todense().T)
+        matrix, transposed = jax.jit(lambda m: (m.todense(), m.T.todense()))(found.matrix)
+        np.testing.assert_allclose(transposed, np.asarray(matrix).T)
         other = dataclasses.replace(B, columns=B.columns[::-1])
         longer = CSR.from_scipy(a, nnz=51)  # a shape of its own
         for found in (product(A, other, plan), product(longer, B, plan)):
@@ -220,19 +230,20 @@ def test_runs_are_summed_on_a_gpu_across_pieces():
     values = np.where(row < 5, RNG.normal(size=row.size), 0)
     dense = np.zeros((6, 40))
     np.add.at(dense, (row, column), values)
-    pieces = jnp.asarray(row, jnp.int32), jnp.asarray(column, jnp.int32), jnp.asarray(values)
-    rows, columns, sums = MODULE._triton_runs((5, 40), *pieces, None, 500, interpret=True)
+    pieces = row.astype(np.int32), column.astype(np.int32), values
+    program = jax.jit(lambda *a: MODULE._triton_runs((5, 40), *a, None, 500, interpret=True))
+    rows, columns, sums = map(np.asarray, program(*pieces))
     found = np.zeros((6, 40))
     np.add.at(found, (rows, columns), sums)
     np.testing.assert_allclose(found[:5], dense[:5], atol=1e-12)
-    places = np.asarray(rows)[np.asarray(rows) < 5] * 40 + np.asarray(columns)[np.asarray(rows) < 5]
+    places = rows[rows < 5] * 40 + columns[rows < 5]
     assert len(np.unique(places)) == len(places) == np.count_nonzero(dense[:5])
 
 
 def test_single_precision_is_kept():
     a = _random(12, 12, 0.3)
     A = CSR.from_scipy(a.astype(np.float32))
-    found = spgemm(A, A)
+    found = jax.jit(lambda values: spgemm(A.with_values(values), A))(A.values)
     assert found.matrix.dtype == jnp.float32
     _check(found, a @ a, 1e-5)
 
@@ -267,8 +278,9 @@ def test_bad_input_is_named():
     # A column of 2^16 entries times a row of 2^16 has 2^32 products.
     many = np.arange(1 << 16)
     column = CSR.from_coo(np.ones(many.size), many, 0 * many, (many.size, 1))
+    row = CSR.from_coo(np.ones(many.size), 0 * many, many, (1, many.size))
     with pytest.raises(ValueError, match="4294967296 partial products"):
-        spgemm_symbolic(column, column.T)
+        spgemm_symbolic(column, row)
 
 
 TABLES = pytest.mark.parametrize(
@@ -288,24 +300,27 @@ def test_every_table_gives_the_same(table):
     a[3], a[5] = 1, 0
     A, B = CSR.from_scipy(a.tocsr()), CSR.from_scipy(b)
     plan = spgemm_symbolic(A, B, window=1100)
-    product = lambda A, B: spgemm(A, B, plan, implementation="pallas", table=table)
     # The first window takes more than a piece of products, and one row more than its share.
     assert plan.capacity < 1100 < plan.products + 1100
-    _check(jax.jit(product)(A, B), a @ b)
+    _check(_product(A, B, plan, implementation="pallas", table=table), a @ b)
 
 
 def test_high_bits_keep_the_order_of_places():
     rng = np.random.default_rng(1)
     for rows, n, size in [(5, 40, 256), (300, 7, 256), (1, 1, 256), (70, 1 << 20, 1 << 15)]:
-        window = MODULE._Window((1000, n), rows, jnp.asarray(20, jnp.int32))
+        window = MODULE._Window((1000, n), rows, np.int32(20))
+        slots_of = jax.jit(
+            lambda *place, window=window, size=size: [
+                window.slots(*place, size, order) for order in ("high bits", "scattered")
+            ]
+        )
         places = np.unique(rng.integers(0, rows * n, 500))
         row, column = 20 + places // n, places % n
-        slots = np.asarray(window.slots(jnp.asarray(row), jnp.asarray(column), size, "high bits"))
+        slots, mixed = map(np.asarray, slots_of(row, column))
         assert np.all(np.diff(slots) >= 0)
         assert slots.min() >= 0
         assert slots.max() < size
         assert len(np.unique(slots)) > min(len(places), size) / 4
-        mixed = window.slots(jnp.asarray(row), jnp.asarray(column), size, "scattered")
         assert np.all((mixed >= 0) & (mixed < size))
         expected = size * (1 - (1 - 1 / size) ** len(places))
         assert len(np.unique(mixed)) > 0.6 * expected  # of numbers drawn at random
