@@ -347,7 +347,7 @@ OPTIMIZERS: tuple[OptimizerRow, ...] = (
         "OASIS with momentum at a fixed rate",
         "optimizers.oasis",
         _OASIS,
-        lambda params: {"n_warmup": 10, "adaptive": False, "b1": 0.9, "learning_rate": 1e-2},
+        lambda params: {"n_warmup": 1, "adaptive": False, "b1": 0.9, "learning_rate": 1e-2},
         claim="optimizers/oasis",
         system=("S100",),
         extras=("hvp_fn",),

@@ -84,14 +84,12 @@ def random_signs(key: Key[Array, ""], shape: Sequence[int] = (), dtype: Any = fl
 
 def running_diagonal(diagonal, count, params, key, *, n_warmup, decay, hvp_fn):
     """The moving average of diagonals: `n_warmup` products in the first step, one in the others."""
-    return loops.cond(
-        count == 0,
-        lambda _: hutchinson_diag(None, params, key, n_warmup, hvp_fn=hvp_fn),
-        lambda d: optax.tree.update_moment(
-            hutchinson_diag(None, params, key, hvp_fn=hvp_fn), d, decay, 1
-        ),
-        diagonal,
-    )
+    drawn = lambda n: hutchinson_diag(None, params, key, n, hvp_fn=hvp_fn)
+    averaged = lambda new: optax.tree.update_moment(new, diagonal, decay, 1)
+    if n_warmup == 1:
+        new = drawn(1)
+        return optax.tree.where(count == 0, new, averaged(new))
+    return loops.cond(count == 0, lambda: drawn(n_warmup), lambda: averaged(drawn(1)))
 
 
 def hessian_vector_product(

@@ -1,17 +1,14 @@
-"""Solves on data spread over a pod, and over two processes."""
+"""Solves on data spread over a pod."""
 
-import os
-import pathlib
 import re
-import socket
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from aot import topology
 from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
+from pod_task import lasso
 
 import jaxopt_ext as jxt
 from jaxopt_ext import distributed, prox
@@ -23,18 +20,11 @@ DATA_BYTES = 4 * CHIPS * ROWS * D
 
 def shapes():
     """A row-sharded matrix, its targets, and a replicated penalty, on 256 chips."""
-    from aot import topology  # not needed by the processes started below
-
     mesh = Mesh(np.array(topology("v5e:16x16").devices), ("rows",))
     cut, whole = NamedSharding(mesh, P("rows")), NamedSharding(mesh, P())
     array = lambda shape, sharding: jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
     n = CHIPS * ROWS
     return array((), whole), array((n, D), cut), array((n,), cut)
-
-
-def lasso(lam, X, y, solver):
-    problem = jxt.Composite(jxt.objectives.SquaredLoss(X, y), prox.L1(lam))
-    return jxt.solve(problem, solver, jnp.zeros(X.shape[1], X.dtype)).value
 
 
 def consensus(lam, X, y):
@@ -90,52 +80,3 @@ def test_fista_on_a_pod(derivative):
 def test_admm_and_quadratic_programs_on_a_pod(fun, derivative):
     executable = compiled(fun, derivative)
     assert_the_data_stay_where_they_are(executable, largest=(CHIPS + D) * D)
-
-
-def fitted(place):
-    """A lasso and its derivatives, on rows that `place` puts somewhere."""
-    rng = np.random.default_rng(0)
-    X, y = rng.normal(size=(40, 6)), rng.normal(size=40)
-    solver = FISTA(tol=1e-11, max_steps=20_000)
-    score = lambda lam, X, y: jnp.sum(jnp.sin(lasso(lam, X, y, solver)))
-    run = jax.jit(lambda *args: (lasso(*args, solver), jax.grad(score, argnums=(0, 1))(*args)))
-    value, (by_penalty, by_data) = run(jnp.asarray(0.05), place(X), place(y))
-    return {"value": value, "penalty": by_penalty, "data": by_data}
-
-
-def test_two_processes_find_what_one_finds(tmp_path):
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = str(free.getsockname()[1])
-    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, str(pathlib.Path(__file__)), port, str(tmp_path / "found.npz")]
-    running = [subprocess.Popen([*command, str(i)], env=os.environ | flags) for i in (0, 1)]
-    try:
-        assert [process.wait(timeout=240) for process in running] == [0, 0]
-    finally:
-        for process in running:
-            process.kill()
-    found = np.load(tmp_path / "found.npz")
-    for name, expected in fitted(jnp.asarray).items():
-        np.testing.assert_allclose(found[name], expected, rtol=1e-7, atol=1e-9, err_msg=name)
-
-
-def _process(port, out, rank):
-    jax.config.update("jax_enable_x64", True)
-    jax.config.update("jax_cpu_collectives_implementation", "gloo")
-    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=rank)
-    from jax.experimental import multihost_utils
-
-    rows = NamedSharding(Mesh(np.array(jax.devices()), ("rows",)), P("rows"))
-
-    def place(array):
-        return jax.make_array_from_callback(array.shape, rows, lambda index: array[index])
-
-    found = fitted(place)
-    found = jax.tree.map(lambda x: multihost_utils.process_allgather(x, tiled=True), found)
-    if rank == 0:
-        np.savez(out, **found)
-
-
-if __name__ == "__main__":
-    _process(sys.argv[1], sys.argv[2], int(sys.argv[3]))

@@ -36,20 +36,24 @@ BY_HAND = [
 
 
 def test_scalings_by_hand():
-    for scaling, wanted in BY_HAND:
-        found = scaling(*map(jnp.asarray, (X, G, L, U)))
-        np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=repr(scaling))
-    half, bounds = jnp.array([0.5]), (jnp.array([0.0]), jnp.array([3.0]))
+    two = ColemanLi(), KanzowKlug()
+    evenly, unevenly = ConvexCombination(two), ConvexCombination(two, [0.25, 0.75])
     # |g| is below the square of the distance; neither is; the distance is below that of |g|.
-    for g, wanted in ((0.2, 0.5), (0.5, 1), (0.8, 0.5)):
-        assert HeinkenschlossUlbrich()(half, jnp.array([g]), *bounds) == wanted
+    slopes, halves = np.array([0.2, 0.5, 0.8]), np.full(3, 0.5)
+
+    @jax.jit
+    def scalings(*at):
+        hand = [scaling(*at) for scaling, _ in BY_HAND]
+        near = HeinkenschlossUlbrich()(halves, slopes, np.zeros(3), np.full(3, 3.0))
+        return hand, near, evenly(*at), unevenly(*at)
+
+    hand, near, even, uneven = scalings(X, G, L, U)
+    for (scaling, wanted), found in zip(BY_HAND, hand, strict=True):
+        np.testing.assert_allclose(found, wanted, rtol=1e-12, err_msg=repr(scaling))
+    np.testing.assert_array_equal(near, [0.5, 1, 0.5])
     a, b = (np.array(v) for _, v in BY_HAND[:2])
-    both = ConvexCombination((ColemanLi(), KanzowKlug()))(*map(jnp.asarray, (X, G, L, U)))
-    np.testing.assert_allclose(both, (a + b) / 2, rtol=1e-6)
-    both = ConvexCombination((ColemanLi(), KanzowKlug()), [0.25, 0.75])
-    np.testing.assert_allclose(
-        both(*map(jnp.asarray, (X, G, L, U))), 0.25 * a + 0.75 * b, rtol=1e-6
-    )
+    np.testing.assert_allclose(even, (a + b) / 2, rtol=1e-6)
+    np.testing.assert_allclose(uneven, 0.25 * a + 0.75 * b, rtol=1e-6)
 
 
 def himmelblau(x):
@@ -71,7 +75,11 @@ SETS = {
     "powell": (powell, [0.0, 0.0], [1.0, 10.0]),
     "chandrasekhar": (chandrasekhar, [0.0] * 10, [5.0] * 10),
 }
-KINDS = [scaling for scaling, _ in BY_HAND]
+SCALINGS = {
+    "himmelblau": HeinkenschlossUlbrich(),
+    "powell": ConvexCombination((ColemanLi(), KanzowKlug())),
+    "chandrasekhar": HagerMairZhang(),
+}
 
 
 @pytest.mark.parametrize("name", SETS)
@@ -80,27 +88,26 @@ def test_roots_in_the_box_equal_those_of_scipy(name):
     low, high = np.array(low), np.array(high)
     starts = np.stack([low + nu * (high - low) for nu in (0.25, 0.5, 0.75)])
     problem = jxt.BoundedRootFinding(fun, low, high)
-    scalings = KINDS[3:5] if name == "himmelblau" else [ConvexCombination(KINDS[:2])]
-    for scaling in scalings:
-        solver = ScaledDogleg(scaling, tol=1e-9)
-        solve = lambda x, solver=solver: jxt.solve(problem, solver, x)
-        solution = jax.jit(jax.vmap(solve))(jnp.asarray(starts))
-        found, ok = np.asarray(solution.value), np.asarray(solution.residual) <= 1e-9
-        assert ok.any()
-        for x, start in zip(found[ok], starts[ok], strict=True):
-            assert np.all((x > low) & (x < high))
-            assert np.linalg.norm(fun(x)) <= 1e-9
-            if name != "powell":
-                continue  # they have several
-            other = scipy.optimize.least_squares(
-                lambda x: np.asarray(fun(x)), start, bounds=(low, high), xtol=1e-15, ftol=1e-15
-            )
-            if other.cost < 1e-14:
-                np.testing.assert_allclose(x, other.x, rtol=1e-4, atol=1e-8)
+    solver = ScaledDogleg(SCALINGS[name], tol=1e-9)
+    solve = lambda x: jxt.solve(problem, solver, x)
+    solution = jax.jit(lambda starts: jax.lax.map(solve, starts))(starts)
+    found, ok = np.asarray(solution.value), np.asarray(solution.residual) <= 1e-9
+    assert ok.any()
+    compiled = jax.jit(fun)
+    for x, start in zip(found[ok], starts[ok], strict=True):
+        assert np.all((x > low) & (x < high))
+        assert np.linalg.norm(compiled(x)) <= 1e-9
+        if name != "powell":
+            continue  # they have several
+        other = scipy.optimize.least_squares(
+            lambda x: np.asarray(compiled(x)), start, bounds=(low, high), xtol=1e-15, ftol=1e-15
+        )
+        if other.cost < 1e-14:
+            np.testing.assert_allclose(x, other.x, rtol=1e-4, atol=1e-8)
 
 
 def test_steps_of_a_free_dogleg_against_numpy_and_quadratic_in_the_end():
-    """Without bounds both scalings give the plain method."""
+    """Without bounds scalings give the plain method."""
     x, radius, wanted, sizes = np.array([0.3, 0.2]), 0.3, [], []
     curved = lambda x: np.array([x[0] ** 2 + x[1] - 11, x[0] + x[1] ** 2 - 7])
     norm = np.linalg.norm
@@ -126,31 +133,33 @@ def test_steps_of_a_free_dogleg_against_numpy_and_quadratic_in_the_end():
         sizes.append(norm(curved(x)))
     assert 5 < len(sizes) < 15
     assert sizes[-1] < 10 * sizes[-2] ** 2 < 1e-4
-    for scaling in (ColemanLi(), KanzowKlug()):
-        solver = ScaledDogleg(scaling, Spherical(), radius=0.3, tol=0.0, max_steps=len(wanted))
-        problem = jxt.BoundedRootFinding(himmelblau)
-        trace = lambda problem, x, state: x
-        found = jxt.solve(problem, solver, jnp.array([0.3, 0.2]), trace=trace).trace
-        np.testing.assert_allclose(found, wanted, rtol=1e-7)
+    solver = ScaledDogleg(KanzowKlug(), Spherical(), radius=0.3, tol=0.0, max_steps=len(wanted))
+    problem = jxt.BoundedRootFinding(himmelblau)
+    trace = lambda problem, x, state: x
+    found = jxt.solve(problem, solver, jnp.array([0.3, 0.2]), trace=trace).trace
+    np.testing.assert_allclose(found, wanted, rtol=1e-7)
 
 
 def test_what_has_no_root_says_so_and_what_lies_at_bounds_is_found():
     """x^2 + 1, and a root that a bound keeps out; then a root at a corner, one variable fixed."""
     solver = ScaledDogleg(region=Elliptical(), tol=1e-8)
-    none = jxt.BoundedRootFinding(lambda x: x**2 + 1)
-    out = jxt.BoundedRootFinding(lambda x: x - 2, 0.0, 1.0)
-    for problem in (none, out):
-        solution = jxt.solve(problem, solver, jnp.array([0.7]))
-        assert solution.status in (jxt.Status.breakdown, jxt.Status.step_limit)
-        assert solution.status != jxt.Status.converged
-    corner = jxt.BoundedRootFinding(
-        lambda x: jnp.array([x[0] + x[1] ** 2 - 1, x[1], x[2] - 3]),
-        jnp.array([1.0, 0.0, 3.0]),
-        jnp.array([4.0, 2.0, 3.0]),
-    )
-    solution = jxt.solve(corner, solver, jnp.array([4.0, 2.0, 3.0]))
-    assert solution.status == jxt.Status.converged
-    np.testing.assert_allclose(solution.value, [1, 0, 3], atol=1e-7)
+    lows = np.array([[-INF, -INF, -INF], [0.0, 0.0, 0.0], [1.0, 0.0, 3.0]])
+    highs = np.array([[INF, INF, INF], [1.0, 1.0, 1.0], [4.0, 2.0, 3.0]])
+    starts = np.array([[0.7, 0.7, 0.7], [0.7, 0.7, 0.7], [4.0, 2.0, 3.0]])
+
+    def solve(at):
+        kind, low, high, start = at
+        corner = lambda x: jnp.array([x[0] + x[1] ** 2 - 1, x[1], x[2] - 3])
+        fun = lambda x: jnp.stack([x**2 + 1, x - 2, corner(x)])[kind]
+        solution = jxt.solve(jxt.BoundedRootFinding(fun, low, high), solver, start)
+        return solution.value, solution.status._value
+
+    each = jax.jit(lambda *at: jax.lax.map(solve, at))
+    values, codes = map(np.asarray, each(np.arange(3), lows, highs, starts))
+    unsolved = {int(s._value) for s in (jxt.Status.breakdown, jxt.Status.step_limit)}
+    assert set(codes[:2].tolist()) <= unsolved
+    assert codes[2] == jxt.Status.converged._value
+    np.testing.assert_allclose(values[2], [1, 0, 3], atol=1e-7)
 
 
 @pytest.mark.parametrize(
