@@ -35,6 +35,53 @@ def positive_part(matrix: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
 @positive_part.defjvp
 def _positive_part_jvp(primals, tangents):
     (matrix,), (direction,) = primals, tangents
+    return positive_part(matrix), _moved(matrix, direction)
+
+
+def _moved(matrix, direction):
+    """The derivative of the positive part along a direction, that can itself be differentiated.
+
+    $M = DP(A)[H]$ solves $|A| M + M |A| = PH + HP$. The eigenvectors that solve this count as
+    constants, and all further derivatives are those of the equation: eigenvectors have none where
+    eigenvalues are repeated. $H$ stands among the unknowns, because divided differences lose
+    nothing where sums of small eigenvalues would.
+    """
+    frozen = jax.lax.stop_gradient(matrix)
+    positive = positive_part(matrix)
+    size = 2 * positive - matrix  # |A|
+
+    def equations(unknowns):
+        moved, given = unknowns
+        return jnp.stack([_anticommutator(size, moved) - _anticommutator(positive, given), given])
+
+    def solve(_, rhs):
+        return jnp.stack([_slopes(frozen, rhs[1]) + _lyapunov(frozen, rhs[0]), rhs[1]])
+
+    def solve_transposed(_, rhs):
+        moved, given = rhs.conj()  # the transpose of A is its conjugate
+        return jnp.stack([_lyapunov(frozen, moved), given + _slopes(frozen, moved)]).conj()
+
+    # One array: JAX transposes a solve only if no leaf of its right-hand side stands still.
+    rhs = jnp.stack([jnp.zeros_like(direction), direction])
+    return jax.lax.custom_linear_solve(equations, rhs, solve, solve_transposed)[0]
+
+
+def _slopes(matrix, direction):
     slope = lambda values: (values > 0).astype(values.dtype)
-    moved = derivative(matrix, direction, lambda values: jnp.maximum(values, 0), slope)
-    return positive_part(matrix), moved
+    return derivative(matrix, direction, lambda values: jnp.maximum(values, 0), slope)
+
+
+def _lyapunov(matrix, rhs):
+    """$X$ with $|A| X + X |A| = C$, without what both ends of it are rounding of zero for."""
+    values, vectors = jnp.linalg.eigh(matrix)
+    values = jnp.abs(values)
+    total = values[..., :, None] + values[..., None, :]
+    least = 8 * values.shape[-1] * jnp.finfo(values.dtype).eps
+    there = total > least * jnp.max(values, axis=-1, keepdims=True)[..., None]
+    adjoint = jnp.swapaxes(vectors.conj(), -1, -2)
+    inside = adjoint @ rhs @ vectors
+    return vectors @ jnp.where(there, inside / jnp.where(there, total, 1), 0) @ adjoint
+
+
+def _anticommutator(a, b):
+    return a @ b + b @ a

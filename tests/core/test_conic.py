@@ -9,6 +9,7 @@ from newton import Newton
 
 import jaxopt_ext as jxt
 from jaxopt_ext.core.operators import Map
+from jaxopt_ext.core.spectral import positive_part
 from jaxopt_ext.splitting import OSQP
 
 pytestmark = pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
@@ -216,6 +217,26 @@ def test_a_linear_matrix_inequality():
         pair._replace(primal=pair.primal - 0.1),
     ):
         assert jxt.tree.norm(problem.residual(wrong)) > 1e-2
+
+
+def test_higher_derivatives_of_the_cone_where_eigenvalues_are_repeated():
+    """Of $A$ with $A^2 = I$, where $|A + tH|$ is a square root with a Taylor series."""
+    basis = np.linalg.qr(RNG.normal(size=(4, 4)))[0]
+    matrix = (basis * [1.0, 1, -1, -1]) @ basis.T
+    H, weight = (a + a.T for a in RNG.normal(size=(2, 4, 4)))
+    S, square = matrix @ H + H @ matrix, H @ H
+    second = square / 2 - S @ S / 8
+    third = 3 / 16 * S @ S @ S - 3 / 8 * (S @ square + square @ S)
+
+    def run(t):
+        score = lambda t: jnp.sum(weight * positive_part(jnp.asarray(matrix) + t * H))
+        slope = lambda t: jax.jvp(score, (t,), (1.0,))[1]
+        twice = (jax.hessian(score), jax.grad(jax.grad(score)), jax.grad(slope))
+        return *(fun(t) for fun in twice), jax.grad(twice[0])(t)
+
+    wanted = np.array([np.sum(weight * second)] * 3 + [np.sum(weight * third)])
+    assert np.all(np.abs(wanted) > 1)
+    np.testing.assert_allclose(jax.jit(run)(0.0), wanted, rtol=1e-10)
 
 
 def test_generators_as_a_map():
