@@ -86,9 +86,10 @@ class AugmentedLagrangian(AbstractSolver):
 
     the minimum by another solver, started at $x$ and as accurate as the last error asks for. Where
     $|v - \\Pi(v + y / \\rho)|$ has not come down to `shrink` times what it was, to half of `tol` or
-    to rounding, $\\rho$ is multiplied by `growth`. Near a solution with independent gradients and positive curvature along
-    the constraints the error falls by a factor of order $1 / \\rho$ in a step, for every penalty
-    above a threshold; it finds stationary points, of which minimizers are some.
+    to rounding, $\\rho$ is multiplied by `growth`. Near a solution with independent gradients and
+    positive curvature along the constraints the error falls by a factor of order $1 / \\rho$ in a
+    step, for every penalty above a threshold; it finds stationary points, of which minimizers are
+    some.
 
     The error is the norm of the problem's residual. `solution.state.inner_steps` counts the steps
     of the other solver.
