@@ -1,6 +1,7 @@
 """Certified Lipschitz constants of networks, by semidefinite programs."""
 
 import abc
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -506,14 +507,15 @@ def _sampled(layers, key, num_points, norm, scale):
     return jnp.max(jax.vmap(lambda x: norm.matrix(jax.jacobian(network)(x)))(points))
 
 
-_SLOPES = {
-    "relu": (0.0, 1.0),
-    "tanh": (0.0, 1.0),
-    "sigmoid": (0.0, 0.25),
-    "leaky_relu": (0.01, 1.0),
-    "softplus": (0.0, 1.0),
-    "elu": (0.0, 1.0),
-}
+# Told by the functions themselves: a name says nothing of what a function does.
+_SLOPES = (
+    (jax.nn.relu, (0.0, 1.0)),
+    (jnp.tanh, (0.0, 1.0)),
+    (jax.nn.sigmoid, (0.0, 0.25)),
+    (jax.nn.leaky_relu, (0.01, 1.0)),
+    (jax.nn.softplus, (0.0, 1.0)),
+    (jax.nn.elu, (0.0, 1.0)),
+)
 
 
 def from_equinox(
@@ -525,7 +527,8 @@ def from_equinox(
 
     - `network`: the MLP.
     - `activation`: what its activation is; not needed for ReLU, leaky ReLU, ELU, softplus, tanh
-      and sigmoid of `jax.nn`. A final activation must be the identity.
+      and sigmoid of `jax.nn` with their default slopes, the very functions. A final activation
+      must be `jax.nn.identity` or equinox's default.
 
     **Raises:** `TypeError` for another network; `ValueError` for an activation that is not known.
     """
@@ -533,14 +536,13 @@ def from_equinox(
         raise TypeError(f"expected an equinox.nn.MLP, got {type(network).__name__}")
     if activation is None:
         fun: Callable[[Array], Array] = network.activation
-        name = getattr(fun, "__name__", "").lstrip("_")
-        if name not in _SLOPES:
+        slopes = [slope for known, slope in _SLOPES if fun is known]
+        if not slopes:
             raise ValueError(f"slopes of {fun!r} are not known: give SlopeRestricted(alpha, beta)")
-        activation = SlopeRestricted(*_SLOPES[name], fun)
-    if getattr(network.final_activation, "__name__", "").lstrip("_") not in (
-        "identity",
-        "<lambda>",
-    ):
+        activation = SlopeRestricted(*slopes[0], fun)
+    # Equinox's own default is a function without a name.
+    default = inspect.signature(eqx.nn.MLP.__init__).parameters["final_activation"].default
+    if not any(network.final_activation is identity for identity in (default, jax.nn.identity)):
         raise ValueError(f"the final activation {network.final_activation!r} is not the identity")
     layers: list[AbstractLayer | AbstractActivation] = []
     for linear in network.layers:

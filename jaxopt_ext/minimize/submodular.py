@@ -501,10 +501,14 @@ class MinimumNormPoint(AbstractLovaszProx):
     def __call__(self, fun, y, rho):
         point, _, _ = self.point(fun, y)
         rho = jnp.asarray(rho, point.dtype)
-        grain = jnp.finfo(point.dtype).eps ** (1 / 3)
-        least = grain * (1 + jnp.max(jnp.abs(point), initial=0))
-        mask = (point < -least).astype(point.dtype)
+        # Without curvature a best mask is among the level sets, told by values, not by signs: how
+        # far from zero rounding puts an entry depends on the units of the function.
+        order = jnp.argsort(point, stable=True)
+        values = fun.prefix_values(order) - _cumulative(y[order])
+        rank = jnp.zeros_like(order).at[order].set(jnp.arange(fun.size))
+        mask = (rank < jnp.argmin(values)).astype(point.dtype)
         z = jnp.clip(-point / jnp.where(rho > 0, rho, 1), 0, 1)
+        grain = jnp.finfo(point.dtype).eps ** (1 / 3)
         return jnp.where(rho > 0, grain * jnp.round(z / grain), mask)
 
     @eqx.filter_jit
@@ -514,8 +518,7 @@ class MinimumNormPoint(AbstractLovaszProx):
         point, steps, nearest = self.point(
             fun, jnp.zeros_like(fun.gains_along(jnp.arange(fun.size)))
         )
-        grain = jnp.finfo(point.dtype).eps ** (1 / 3)
-        mask, _ = fun.best_level_set(-grain * jnp.round(point / grain))
+        mask, _ = fun.best_level_set(-point)
         return _solution(fun, mask, steps, nearest)
 
 

@@ -315,6 +315,7 @@ def test_verification_looks_at_eigenvalues_only():
 
 
 def test_from_equinox():
+    mlp_of = lambda **kinds: eqx.nn.MLP(2, 2, 2, 1, **kinds, key=jax.random.key(0))
     mlp = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
     layers = from_equinox(mlp)
     x = jnp.array([1.0, -2.0, 0.5])
@@ -330,8 +331,16 @@ def test_from_equinox():
     assert len(from_equinox(tanh, SlopeRestricted(-1.0, 1.0, jnp.sin))) == 3
     with pytest.raises(TypeError, match="MLP"):
         from_equinox(eqx.nn.Linear(2, 2, key=jax.random.key(0)))
-    with pytest.raises(ValueError, match="final"):
-        from_equinox(eqx.nn.MLP(2, 2, 2, 1, final_activation=jnp.tanh, key=jax.random.key(0)))
+    assert len(from_equinox(mlp_of(final_activation=jax.nn.identity))) == 3
+    for final in (jnp.tanh, lambda x: 3 * x):
+        with pytest.raises(ValueError, match="final"):
+            from_equinox(mlp_of(final_activation=final))
+
+    def relu(x):  # by name only
+        return 5 * jax.nn.relu(x)
+
+    with pytest.raises(ValueError, match="slopes"):
+        from_equinox(mlp_of(activation=relu))
 
 
 def test_bad_input():

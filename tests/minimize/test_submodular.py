@@ -183,24 +183,42 @@ def test_baselines_lower_the_value_to_where_they_stop(six, solver):
     assert np.all(found.value >= six[1] - 1e-9)
 
 
-def cut_minus_modular(seed, n=10):
+def cut_minus_modular(seed, n=10, scale=1.0):
     rng = np.random.default_rng(seed)
     edges = np.triu(rng.random((n, n)) * (rng.random((n, n)) < 0.4), 1)
-    return Cut(edges + edges.T), Modular(rng.normal(size=n))
+    return Cut(scale * (edges + edges.T)), Modular(scale * rng.normal(size=n))
 
 
-def test_submodular_functions_are_minimized_exactly():
-    pairs = [cut_minus_modular(seed) for seed in range(8)]
-    funs = [WeightedSum(pair) for pair in pairs]
-    stack = lambda items: jax.tree.map(lambda *a: jnp.stack(jnp.broadcast_arrays(*a)), *items)
-    sets = jnp.asarray(masks(10))
-    brute = jax.jit(jax.vmap(lambda f, sets: jnp.min(jax.vmap(f.value)(sets)), (0, None)))
-    wanted = np.asarray(brute(stack(funs), sets))
-    found = jax.jit(jax.vmap(MinimumNormPoint().minimize))(stack(funs))
-    np.testing.assert_allclose(found.value, wanted, atol=1e-9)
+@pytest.mark.parametrize("kind", [np.float32, np.float64])
+def test_submodular_functions_are_minimized_exactly(kind):
+    """In any units; and so are their differences from a modular function, by the convex step of a
+    function without curvature."""
+    scales = np.array([1, 1e-3, 1e3, 1, 1e-6, 1e6, 1, 1e-2])
+    pairs = [cut_minus_modular(seed, scale=scale) for seed, scale in enumerate(scales)]
+    cast = lambda *a: jnp.asarray(np.stack(np.broadcast_arrays(*a)), kind)
+    funs = jax.tree.map(cast, *[WeightedSum(pair) for pair in pairs])
+    sets = masks(10)
+    y = (scales[:, None] * np.random.default_rng(0).normal(size=(8, 10))).astype(kind)
+
+    @jax.jit
+    @jax.vmap
+    def run(fun, y):
+        values = jax.vmap(fun.value)(jnp.asarray(sets))
+        moved = MinimumNormPoint()(fun, y, 0.0)
+        return MinimumNormPoint().minimize(fun), values, moved
+
+    found, values, moved = run(funs, y)
+    values, moved = np.asarray(values), np.asarray(moved)
+    wanted = values.min(axis=1)
+    atol = 1e-9 if kind == np.float64 else 1e-5
+    np.testing.assert_allclose(found.value / scales, wanted / scales, atol=atol)
     assert np.all(found.status == Status.converged)
-    assert np.sum(wanted < -0.5) >= 4
+    assert np.sum(wanted / scales < -0.5) >= 4
     assert np.any(np.asarray(found.mask).sum(axis=1) > 1)
+    for fun_values, mask, one, scale in zip(values, moved, y, scales, strict=True):
+        tilted = (fun_values - sets @ one) / scale
+        reached = tilted[np.all(sets == mask.astype(bool), axis=1)]
+        np.testing.assert_allclose(reached, tilted.min(), atol=10 * atol)
 
 
 @pytest.mark.slow
