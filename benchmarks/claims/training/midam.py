@@ -13,18 +13,20 @@ from jaxopt_ext import training
 
 CLAIM = (
     "On bags of 20 digits, positive if one is a nine, MIDAM with 4 instances of a bag in a step "
-    "has a mean test area under the ROC curve of at least 0.02 above that of the same 4 instances "
-    "without a memory, and of at most 0.03 below that of whole bags, over 5 seeds."
+    "has a median test area under the ROC curve of at least 0.02 above that of the same 4 "
+    "instances without a memory, and of at most 0.03 below that of whole bags, over 10 seeds."
 )
 SETTINGS = (
     "Smoothed maxima with tau = 0.1 of a tanh of a network 64-32-1, margin 1, momentum 0.1, 8 bags "
     "of each class in each of 1500 steps; gamma is the default 0.9. The step size of all three is "
-    "the best of five, 0.03 to 3, by mean area on seeds 0 to 4. Seeds 10 to 14 are reported."
+    "the best of five, 0.03 to 3, by mean area on seeds 0 to 4. Seeds 10 to 19 are reported; "
+    "with means over the first five of them it held, as whole bags ran into the flat part of tanh "
+    "on one. Rates chosen by medians are too large for MIDAM on other seeds."
 )
 
 BAG, TRAIN, TEST, STEPS = 20, 300, 400, 1500
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0)
-TUNING, REPORTED = (0, 1, 2, 3, 4), (10, 11, 12, 13, 14)
+TUNING, REPORTED = (0, 1, 2, 3, 4), tuple(range(10, 20))
 IMAGES, DIGITS = load_digits(return_X_y=True)
 
 
@@ -91,21 +93,24 @@ METHODS = {"MIDAM": (0.9, 4), "no memory": (1.0, 4), "whole bags": (1.0, BAG)}
 
 def run() -> Outcome:
     table = [{"seed": seed} for seed in REPORTED]
-    best, means = {}, {}
+    best, medians = {}, {}
     for name, (gamma, size) in METHODS.items():
         tuned = [np.mean(areas(rate, gamma, size, TUNING)) for rate in RATES]
         best[name] = RATES[int(np.argmax(tuned))]
         found = areas(best[name], gamma, size, REPORTED)
-        means[name] = float(np.mean(found))
+        medians[name] = float(np.median(found))
         for row, area in zip(table, found, strict=True):
             row[name] = float(area)
     holds = (
-        means["MIDAM"] >= means["no memory"] + 0.02 and means["MIDAM"] >= means["whole bags"] - 0.03
+        medians["MIDAM"] >= medians["no memory"] + 0.02
+        and medians["MIDAM"] >= medians["whole bags"] - 0.03
     )
     note = (
         "Areas under the ROC curve of 400 test bags; a step of whole bags sees five times the "
         "instances. "
-        + "; ".join(f"{name}: step size {best[name]:g}, mean {means[name]:.3f}" for name in METHODS)
+        + "; ".join(
+            f"{name}: step size {best[name]:g}, median {medians[name]:.3f}" for name in METHODS
+        )
         + "."
     )
     return Outcome(table, holds, note)
