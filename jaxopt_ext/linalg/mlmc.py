@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..core import checks
+from .units import norm, unit
 
 Matrix = Float[Array, "n *p"]
 
@@ -62,7 +63,7 @@ class ImportanceRows(AbstractRowSampler):
     def draw(self, key, A, B, block, num_rows):
         everything = _at(block, np.arange(len(block)))
         weights = jax.lax.stop_gradient(
-            jnp.sqrt(_squares(_gather(A, everything)) * _squares(_gather(B, everything)))
+            _shares(_gather(A, everything)) * _shares(_gather(B, everything))
         )
         # A sum of zero would be divided by; a NaN has to stay one.
         weights = jnp.where(jnp.sum(weights) == 0, 1, weights)
@@ -156,8 +157,8 @@ def energy_order(
     rows = jnp.minimum(
         edges[:-1, None] + (shares * np.diff(edges)[:, None]).astype(int), edges[1:, None] - 1
     )
-    squares = _squares(_gather(A, rows.ravel())) * _squares(_gather(B, rows.ravel()))
-    energy = jnp.mean(jnp.sqrt(squares).reshape(num_chunks, -1), axis=1)
+    sizes = _shares(_gather(A, rows.ravel())) * _shares(_gather(B, rows.ravel()))
+    energy = jnp.mean(sizes.reshape(num_chunks, -1), axis=1)
     rank = jnp.argsort(jnp.argsort(-energy))
     return jnp.argsort(jnp.repeat(rank, np.diff(edges), total_repeat_length=n), stable=True)
 
@@ -378,7 +379,7 @@ def _moments(a, b, probabilities, count):
         rate = jnp.maximum(count, 1).astype(probabilities.dtype) * probabilities
         weights = jnp.where(jnp.arange(number) < count, 1 / rate, 0)
     mean = (weights[:, None] * a).T @ b
-    second = jnp.sum(_squares(a) * _squares(b) * weights**2)
+    second = jnp.sum((_lengths(a) * _lengths(b) * weights) ** 2)
     several = jnp.maximum(count, 2).astype(second.dtype)
     spread = jnp.maximum(second - jnp.sum(mean**2) / several, 0) * several / (several - 1)
     return mean, jnp.where(count > 1, spread, second)  # of one row the second moment stands in
@@ -427,5 +428,11 @@ def _gather(x, rows):
     return x.astype(_wide(x))
 
 
-def _squares(x):
-    return jnp.sum(x.reshape(len(x), -1) ** 2, axis=1)
+def _lengths(x):
+    return norm(x.reshape(len(x), -1), 1)
+
+
+def _shares(x):
+    """Lengths of rows, in a unit of their own."""
+    lengths = _lengths(x)
+    return lengths / unit(lengths)

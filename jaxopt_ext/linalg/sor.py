@@ -104,8 +104,14 @@ class _System(NamedTuple):
     sweeps: _Sweeps
     vector: Vector
     start: Vector
+    unit: Float[Array, ""]
     tolerance: Float[Array, ""]
     unravel: Callable[[Vector], PyTree[Array]]
+
+    def floor(self, x: Vector) -> Float[Array, ""]:
+        """What rounding leaves of the residual at a step `x` from the start, in units."""
+        eps = jnp.finfo(x.dtype).eps
+        return 8 * eps * jnp.linalg.norm(self.sweeps.diagonal * (self.start / self.unit + x))
 
 
 def _system(solver, operator, vector, options) -> _System:
@@ -136,14 +142,20 @@ def _system(solver, operator, vector, options) -> _System:
     start = ravel_pytree(options["y0"])[0] if "y0" in options else jnp.zeros_like(flat)
     default = 1e-8 if flat.dtype == jnp.float64 else 1e-5
     tolerance = jnp.asarray(default if solver.rtol is None else solver.rtol, flat.dtype)
-    return _System(product, sweeps, flat, loops.vary(start, axes), tolerance, unravel)
+    start = loops.vary(start, axes)
+    # The step from the start is looked for in units of the largest entry of the first residual, as
+    # squares of small ones vanish and of large ones overflow.
+    residual = flat - product(start)
+    unit = jnp.max(jnp.abs(residual), initial=0)
+    unit = jnp.where(unit > 0, unit, 1)
+    return _System(product, sweeps, residual / unit, start, unit, tolerance, unravel)
 
 
 def _answer(solver, system: _System, x, norm, norm0, steps):
-    done = norm <= system.tolerance * norm0
+    done = norm <= jnp.maximum(system.tolerance * norm0, system.floor(x))
     finite = jnp.isfinite(norm)
     sound = finite & system.sweeps.valid
-    x = jnp.where(finite, x, jnp.nan)
+    x = jnp.where(finite, system.start + system.unit * x, jnp.nan)
     result = lx.RESULTS.where(
         done & sound,
         lx.RESULTS.successful,
@@ -178,10 +190,10 @@ class SOR(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
 
     $$x \\leftarrow x + (D/\\omega + L)^{-1} (b - A x),$$
 
-    until $\\|b - Ax\\| \\le \\mathtt{rtol}\\, \\|b - Ax_0\\|$. It is Gauss-Seidel at $\\omega = 1$,
-    and converges for every $\\omega \\in (0, 2)$ if $A$ is symmetric positive definite. Where $A$
-    is consistently ordered and $\\beta$ the spectral radius of Jacobi's iteration, `optimal_omega`
-    is the best.
+    until $\\|b - Ax\\| \\le \\mathtt{rtol}\\, \\|b - Ax_0\\|$ or, where that is more, to rounding
+    of the residual, $8 \\varepsilon \\|D x\\|$. It is Gauss-Seidel at $\\omega = 1$, and converges for
+    every $\\omega \\in (0, 2)$ if $A$ is symmetric positive definite. Where $A$ is consistently
+    ordered and $\\beta$ the spectral radius of Jacobi's iteration, `optimal_omega` is the best.
 
     A `lineax` solver: `lineax.linear_solve(operator, b, SOR(1.5))`, with its derivatives, or
     `ImplicitAdjoint(linear_solver=SOR(1.5))`. `stats["num_steps"]` counts the sweeps; the option
@@ -221,22 +233,21 @@ class SOR(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
 
     def compute(self, state, vector, options):
         system = _system(self, state, vector, options)
-        gap = lambda x: system.vector - system.product(x)
-        residual = gap(system.start)
-        norm0 = jnp.linalg.norm(residual)
+        norm0 = jnp.linalg.norm(system.vector)
 
         def unfinished(carry):
-            _, _, norm, steps = carry
-            going = norm > system.tolerance * norm0
+            x, _, norm, steps = carry
+            going = norm > jnp.maximum(system.tolerance * norm0, system.floor(x))
             return going & jnp.isfinite(norm) & (steps < self.max_steps)
 
         def sweep(carry):
             x, residual, _, steps = carry
             x = x + system.sweeps.forward(residual)
-            residual = gap(x)
+            residual = system.vector - system.product(x)
             return x, residual, jnp.linalg.norm(residual), steps + 1
 
-        carry = (system.start, residual, norm0, jnp.asarray(0, jnp.int32))
+        zero = jnp.asarray(0, jnp.int32)
+        carry = (jnp.zeros_like(system.vector), system.vector, norm0, zero)
         x, _, norm, steps = loops.while_loop(unfinished, sweep, carry)
         return _answer(self, system, x, norm, norm0, steps)
 
@@ -256,7 +267,9 @@ class SSORCG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     $$M = \\frac{1}{\\omega (2 - \\omega)} (D + \\omega L) D^{-1} (D + \\omega L)^\\top,$$
 
     for symmetric positive definite $A = D + L + L^\\top$. Near the best $\\omega$ its count hardly
-    depends on it. A `lineax` solver as `SOR` is, with the same statistics and limits; a matrix that
+    depends on it. The true residual decides: if it misses the goal where the one carried along
+    meets it, the iteration starts again from there, while that halves it. A `lineax` solver as
+    `SOR` is, with the same statistics and limits; a matrix that
     shows itself as not positive definite ends with `RESULTS.breakdown`.
 
     **Arguments:** as of `SOR`.
@@ -293,14 +306,13 @@ class SSORCG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         def precondition(r):
             return system.sweeps.backward(scale * system.sweeps.forward(r))
 
-        residual = system.vector - system.product(system.start)
-        norm0 = jnp.linalg.norm(residual)
-        z = precondition(residual)
+        norm0 = jnp.linalg.norm(system.vector)
+        goal = system.tolerance * norm0
+        zero = jnp.asarray(0, jnp.int32)
 
         def unfinished(carry):
             *_, norm, steps = carry
-            going = norm > system.tolerance * norm0
-            return going & jnp.isfinite(norm) & (steps < self.max_steps)
+            return (norm > goal) & jnp.isfinite(norm) & (steps < self.max_steps)
 
         def step(carry):
             x, r, p, gamma, _, steps = carry
@@ -313,9 +325,25 @@ class SSORCG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             new = jnp.vdot(r, z)
             return x, r, z + new / gamma * p, new, jnp.linalg.norm(r), steps + 1
 
-        zero = jnp.asarray(0, jnp.int32)
-        carry = (system.start, residual, z, jnp.vdot(residual, z), norm0, zero)
-        x, _, _, _, norm, steps = loops.while_loop(unfinished, step, carry)
+        def run(carry):
+            """Until the residual that is carried along is small: then from the true one again."""
+            x, r, norm, _, steps = carry
+            z = precondition(r)
+            inner = (x, r, z, jnp.vdot(r, z), norm, steps)
+            x, _, _, _, ended, steps = loops.while_loop(unfinished, step, inner)
+            r = system.vector - system.product(x)
+            new = jnp.where(jnp.isfinite(ended), jnp.linalg.norm(r), ended)
+            return x, r, new, new < 0.5 * norm, steps
+
+        def again(carry):
+            x, _, norm, fell, steps = carry
+            going = norm > jnp.maximum(goal, system.floor(x))
+            return going & fell & jnp.isfinite(norm) & (steps < self.max_steps)
+
+        start = jnp.zeros_like(system.vector)
+        fell = loops.vary(jnp.asarray(True), loops.varying_axes(norm0))
+        carry = (start, system.vector, norm0, fell, zero)
+        x, _, norm, _, steps = loops.while_loop(again, run, carry)
         return _answer(self, system, x, norm, norm0, steps)
 
     def transpose(self, state, options):

@@ -19,6 +19,7 @@ from jaxopt_ext_kernels import matrix_polynomials
 from jaxopt_ext_kernels.spmm import Implementation
 
 from ..core import checks, loops
+from .units import norm, unit
 
 _POWERS = 7
 """Up to this degree the polynomials of a Padé approximant are formed; above, rounding in them would
@@ -355,7 +356,7 @@ def root_residual(A: Float[Array, "*b n n"], root: Float[Array, "*b n n"]) -> Fl
 
     - `A`, `root`: shape `(..., n, n)`.
     """
-    return jnp.linalg.norm(root @ root - A, axis=(-2, -1)) / jnp.linalg.norm(A, axis=(-2, -1))
+    return _frobenius(root @ root - A) / _frobenius(A)
 
 
 def whiten(
@@ -383,6 +384,7 @@ def whiten(
         raise ValueError(f"expected at least two samples as rows, got shape {jnp.shape(samples)}")
     count, n = samples.shape[-2:]
     centred = samples - jnp.mean(samples, axis=-2, keepdims=True)
+    centred = centred / unit(centred, (-2, -1))  # the result has no units
     covariance = _transposed(centred) @ centred / (count - 1)
     mean = jnp.trace(covariance, axis1=-2, axis2=-1)[..., None, None] / n
     covariance = covariance + jnp.asarray(ridge, samples.dtype) * mean * _identity(covariance)
@@ -475,8 +477,12 @@ def _column(scale):
 
 def _normalized(A):
     """$\\|A\\|_F$ and $A / \\|A\\|_F$, where 0 stays 0."""
-    size = jnp.sqrt(jnp.sum(A**2, axis=(-2, -1)))
+    size = _frobenius(A)
     return size, A / _column(jnp.where(size == 0, 1, size))
+
+
+def _frobenius(A):
+    return norm(A, (-2, -1))
 
 
 def _rescaled(root, inverse, size):
@@ -485,7 +491,7 @@ def _rescaled(root, inverse, size):
     length = jnp.sqrt(size)
     root = _symmetric(root) * _column(length)
     inverse = _symmetric(inverse) / _column(length)
-    return Root(root, length), Root(inverse, jnp.sqrt(jnp.sum(inverse**2, axis=(-2, -1))))
+    return Root(root, length), Root(inverse, _frobenius(inverse))
 
 
 def _solve(matrix, rhs):

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxopt_ext_kernels import CSR
 
 from ..core import checks, loops
+from .units import unit
 
 
 class _Residual(NamedTuple):
@@ -42,7 +43,7 @@ class _Residual(NamedTuple):
 def _length(column: _Residual, whole: Array) -> tuple[Array, Array]:
     """The length of a column, zero where it is rounding of what it came from, and its inverse."""
     square = column.inner(column)[0, 0]
-    real = square > jnp.sqrt(jnp.finfo(square.dtype).eps) * whole
+    real = ~(square <= jnp.sqrt(jnp.finfo(square.dtype).eps) * whole)  # a NaN stays one
     length = jnp.where(real, jnp.sqrt(jnp.where(real, square, 1)), 0)
     return length, jnp.where(real, 1 / jnp.where(real, length, 1), 0)
 
@@ -58,12 +59,18 @@ class AbstractAugmentation(eqx.Module):
 class GramSchmidt(AbstractAugmentation):
     """All of it, by the modified Gram-Schmidt process: the update is exact before it is truncated.
 
+    A column of which less than $\\varepsilon^{1/4}$ is left outside of the span, 1.2e-4 in double
+    and 1.9e-2 in single precision, counts as in it: squares of lengths are differences here, and
+    what is left of such a one is rounding.
+
     **Reference:** Deng, Yang, Li, Chen, Jiang, Pu, Fast Updating Truncated SVD for Representation
     Learning with Sparse Matrices, 2024, arXiv:2401.09703.
     """
 
     def __call__(self, z):
         s = z.b.shape[1]
+        units = unit(z.b, 0)
+        z = _Residual(z.b / units, z.c / units)
         whole = jnp.sum(z.b**2, axis=0)
 
         def step(i, carry):
@@ -76,7 +83,7 @@ class GramSchmidt(AbstractAugmentation):
             return z, r.at[i].set(along.at[i].set(length))
 
         q, r = loops.fori_loop(0, s, step, (z, jnp.zeros((s, s), z.b.dtype)))
-        return q, r.T
+        return q, units.T * r.T
 
 
 class Lanczos(AbstractAugmentation):
@@ -99,6 +106,8 @@ class Lanczos(AbstractAugmentation):
         s = z.b.shape[1]
         count = min(self.steps, s)
         dtype = z.b.dtype
+        units = unit(z.b)
+        z = _Residual(z.b / units, z.c / units)
         whole = jnp.sum(z.b**2)
         # A start that no structure of the update is orthogonal to.
         first = jax.random.normal(jax.random.key(0), (s,), dtype)
@@ -125,7 +134,7 @@ class Lanczos(AbstractAugmentation):
         square = jnp.zeros((count, count), dtype)
         start = (empty, zeros(s), square, first / jnp.linalg.norm(first), jnp.zeros((), dtype))
         q, p, bidiagonal, _, _ = loops.fori_loop(0, count, step, start)
-        return q, p @ bidiagonal.T
+        return q, units * (p @ bidiagonal.T)
 
 
 class RandomizedPower(AbstractAugmentation):
@@ -153,13 +162,15 @@ class RandomizedPower(AbstractAugmentation):
         s = z.b.shape[1]
         start = jax.random.normal(jax.random.key(self.seed), (s, min(self.size, s)), z.b.dtype)
         basis, _ = jnp.linalg.qr(start)
+        units = unit(z.b)
+        z = _Residual(z.b / units, z.c / units)
 
         def step(_, basis):
             q, _ = GramSchmidt()(z.times(basis))
             return jnp.linalg.qr(z.inner(q))[0]
 
         q, _ = GramSchmidt()(z.times(loops.fori_loop(0, self.rounds, step, basis)))
-        return q, z.inner(q)
+        return q, units * z.inner(q)
 
 
 class _Side(NamedTuple):
