@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from ..core import checks
+from .precision import highest
 from .units import norm, unit
 
 Matrix = Float[Array, "n *p"]
@@ -238,6 +239,7 @@ class MultilevelProduct(eqx.Module):
         if self.order is not None and self.order.shape != (self.levels[-1],):
             raise ValueError(f"order has shape {self.order.shape} for {self.levels[-1]} rows")
 
+    @highest
     def pilot(self, key: Array, A: Matrix, B: Matrix, num_rows: int = 10) -> Pilot:
         """A look at `num_rows` rows of each level. An estimate from the same rows would be biased
         by the allocation; `estimate` draws anew.
@@ -302,6 +304,7 @@ class MultilevelProduct(eqx.Module):
         counts = [max(1, math.ceil(N)) for N in rows]
         return (*counts, *[0] * (len(sizes) - kept))
 
+    @highest
     def estimate(
         self,
         key: Array,

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..core import Scalar, checks, scalar_field
+from .precision import highest
 
 _DENSE_CHECK_EVERY = 10
 
@@ -171,6 +172,7 @@ class KroneckerProjection(eqx.Module):
     form: AbstractKroneckerForm = OneSided()
 
     @classmethod
+    @highest
     def build(
         cls,
         A: Float[Array, "m n2"],
@@ -223,6 +225,7 @@ class KroneckerProjection(eqx.Module):
         nothing = _nothing(G)
         return cls(G, U, lam, lam, lam, N, nothing, statistics, threshold, batch_exponent, form)
 
+    @highest
     def query(self, h: Float[Array, "... n2"]) -> Float[Array, "... n2"]:
         """$P h$ for the eigenvalues `answered`.
 
@@ -247,6 +250,7 @@ class KroneckerProjection(eqx.Module):
         n = self.U.shape[0]
         return self.form.rotate_back(self.U, h.reshape(*h.shape[:-1], n, n)).reshape(h.shape)
 
+    @highest
     def update(self, lam: Float[Array, " n"]) -> "KroneckerProjection":
         """For other eigenvalues.
 
@@ -314,6 +318,7 @@ class KroneckerProjection(eqx.Module):
         change = jnp.where(np.arange(size) < len(places), delta[padded], 0)
         return _woodbury(self.N, self.G, jnp.asarray(padded), change)
 
+    @highest
     def refresh(self) -> "KroneckerProjection":
         """With $N$ computed anew for the eigenvalues that were last given."""
         return dataclasses.replace(self, committed=self.eigenvalues)._anew()
@@ -403,6 +408,7 @@ class SketchedProjection(eqx.Module):
     median: PrivateMedian
 
     @classmethod
+    @highest
     def build(
         cls,
         projection: KroneckerProjection,
@@ -432,6 +438,7 @@ class SketchedProjection(eqx.Module):
         sketches = signs / math.sqrt(sketch_size)
         return cls(projection, sketches, _kept(projection, sketches), median)
 
+    @highest
     def update(self, lam: Float[Array, " n"]) -> "SketchedProjection":
         """For other eigenvalues, as `KroneckerProjection.update`; the sketches stay."""
         projection = self.projection.update(lam)
@@ -439,6 +446,7 @@ class SketchedProjection(eqx.Module):
             self, projection=projection, kept=_kept(projection, self.sketches)
         )
 
+    @highest
     def refresh(self, key: PRNGKeyArray) -> "SketchedProjection":
         """With fresh sketches and $N$ computed anew."""
         copies, size, _ = self.sketches.shape
@@ -446,6 +454,7 @@ class SketchedProjection(eqx.Module):
             self.projection.refresh(), size, copies, key, median=self.median
         )
 
+    @highest
     def answers(self, h: Float[Array, " n2"]) -> Float[Array, "L n2"]:
         """What each sketch says."""
         projection = self.projection
@@ -456,6 +465,7 @@ class SketchedProjection(eqx.Module):
         inner = jnp.einsum("lmb,lb->lm", self.kept, self.sketches @ rotated)
         return projection._rotated_back(root * (inner @ projection.G))
 
+    @highest
     def query(self, h: Float[Array, " n2"], key: PRNGKeyArray) -> Float[Array, " n2"]:
         """The private median of the sketches.
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 
 from ..core import Scalar, checks, loops, scalar_field
 from .omega_learning import AbstractPolicy
+from .precision import highest
 
 Vector = Float[Array, " n"]
 
@@ -191,8 +192,8 @@ class SOR(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     $$x \\leftarrow x + (D/\\omega + L)^{-1} (b - A x),$$
 
     until $\\|b - Ax\\| \\le \\mathtt{rtol}\\, \\|b - Ax_0\\|$ or, where that is more, to rounding
-    of the residual, $8 \\varepsilon \\|D x\\|$. It is Gauss-Seidel at $\\omega = 1$, and converges for
-    every $\\omega \\in (0, 2)$ if $A$ is symmetric positive definite. Where $A$ is consistently
+    of the residual, $8 \\varepsilon \\|D x\\|$. It is Gauss-Seidel at $\\omega = 1$ and converges
+    for every $\\omega \\in (0, 2)$ if $A$ is symmetric positive definite. Where $A$ is consistently
     ordered and $\\beta$ the spectral radius of Jacobi's iteration, `optimal_omega` is the best.
 
     A `lineax` solver: `lineax.linear_solve(operator, b, SOR(1.5))`, with its derivatives, or
@@ -231,6 +232,7 @@ class SOR(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         del options
         return _square(operator)
 
+    @highest
     def compute(self, state, vector, options):
         system = _system(self, state, vector, options)
         norm0 = jnp.linalg.norm(system.vector)
@@ -298,6 +300,7 @@ class SSORCG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             )
         return _square(operator)
 
+    @highest
     def compute(self, state, vector, options):
         system = _system(self, state, vector, options)
         omega = jnp.asarray(self.omega, system.vector.dtype)

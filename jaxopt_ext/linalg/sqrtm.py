@@ -19,6 +19,7 @@ from jaxopt_ext_kernels import matrix_polynomials
 from jaxopt_ext_kernels.spmm import Implementation
 
 from ..core import checks, loops
+from .precision import highest
 from .units import norm, unit
 
 _POWERS = 7
@@ -349,6 +350,7 @@ def sqrtm_pair(
     return root, inverse
 
 
+@highest
 def root_residual(A: Float[Array, "*b n n"], root: Float[Array, "*b n n"]) -> Float[Array, "*b"]:
     r"""$\|R^2 - A\|_F / \|A\|_F$: how far `root` is from a square root of `A`.
 
@@ -359,6 +361,7 @@ def root_residual(A: Float[Array, "*b n n"], root: Float[Array, "*b n n"]) -> Fl
     return _frobenius(root @ root - A) / _frobenius(A)
 
 
+@highest
 def whiten(
     samples: Float[Array, "*b m n"],
     ridge: Float[Array, ""] | float = 1e-3,
@@ -391,6 +394,7 @@ def whiten(
     return centred @ inverse_sqrtm(covariance, method, backward)
 
 
+@highest
 def _checked(A, method, backward, which):
     checks.instance("method", method, AbstractRootMethod, "Pade(5)")
     if backward is not None:

@@ -13,6 +13,7 @@ from jaxtyping import Array, Float, Int
 from jaxopt_ext_kernels import CSR
 
 from ..core import checks, loops
+from .precision import highest
 from .units import unit
 
 
@@ -315,23 +316,28 @@ class TruncatedSVD(eqx.Module):
         return self.s.shape[-1]
 
     @property
+    @highest
     def u(self) -> Float[Array, "m k"]:
         """$U$, with rows of zeros where there is room for more."""
         return self.outer_left @ self.inner_left
 
     @property
+    @highest
     def v(self) -> Float[Array, "n k"]:
         """$V$, with rows of zeros where there is room for more."""
         return self.outer_right @ self.inner_right
 
+    @highest
     def left(self, i: Int[Array, "..."]) -> Float[Array, "... k"]:
         """Rows of $U$."""
         return self.outer_left[i] @ self.inner_left
 
+    @highest
     def right(self, i: Int[Array, "..."]) -> Float[Array, "... k"]:
         """Rows of $V$."""
         return self.outer_right[i] @ self.inner_right
 
+    @highest
     def renormalized(self) -> "TruncatedSVD":
         """The same with orthonormal outer factors, in $O((m + n) k^2)$: removes what rounding has
         done to them over very many updates."""
@@ -372,6 +378,7 @@ class TruncatedSVD(eqx.Module):
         """With columns right of $A$: `E` has shape `(m, s)`; otherwise as `add_rows`."""
         return self._appended(E, augment, rows=False)
 
+    @highest
     def _appended(self, E, augment, rows):
         self._check("E", E)
         long, short = (E.columns, E.rows) if rows else (E.rows, E.columns)
@@ -408,6 +415,7 @@ class TruncatedSVD(eqx.Module):
         added = (count, 0) if rows else (0, count)
         return TruncatedSVD(*left, s, *right, self.num_rows + added[0], self.num_columns + added[1])
 
+    @highest
     def add_low_rank(
         self,
         D: CSR,

@@ -1,5 +1,7 @@
 """Matrix routines in single precision on data whose squares are out of range."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import lineax as lx
@@ -128,3 +130,24 @@ def test_success_is_told_by_the_true_residual():
     goal = max(1e-5 * np.sqrt(n), rounding)
     assert (found.result == lx.RESULTS.successful) == (true <= 1.1 * goal)
     np.testing.assert_allclose(x, np.linalg.solve(A, np.ones(n)), rtol=1e-4)
+
+
+def test_products_keep_single_precision_on_accelerators():
+    """Read off the programs: what is not asked for is rounded there."""
+
+    A = jnp.eye(4, dtype=jnp.float32)
+    svd = TruncatedSVD.from_matrix(np.eye(4, 5, dtype=np.float32), 2, capacity=(6, 5))
+    rows = CSR.from_dense(np.ones((1, 5), np.float32))
+    programs = [
+        (lambda A: linalg.sqrtm(A, linalg.NewtonSchulz(3)), A),
+        (jax.grad(lambda A: jnp.sum(linalg.inverse_sqrtm(A, linalg.Taylor(3)))), A),
+        (linalg.whiten, A),
+        (svd.add_rows, rows),
+        (lambda A: linalg.uniform_product(jax.random.key(0), A, A, 3), A),
+    ]
+    for fun, argument in programs:
+        products = re.findall(
+            r"dot_general\[.*?\]\s", str(jax.make_jaxpr(fun)(argument)), re.DOTALL
+        )
+        assert products
+        assert all("HIGHEST" in product for product in products)
