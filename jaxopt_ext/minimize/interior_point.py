@@ -352,8 +352,8 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int, n
     """A Newton step, how far from the path it started, and whether it was one back to it.
 
     That it is where $\\mu$ is below `near` and the point is off the path, unless cones are
-    polyhedral: on the path the residual falls like $\\mu$, off it like $\\sqrt\\mu$, as two points on
-    the boundaries of round cones need not be opposite for their product to be small.
+    polyhedral: on the path the residual falls like $\\mu$, off it like $\\sqrt\\mu$, as two points
+    on the boundaries of round cones need not be opposite for their product to be small.
     """
     x, y, z, s, tau, kappa = point
     cones = form.cones
