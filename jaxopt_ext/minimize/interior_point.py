@@ -8,7 +8,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from ..core import (
     AbstractSolver,
@@ -219,6 +219,7 @@ class _State(eqx.Module):
     scaling: _Scaling
     point: _Point
     decrement: Float[Array, ""]
+    returns: Int[Array, ""]
     best: PyTree[Array]
     error: Float[Array, ""]
     verdict: Status
@@ -272,7 +273,7 @@ class InteriorPoint(AbstractSolver):
         default_factory=lambda: PredictorCorrector()
     )
     infeasible_tol: Scalar = scalar_field(1e-8)
-    refinements: int = eqx.field(static=True, default=2)
+    refinements: int = eqx.field(static=True, default=3)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 100
     problems = (SecondOrderConeProgram, LinearProgram, LinearMatrixInequality)
@@ -289,14 +290,18 @@ class InteriorPoint(AbstractSolver):
         one = jnp.ones((), dtype)
         point = _Point(jnp.zeros_like(form.c), jnp.zeros_like(form.e), unit, unit, one, one)
         infinity = jnp.full((), jnp.inf, dtype)
-        return _State(form, scaling, point, 0 * one, x, infinity, Status.running)
+        return _State(
+            form, scaling, point, 0 * one, jnp.asarray(0, jnp.int32), x, infinity, Status.running
+        )
 
     def refresh(self, problem, x, state):
         return self.init(problem, x, jax.random.key(0))
 
     def step(self, problem, x, state):
         form = state.form
-        point, decrement = _advance(form, state.point, self.path, self.refinements)
+        unit = state.scaling.cost * state.scaling.side * state.point.tau**2
+        near = jnp.where(state.returns >= 3, 0, 100 * self.tol.astype(unit.dtype) * unit)
+        point, decrement, off = _advance(form, state.point, self.path, self.refinements, near)
         value = _value(problem, form, state.scaling, point, point.tau, point.tau)
         # The error is absolute, so that of a value that overflows is no number.
         error = tree.norm(problem.residual(value)).astype(state.error.dtype)
@@ -307,7 +312,16 @@ class InteriorPoint(AbstractSolver):
         proof = _value(problem, form, state.scaling, point, *scale)
         solved = (verdict == Status.running) | (least <= self.tol)
         x = tree.where(solved, best, proof)
-        new = _State(form, state.scaling, point, decrement, best, least, verdict)
+        new = _State(
+            form,
+            state.scaling,
+            point,
+            decrement,
+            jnp.where(off, state.returns + 1, 0),
+            best,
+            least,
+            verdict,
+        )
         return tree.cast_like(x, best), new
 
     def error(self, problem, x, state):
@@ -334,8 +348,13 @@ class InteriorPoint(AbstractSolver):
         return status, (positive(fall), positive(gain))
 
 
-def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
-    """A Newton step, and how far from the path it started."""
+def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int, near):
+    """A Newton step, how far from the path it started, and whether it was one back to it.
+
+    That it is where $\\mu$ is below `near` and the point is off the path, unless cones are
+    polyhedral: on the path the residual falls like $\\mu$, off it like $\\sqrt\\mu$, as two points
+    on the boundaries of round cones need not be opposite for their product to be small.
+    """
     x, y, z, s, tau, kappa = point
     cones = form.cones
     dtype = tau.dtype
@@ -399,11 +418,15 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
     # What -(c'x + e'y + h'z) is there, without cancellation.
     curvature = tree.vdot(z2, z2) + _proximal(dtype) * tree.vdot((x2, y2), (x2, y2))
     move = direction(sigma, wanted, still, found)
+    off = jnp.zeros((), bool)
     if path.predicts:
         length = jnp.minimum(1, 1 / jnp.maximum(reach(move), 1))
         sigma = path.centering(decrement, form.degree, length)
-        wanted, system = target(sigma, each("product", move[2], move[3]))
-        move = direction(sigma, wanted, move[4] * move[5], solve(*system))
+        off = (mu <= near) & (decrement > 0.1) & (not _polyhedral(cones))
+        sigma = jnp.where(off, 1, sigma)
+        bend = tree.where(off, nothing, each("product", move[2], move[3]))
+        wanted, system = target(sigma, bend)
+        move = direction(sigma, wanted, jnp.where(off, 0, move[4] * move[5]), solve(*system))
     end = reach(move)
     length = jnp.minimum(1, path.fraction.astype(dtype) / jnp.where(end > 0, end, 1e-3))
 
@@ -434,34 +457,82 @@ def _advance(form: _Form, point: _Point, path: AbstractPath, refinements: int):
     )
     # Not a number in the data must stay visible.
     stays = (tries >= 8) & tree.all_finite((form.c, form.E, form.e, form.G, form.h))
-    return tree.where(stays, point, new), decrement
+    return tree.where(stays, point, new), decrement, off
 
 
 def _proximal(dtype) -> float:
     return 1e-3 * float(jnp.finfo(dtype).eps) ** 0.5
 
 
+def _polyhedral(cones):
+    return all(isinstance(cone, Orthant) for cone in cones)
+
+
+def _by_squares(parts, E, corner, proximal):
+    """Solves $Hx + E^\\top y = a$, $Ex - \\mathrm{diag}(c) y = b$, with $H$ the sum of the squares
+    of `parts` and of the proximal term, nearly."""
+    n = E.shape[1]
+    H = sum((G @ G.T for G in parts), proximal * jnp.eye(n, dtype=E.dtype))
+    H = H + jnp.diag(_rounding(H) * (1 + jnp.diagonal(H)))
+    if not E.shape[0]:
+        factor = jax.scipy.linalg.cho_factor(H)
+        return lambda a, b: (jax.scipy.linalg.cho_solve(factor, a), b)
+    factor = jax.scipy.linalg.lu_factor(jnp.block([[H, E.T], [E, -jnp.diag(corner)]]))
+    return lambda a, b: jnp.split(jax.scipy.linalg.lu_solve(factor, jnp.concatenate([a, b])), [n])
+
+
+def _by_roots(parts, E, corner, proximal):
+    """The same without the loss of half of the digits in the squares, which where cones are round
+    is that of steps between points whose angle to the boundary is small. It costs three times as
+    much."""
+    n = E.shape[1]
+    # The equations' squares change no solution, and without them the matrix may be singular.
+    R = _root(jnp.concatenate([*parts, E.T, proximal**0.5 * jnp.eye(n, dtype=E.dtype)], axis=1))
+    lower = lambda R, a: jax.scipy.linalg.solve_triangular(R, a, trans=1)
+    upper = lambda R, a: jax.scipy.linalg.solve_triangular(R, a)
+    if not E.shape[0]:
+        return lambda a, b: (upper(R, lower(R, a)), b)
+    V = lower(R, E.T)
+    S = _root(jnp.concatenate([V.T, jnp.diag(jnp.sqrt(corner))], axis=1))
+
+    def inverse(a, b):
+        a = lower(R, a + E.T @ b)
+        y = upper(S, lower(S, V.T @ a - b))
+        return upper(R, a - V @ y), y
+
+    return inverse
+
+
+def _rounding(A):
+    return 30 * float(jnp.finfo(A.dtype).eps)
+
+
+def _root(A):
+    """The triangular $R$ with $R^\\top R = A A^\\top$, as accurate as one from a QR factorization
+    of $A^\\top$: Cholesky of the product, which may lose its smallest parts in rounding, and again
+    of that of the rows that it made nearly orthogonal.
+
+    **Reference:** Yamamoto, Nakatsukasa, Yanagisawa, Fukaya, Roundoff Error Analysis of the
+    CholeskyQR2 Algorithm, 2015.
+    """
+
+    def factor(A):
+        H = A @ A.T
+        return jnp.linalg.cholesky(H + jnp.diag(_rounding(A) * (1 + jnp.diagonal(H)))).T
+
+    first = factor(A)
+    return factor(jax.scipy.linalg.solve_triangular(first, A, trans=1)) @ first
+
+
 def _factorized(form: _Form, refinements: int):
     """Solves $E^\\top y + G^\\top z = a$, $Ex = b$, $Gx - z = d$, with $G$ scaled."""
-    dtype, n, p = form.c.dtype, form.c.size, form.e.size
-    flat = [G.reshape(n, -1) for G in form.G]
-    H = sum((G @ G.T for G in flat), jnp.zeros((n, n), dtype))
+    dtype, n = form.c.dtype, form.c.size
     idle = jnp.where(form.used, 0, 1).astype(dtype)
-    rounding = 30 * float(jnp.finfo(dtype).eps)
     # A proximal term, which stays: along directions that no row sees, steps are finite.
     proximal = _proximal(dtype)
-    H = H + proximal * jnp.eye(n, dtype=dtype)
-    H = H + jnp.diag(rounding * (1 + jnp.diagonal(H)))
-    if p:
-        corner = -jnp.diag(idle + proximal)
-        matrix = jnp.block([[H, form.E.T], [form.E, corner]])
-        factor = jax.scipy.linalg.lu_factor(matrix)
-        inverse = lambda a, b: jnp.split(
-            jax.scipy.linalg.lu_solve(factor, jnp.concatenate([a, b])), [n]
-        )
-    else:
-        factor = jax.scipy.linalg.cho_factor(H)
-        inverse = lambda a, b: (jax.scipy.linalg.cho_solve(factor, a), b)
+    parts = [G.reshape(n, -1) for G in form.G]
+    prepare = _by_squares if _polyhedral(form.cones) else _by_roots
+    inverse = prepare(parts, form.E, idle + proximal, proximal)
 
     def approximate(a, b, d):
         x, y = inverse(a + form.adjoint(d), b)

@@ -114,7 +114,7 @@ def _matrix_inequality(d):
     parts = d["A"][: 2 * size, :].reshape(2, size, N)
     generators = jnp.einsum("ki,li->ikl", parts[0], parts[1])
     generators = generators + jnp.swapaxes(generators, 1, 2)
-    constant = jnp.diag(d["shift"][:size]) * d["bad"] - jnp.eye(size)
+    constant = jnp.diag(d["shift"][:size]) * d["bad"] - jnp.eye(size, dtype=d["A"].dtype)
     return jxt.LinearMatrixInequality(d["A"].T @ d["b"], constant, generators, jnp.arange(N) < 2)
 
 

@@ -198,3 +198,43 @@ def test_bad_hyperparameters():
         LongStep(factor=1.0)
     with pytest.raises(ValueError, match="neighborhood"):
         LongStep(neighborhood=0.0)
+
+
+@pytest.mark.slow
+def test_ugly_programs_of_second_order_cones_to_nine_digits():
+    """Drawn with their solution, which is not always the only one, rows and columns of any size."""
+    zero, plain, cones, n = 1, 3, (3, 3, 2), 5
+
+    def draw(seed):
+        rng = np.random.default_rng(seed)
+        size = lambda: 10 ** rng.uniform(-1, 1)
+        s, y = [np.zeros(zero)], [rng.normal(size=zero)]
+        for _ in range(plain):
+            pair = [np.zeros(1), np.full(1, size())]
+            pair = pair[::-1] if rng.random() < 0.5 else pair
+            s.append(pair[0])
+            y.append(pair[1])
+        for k in cones:
+            v = rng.normal(size=k - 1)
+            v, t, u = v / np.linalg.norm(v), size(), size()
+            kind, inner = rng.choice(3, p=[0.25, 0.25, 0.5]), rng.uniform(0, 0.95)
+            inside = np.r_[t, t * inner * v]
+            s.append([inside, np.zeros(k), np.r_[t, t * v]][kind])
+            y.append([np.zeros(k), inside, np.r_[u, -u * v]][kind])
+        s, y = np.concatenate(s), np.concatenate(y)
+        A = rng.normal(size=(s.size, n)) * 10 ** rng.uniform(-1.5, 1.5, n)
+        rows = 10 ** rng.uniform(-1, 1, zero + plain + len(cones))
+        A = A * np.repeat(rows, [1] * (zero + plain) + list(cones))[:, None]
+        return -A.T @ y, A, A @ rng.normal(size=n) + s
+
+    @jax.jit
+    @jax.vmap
+    def run(c, A, b):
+        problem = jxt.SecondOrderConeProgram(c, A, b, zero, plain, cones)
+        solver = InteriorPoint(tol=1e-9, max_steps=40)
+        return jxt.solve(problem, solver, jxt.PrimalDual(jnp.zeros(n), jnp.zeros(b.size))).residual
+
+    data = [np.stack(part) for part in zip(*map(draw, range(200)), strict=True)]
+    errors = np.asarray(run(*map(jnp.asarray, data)))
+    assert np.mean(errors > 1e-9) <= 0.06
+    assert np.max(errors) < 1e-6

@@ -72,7 +72,7 @@ class ExactRelaxation(AbstractRelaxation):
         eye = jnp.eye(n, dtype=dtype)
         generators = -eye[:, :, None] * eye[:, None, :]
         problem = LinearMatrixInequality(jnp.ones(n, dtype), form / unit, generators)
-        tol = max(self.tol, 50 * float(jnp.finfo(dtype).eps))
+        tol = max(self.tol, 1000 * float(jnp.finfo(dtype).eps))
         start = PrimalDual(jnp.zeros(n, dtype), jnp.zeros((n, n), dtype))
         solution = solve(problem, InteriorPoint(tol=tol), start)
         z, X = solution.value
