@@ -209,11 +209,11 @@ class KroneckerProjection(eqx.Module):
         checks.finite("A", A)
         checks.nonnegative("threshold", threshold)
         checks.interval("batch_exponent", batch_exponent, 0.0, 1.0)
-        far = float(jnp.max(jnp.abs(U.T @ U - jnp.eye(n, dtype=U.dtype))))
+        far, G, weighted, N = _begun(form, A, U, lam)
+        far = float(far)
         if not far <= (1e-6 if U.dtype == jnp.float64 else 1e-4):
             raise ValueError(f"U must be orthogonal, U'U differs from the identity by {far:.2g}")
-        G = form.rotate(U, A.reshape(-1, n, n)).reshape(A.shape)
-        spectrum = np.linalg.svd(np.asarray(G * form.root(lam).ravel()), compute_uv=False)
+        spectrum = np.linalg.svd(np.asarray(weighted), compute_uv=False)
         if len(A) > n * n or spectrum[-1] <= len(A) * np.finfo(G.dtype).eps * spectrum[0]:
             raise ValueError(
                 f"A must have full rank, got {spectrum[-1]:.2g} for the smallest of"
@@ -221,7 +221,6 @@ class KroneckerProjection(eqx.Module):
             )
         count = lambda value: jnp.asarray(value, jnp.int32)
         statistics = Statistics(*map(count, (0, 0, 1, 0, 0)))
-        N = _inverse(G, form.root(lam))
         nothing = _nothing(G)
         return cls(G, U, lam, lam, lam, N, nothing, statistics, threshold, batch_exponent, form)
 
@@ -314,9 +313,7 @@ class KroneckerProjection(eqx.Module):
     def _correction(self, target, places):
         size = 1 << max(len(places) - 1, 0).bit_length()
         padded = np.pad(places, (0, size - len(places)))
-        delta = self.form.root(target).ravel() ** 2 - self.form.root(self.committed).ravel() ** 2
-        change = jnp.where(np.arange(size) < len(places), delta[padded], 0)
-        return _woodbury(self.N, self.G, jnp.asarray(padded), change)
+        return _corrected(self, target, jnp.asarray(padded), np.int32(len(places)))
 
     @highest
     def refresh(self) -> "KroneckerProjection":
@@ -331,6 +328,25 @@ class KroneckerProjection(eqx.Module):
             correction=_nothing(self.G),
             statistics=_counted(self.statistics, recomputations=1, **more),
         )
+
+
+@eqx.filter_jit
+def _begun(form, A, U, lam):
+    """How far $U$ is from orthogonal, $A T$, that with its weights, and $N$."""
+    n = lam.size
+    far = jnp.max(jnp.abs(U.T @ U - jnp.eye(n, dtype=U.dtype)))
+    G = form.rotate(U, A.reshape(-1, n, n)).reshape(A.shape)
+    root = form.root(lam)
+    return far, G, G * root.ravel(), _inverse(G, root)
+
+
+@eqx.filter_jit
+def _corrected(projection, target, places, count):
+    """The correction to eigenvalues that differ at the first `count` places; others are padding."""
+    root = lambda lam: projection.form.root(lam).ravel()
+    delta = root(target) ** 2 - root(projection.committed) ** 2
+    change = jnp.where(jnp.arange(places.size) < count, delta[places], 0)
+    return _woodbury(projection.N, projection.G, places, change)
 
 
 def _nothing(G):

@@ -191,7 +191,9 @@ def _assembled(matrix):
     m, n = matrix.shape
     r, c = matrix.block
     out = np.zeros((matrix.block_rows * r, max(matrix.block_columns * c, n)))
-    for value, i, j in zip(*map(np.asarray, (matrix.values, matrix.rows, matrix.columns))):
+    for value, i, j in zip(
+        *map(np.asarray, (matrix.values, matrix.rows, matrix.columns)), strict=True
+    ):
         out[i * r : (i + 1) * r, j * c : (j + 1) * c] += np.asarray(value, np.float64)
     return out[:m, :n]
 

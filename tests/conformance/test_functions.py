@@ -167,7 +167,8 @@ def _check_slope(row, alone):
             arrays = [np.asarray(a) + h * d for a, d in zip(leaves, direction, strict=True)]
             shifted = jax.device_put(treedef.unflatten(arrays))
             out = jax.tree.map(np.asarray, _floats(call(*eqx.combine(shifted, rest))))
-            return sum(np.vdot(w, a) for w, a in zip(*map(jax.tree.leaves, (weights, out))))
+            pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(out), strict=True)
+            return sum(np.vdot(w, a) for w, a in pairs)
 
         wanted = (moved(1e-6) - moved(-1e-6)) / 2e-6
         assert abs(wanted) > 1e-6

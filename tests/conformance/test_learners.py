@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from jaxopt_ext import catalog
-from jaxopt_ext.core import loops, tree
+from jaxopt_ext.core import loops
 
 ROWS = catalog.rows(catalog.LearnerRow)
 EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
@@ -30,7 +30,7 @@ def _point(dtype):
 def _gradients(dtype, shape=(SEEDS, ROUNDS)):
     """Of one sign most of the time, so that there is something to learn."""
     rng = np.random.default_rng(5)
-    draw = lambda *size: jnp.asarray(rng.normal(size=(*shape, *size)) + 0.7, dtype)
+    draw = lambda *size: (rng.normal(size=(*shape, *size)) + 0.7).astype(dtype)
     return {"a": draw(2), "b": draw()}
 
 
@@ -52,8 +52,22 @@ def _play(learner, gradients):
 
 
 @functools.cache
+def _run(row):
+    return jax.jit(jax.vmap(functools.partial(_play, row.example())))
+
+
+@functools.cache
 def _batch(row):
-    return jax.jit(jax.vmap(functools.partial(_play, row.example())))(_gradients(jnp.float64))
+    return jax.tree.map(np.asarray, _run(row)(_gradients(jnp.float64)))
+
+
+@functools.cache
+def _single(row):
+    """One decision, one gradient seen, one epoch begun."""
+    learner = row.example()
+    act = jax.jit(lambda state, before: learner.act(state, lambda _: before))
+    observe = jax.jit(lambda state, gradient: learner.observe(state, gradient))
+    return act, observe, jax.jit(lambda state: learner.renew(state))
 
 
 def _close(found, wanted, **tolerance):
@@ -71,18 +85,17 @@ def test_there_are_rows_and_known_opt_outs():
 def test_a_scan_over_a_batch_is_a_loop(row):
     _skip(row, "scan")
     learner, gradients = row.example(), jax.tree.map(lambda a: a[1], _gradients(jnp.float64))
-    act = jax.jit(lambda state, before: learner.act(state, lambda _: before))
-    observe = jax.jit(lambda state, gradient: learner.observe(state, gradient))
+    act, observe, _ = _single(row)
     before = _point(jnp.float64)
     state, decisions = learner.init(before), []
     for t in range(ROUNDS):
         decisions.append(act(state, before))
         before = jax.tree.map(lambda a, t=t: a[t], gradients)
         state = observe(state, before)
-    stacked = jax.tree.map(lambda *rows: jnp.stack(rows), *decisions)
+    stacked = jax.tree.map(lambda *rows: np.stack(rows), *decisions)
     found, _, last = jax.tree.map(lambda a: a[1], _batch(row))
     _close((found, last), (stacked, state), rtol=1e-12, atol=1e-12)
-    assert float(tree.norm(jax.tree.map(lambda a: a[-1], stacked))) > 1e-2
+    assert any(np.max(np.abs(a[-1])) > 1e-2 for a in jax.tree.leaves(stacked))
 
 
 @EACH
@@ -97,12 +110,12 @@ def test_no_decision_is_longer_than_the_radius(row):
     """Against the dual norm, which is the most that a decision of length one can lose."""
     _skip(row, "length")
     learner, (decisions, _, _) = row.example(), _batch(row)
-    gradients = _gradients(jnp.float64)
+    gradients, dual_norm = _gradients(jnp.float64), jax.jit(lambda g: learner.dual_norm(g))
     for s, t in itertools.product(range(SEEDS), range(0, ROUNDS, 8)):
         decision, direction = jax.tree.map(lambda a, s=s, t=t: a[s, t], (decisions, gradients))
-        for g in (direction, decision, jax.tree.map(jnp.sign, decision)):
-            loss = abs(float(tree.vdot(g, decision)))
-            assert loss <= (1 + 1e-9) * learner.radius * float(learner.dual_norm(g))
+        for g in (direction, decision, jax.tree.map(np.sign, decision)):
+            loss = abs(sum(np.vdot(g[name], decision[name]) for name in g))
+            assert loss <= (1 + 1e-9) * learner.radius * float(dual_norm(g))
 
 
 @EACH
@@ -119,9 +132,8 @@ def test_types_are_kept(row):
 def test_a_bad_gradient_shows(row):
     _skip(row, "nonfinite")
     gradients = _gradients(jnp.float64)
-    gradients["a"] = gradients["a"].at[0, 3, 0].set(jnp.nan)
-    run = jax.jit(jax.vmap(functools.partial(_play, row.example())))
-    decisions = run(gradients)[0]
+    gradients["a"][0, 3, 0] = np.nan
+    decisions = jax.tree.map(np.asarray, _run(row)(gradients)[0])
     assert np.all(np.isfinite(decisions["a"][0, :4]))
     assert np.all(np.isnan(decisions["a"][0, 4:, 0]))
     found, wanted = jax.tree.map(lambda a: a[1:], (decisions, _batch(row)[0]))
@@ -134,13 +146,15 @@ def test_regret_grows_slower_than_the_rounds(row):
     _skip(row, "regret")
     learner, rounds = row.example(), 2000
     gradients = _gradients(jnp.float64, (2, rounds))
-    gradients = jax.tree.map(lambda a: a.at[0].set(1.0), gradients)
-    decisions = jax.jit(jax.vmap(functools.partial(_play, learner)))(gradients)[0]
+    for a in gradients.values():
+        a[0] = 1.0
+    decisions = jax.tree.map(np.asarray, _run(row)(gradients)[0])
+    sizes = jax.jit(jax.vmap(lambda g: learner.dual_norm(g)))
     for run in range(2):
         g, d = (jax.tree.map(lambda a, run=run: a[run], x) for x in (gradients, decisions))
-        losses = np.asarray(jax.vmap(tree.vdot)(g, d)).cumsum()
-        sums = jax.tree.map(lambda a: jnp.cumsum(a, 0), g)
-        best = -learner.radius * np.asarray(jax.vmap(learner.dual_norm)(sums))
+        losses = (np.sum(g["a"] * d["a"], axis=1) + g["b"] * d["b"]).cumsum()
+        sums = jax.tree.map(lambda a: np.cumsum(a, 0), g)
+        best = -np.asarray(learner.radius) * np.asarray(sizes(sums))
         regret = losses - best
         assert regret[99] > 0
         assert regret[-1] < regret[99] * (rounds / 100) ** RATE
@@ -149,10 +163,11 @@ def test_regret_grows_slower_than_the_rounds(row):
 @EACH
 def test_an_epoch_begins_with_the_decision_that_ended_the_last(row):
     _skip(row, "renew")
-    learner, (_, _, state) = row.example(), _batch(row)
+    _, _, state = _batch(row)
     state = jax.tree.map(lambda a: a[0], state)
-    zero = lambda _: _point(jnp.float64)
-    _close(learner.act(learner.renew(state), zero), learner.act(state, zero), rtol=1e-12)
+    act, _, renew = _single(row)
+    zero = _point(jnp.float64)
+    _close(act(renew(state), zero), act(state, zero), rtol=1e-12)
 
 
 @EACH

@@ -29,8 +29,20 @@ PAIRS = {
 X = np.random.default_rng(0).normal(size=(NODES, 2, 4, DIM))
 
 
-def build(name, factor=1.25, hidden=5, dim=DIM):
-    return PAIRS[name](dim, HEADS, EXPERTS, hidden=hidden, capacity_factor=factor, key=KEY)
+def _made(name, factor, hidden):
+    options = {"hidden": hidden, "capacity_factor": factor}
+    return lambda: PAIRS[name](DIM, HEADS, EXPERTS, key=KEY, **options)
+
+
+@functools.cache
+def _numbers(name, hidden):
+    return jax.tree.leaves(jax.jit(_made(name, 1.0, hidden))())
+
+
+def build(name, factor=1.25, hidden=5):
+    """Drawn once, whatever the factor."""
+    structure = jax.tree.structure(jax.eval_shape(_made(name, factor, hidden)))
+    return structure.unflatten(_numbers(name, hidden))
 
 
 @functools.cache
@@ -237,7 +249,7 @@ def test_gates_are_single_precision_and_noise_needs_a_key():
 
 
 def _pair(**options):
-    return dd.ScMoEPair(DIM, HEADS, 4, key=KEY, **options)
+    return jax.eval_shape(lambda: dd.ScMoEPair(DIM, HEADS, 4, key=KEY, **options))
 
 
 BAD = {

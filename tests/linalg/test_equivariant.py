@@ -103,7 +103,7 @@ def test_counts_and_ranks():
     assert len(cross) == 1
     assert not O.diagrams(1, 2, 3)
     u, v = RNG.normal(size=(2, 3))
-    found = apply_diagram(cross[0], jnp.outer(u, v), SO)
+    found = jax.jit(lambda x: apply_diagram(cross[0], x, SO))(np.outer(u, v))
     np.testing.assert_allclose(found, np.cross(u, v), atol=1e-12)
     wanted = math.comb(5, 3) * 1
     assert len(free_diagrams(2, 3, 3)) == wanted
@@ -137,16 +137,16 @@ def test_layers_and_networks_commute_with_the_group():
         (Sp, 4, (1, 1, 3)),
         (S, 3, (2, 2, 1)),
     )
-    models = [
-        EquivariantMLP(n, orders, (2, 3, 2), group, key=jax.random.key(1))
-        for group, n, orders in shapes
+    make = lambda key: [
+        EquivariantMLP(n, orders, (2, 3, 2), group, key=key) for group, n, orders in shapes
     ]
+    models = jax.jit(make)(jax.random.key(1))
     parts = [(m.layers[0].group, m.layers[0].n, m.layers[0].diagrams[0].k) for m in models]
     # Biases that are zero, and gates that are all equal, would hide mistakes.
-    models = [
-        jax.tree.map(lambda a: a + 0.3 * jnp.cos(jnp.arange(a.size)).reshape(a.shape), m)
-        for m in models
-    ]
+    models = jax.tree.map(
+        lambda a: a + 0.3 * np.cos(np.arange(a.size)).reshape(a.shape),
+        jax.tree.map(np.asarray, models),
+    )
     xs = [RNG.normal(size=(2, *[n] * k)) for _, n, k in parts]
     elements = [element(group, n, 5) for group, n, _ in parts]
     run = jax.jit(lambda xs: [model(x) for model, x in zip(models, xs, strict=True)])
@@ -160,8 +160,8 @@ def test_layers_and_networks_commute_with_the_group():
 
 def test_entrywise_functions_would_not_commute():
     g, x = element(O, 3), RNG.normal(size=(2, 3))
-    gate = InvariantGate(2, 1, O)
-    np.testing.assert_allclose(gate(jnp.asarray(moved(g, x, 1))), moved(g, np.asarray(gate(x)), 1))
+    gate = eqx.filter_jit(InvariantGate(2, 1, O))
+    np.testing.assert_allclose(gate(moved(g, x, 1)), moved(g, np.asarray(gate(x)), 1))
     assert not np.allclose(np.tanh(moved(g, x, 1)), moved(g, np.tanh(x), 1))
 
 

@@ -188,12 +188,18 @@ def test_implicit_derivatives_in_shard_map():
         np.testing.assert_allclose(found, -2 * np.sum(x**2) / 1.5, rtol=1e-9)
 
 
+@eqx.filter_jit
+def _outcome(solver, matrix, vector):
+    operator = lx.MatrixLinearOperator(matrix, lx.symmetric_tag)
+    out = lx.linear_solve(operator, vector, solver, throw=False)
+    return out.result._value, out.value, out.stats["num_steps"]
+
+
 def outcome(solver, matrix, vector):
-    operator = lx.MatrixLinearOperator(jnp.asarray(matrix), lx.symmetric_tag)
-    out = lx.linear_solve(operator, jnp.asarray(vector), solver, throw=False)
+    code, value, steps = _outcome(solver, *map(jnp.asarray, (matrix, vector)))
     names = ("successful", "max_steps_reached", "breakdown")
-    status = next(n for n in names if out.result == getattr(lx.RESULTS, n))
-    return status, out.value, int(out.stats["num_steps"])
+    status = next(n for n in names if int(code) == getattr(lx.RESULTS, n)._value)
+    return status, np.asarray(value), int(steps)
 
 
 def test_what_becomes_of_ugly_systems():
@@ -218,7 +224,7 @@ def test_what_becomes_of_ugly_systems():
     status, x, _ = outcome(SOR(rtol=1e-12), matrix, scale)
     assert status == "successful"
     np.testing.assert_allclose(matrix @ x, scale, atol=1e-5)
-    y0 = jnp.linalg.solve(A, B)
+    y0 = jnp.asarray(np.linalg.solve(A, B))
     operator = lx.MatrixLinearOperator(jnp.asarray(A))
     warm = lx.linear_solve(
         operator, jnp.asarray(B), SOR(max_steps=1), options={"y0": y0}, throw=False
@@ -270,7 +276,7 @@ def test_youngs_optimum():
     n = 9
     line = 2 * np.eye(n) - np.eye(n, k=1) - np.eye(n, k=-1)
     best = 2 / (1 + np.sin(np.pi / (n + 1)))
-    np.testing.assert_allclose(linalg.optimal_omega(jnp.asarray(line)), best)
+    np.testing.assert_allclose(jax.jit(linalg.optimal_omega)(line), best)
     with pytest.raises(ValueError, match="square"):
         linalg.optimal_omega(jnp.ones((2, 3)))
 
@@ -300,15 +306,17 @@ def test_a_policy_learns_from_counts_across_calls_and_failures_cost_the_limit(na
     }[name]
     first = run(policy, jax.random.key(0), policy.init())
     second = run(policy, jax.random.key(1), first.state)
-    assert np.all(first.counts[first.actions == 0] == 100)
-    assert not np.any(first.converged[first.actions == 0])
-    assert np.all(first.converged[first.actions == 1])
+    counts, actions, converged = map(np.asarray, (first.counts, first.actions, first.converged))
+    assert np.all(counts[actions == 0] == 100)
+    assert not np.any(converged[actions == 0])
+    assert np.all(converged[actions == 1])
     assert np.mean(np.asarray(second.actions)) > 0.8
     again = run(policy, jax.random.key(0), policy.init())
     np.testing.assert_array_equal(again.actions, first.actions)
     diverging = lambda c: lx.MatrixLinearOperator(jnp.array([[1.0, 3.0], [3.0, 1.0]]))
-    spoiled = linalg.solve_sequence(
-        diverging, shifts[:2], jnp.ones((2, 2)), linalg.Fixed(omegas, 1), jax.random.key(0)
+    fixed = linalg.Fixed(omegas, 1)
+    spoiled = eqx.filter_jit(lambda *a: linalg.solve_sequence(diverging, *a))(
+        shifts[:2], jnp.ones((2, 2)), fixed, jax.random.key(0)
     )
     assert np.all(spoiled.counts == 10_000)
     assert np.all(spoiled.actions == 1)

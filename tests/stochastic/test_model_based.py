@@ -1,6 +1,7 @@
 """Model-based steps by fine searches, convex programs and closed forms."""
 
 import cvxpy as cp
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,19 +57,24 @@ def test_proximal_point_is_the_best_on_a_line():
     np.testing.assert_array_equal(found[-1], X)
 
 
+@eqx.filter_jit
+def _steps(problem, solver, start, keys):
+    drawn = jax.vmap(lambda key: problem.draw(jax.random.split(key, 3)[0], solver.batch))(keys)
+    return jax.vmap(lambda key: jxt.solve(problem, solver, start, key=key).value)(keys), drawn
+
+
 def steps(problem, model, start, beta, seeds=6, **options):
     """The points one step away, and the samples that were drawn."""
+    beta = jnp.asarray(beta)  # traced, so that one program serves several
     solver = StochasticModelBased(model, beta, output=Last(), max_steps=1, **options)
-    keys = jax.random.split(KEY, seeds)
-    drawn = jax.vmap(lambda key: problem.draw(jax.random.split(key, 3)[0], solver.batch))(keys)
-    run = lambda key: jxt.solve(problem, solver, start, key=key).value
-    return np.asarray(jax.jit(jax.vmap(run))(keys)), np.asarray(drawn)
+    return map(np.asarray, _steps(problem, solver, start, jax.random.split(KEY, seeds)))
 
 
 def test_prox_linear_in_one_variable():
     t = np.linspace(-3, 3, 600_001)
+    problem = robust_phase_retrieval(A, B)
     for beta in (0.3, 20.0):
-        found, drawn = steps(robust_phase_retrieval(A, B), ProxLinear(), jnp.asarray(X), beta)
+        found, drawn = steps(problem, ProxLinear(), jnp.asarray(X), beta)
         for y, (i,) in zip(found, drawn, strict=True):
             g, c = 2 * (A[i] @ X) * A[i], (A[i] @ X) ** 2 - B[i]
             best = t[np.argmin(np.abs(c + t * (g @ g)) + beta / 2 * t**2 * (g @ g))]
@@ -93,6 +99,7 @@ def test_prox_linear_with_vectors_and_a_nonsmooth_part():
         np.testing.assert_allclose(y, np.asarray(z.value), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_on_affine_parts_prox_linear_is_the_proximal_point():
     loss = ComposedLoss(prox.L1(1.0), lambda x, row: row[0] @ x - row[1])
     problem = jxt.FiniteSum(loss, data=(jnp.asarray(A), jnp.asarray(B)))
@@ -148,10 +155,10 @@ def test_rank_one_signals_are_found():
     assert int(found.state.samples) == 2000
     P, Q, Z = (rng.normal(size=s) for s in ((40, 3), (40, 3), (3, 1)))
     sketch = covariance_sketch(P, Q, np.sum((P @ Z) ** 2 - (Q @ Z) ** 2, axis=1))
-    X = jxt.solve(sketch, solver, jnp.asarray(Z + 0.1)).value
+    X = np.asarray(jxt.solve(sketch, solver, jnp.asarray(Z + 0.1)).value)
     np.testing.assert_allclose(X @ X.T, Z @ Z.T, atol=1e-8)
     problem = robust_phase_retrieval(
-        *(jnp.asarray(a, jnp.float32) for a in (P, (P @ Z[:, 0]) ** 2))
+        *(jnp.asarray(a.astype(np.float32)) for a in (P, (P @ Z[:, 0]) ** 2))
     )
     point = StochasticModelBased(ProximalPoint(phase_retrieval_prox), 1.0, output=Last())
     x = jxt.solve(problem, point, jnp.asarray(Z[:, 0] + 0.1, jnp.float32)).value

@@ -1,5 +1,6 @@
 """Normalized descent by numpy loops and closed forms."""
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -36,6 +37,11 @@ def retrieval(sampling=None, dtype=None):
     cast = lambda a: jnp.asarray(a, dtype)
     sampling = made.sampling if sampling is None else sampling
     return jxt.FiniteSum(made.loss, data=jax.tree.map(cast, made.data), sampling=sampling)
+
+
+@eqx.filter_jit
+def _full_value(problem, x):
+    return problem.full_value(x)
 
 
 def path(problem, solver, start=START):
@@ -106,14 +112,18 @@ def test_a_finite_sum_is_solved_where_the_lengths_fall():
     assert int(found.state.samples) == M + int(found.steps) // 6 * (M + 5 * 12)
 
 
-def test_nothing_moves_at_a_stationary_point_and_overflow_is_reported():
+def test_nothing_moves_at_a_stationary_point():
     flat = jxt.solve(retrieval(), SPIDER(0.1, 3, 2, max_steps=4), jnp.zeros(D))
     np.testing.assert_array_equal(flat.value, 0)
     assert flat.status == jxt.Status.converged
+
+
+@pytest.mark.always(1)
+@pytest.mark.parametrize("kind", [SPIDER, NormalizedGradientDescent, ClippedSGD])
+def test_overflow_is_reported(kind):
     far = jnp.full(D, 1e12, jnp.float32)
-    for solver in (SPIDER(0.1, 3, 2), NormalizedGradientDescent(0.1), ClippedSGD(0.1)):
-        found = jxt.solve(retrieval(dtype=jnp.float32), solver, far)
-        assert found.status == jxt.Status.nonfinite
+    found = jxt.solve(retrieval(dtype=jnp.float32), kind(0.1), far)
+    assert found.status == jxt.Status.nonfinite
 
 
 def test_an_expectation():
@@ -137,9 +147,9 @@ def test_robust_regression_by_numpy():
     t = (fit - eta) / 0.05
     wanted = np.mean(0.05 * (0.25 * np.maximum(t + 2, 0) ** 2 - 1)) + eta
     point = (jnp.asarray(w), jnp.asarray(eta))
-    np.testing.assert_allclose(chi2_dro(X, y, 0.05).full_value(point), wanted, rtol=1e-12)
+    np.testing.assert_allclose(_full_value(chi2_dro(X, y, 0.05), point), wanted, rtol=1e-12)
     value = np.mean((Y - (A @ np.asarray(START)) ** 2) ** 2) / 2
-    np.testing.assert_allclose(retrieval().full_value(START), value, rtol=1e-12)
+    np.testing.assert_allclose(_full_value(retrieval(), START), value, rtol=1e-12)
 
 
 def test_steps_of_the_theory():

@@ -2,6 +2,7 @@
 
 import functools
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +39,7 @@ def draw(n=16, d=3, seed=0, signs=False):
 
 @functools.cache
 def patterns(n=16, d=3, num=8):
-    return sample_patterns(jnp.asarray(draw(n, d)[0]), num, jax.random.key(0))
+    return jax.jit(sample_patterns, static_argnums=1)(draw(n, d)[0], num, jax.random.key(0))
 
 
 def by_cvxpy(X, y, active, beta, kind, radius=0.0):
@@ -77,13 +78,16 @@ def test_squared_errors_and_the_network():
     fit = check_program(model, X, y, False, 1e-5)
     assert fit.status == jxt.Status.converged
     # The network has the value of the program, and its parts are those of the definition.
-    np.testing.assert_allclose(model.objective(fit, X, y), fit.objective, rtol=1e-5)
+    objective, predicted, network = eqx.filter_jit(
+        lambda fit, X, y: (model.objective(fit, X, y), fit.predict(X), fit.to_network()(X))
+    )(fit, X, y)
+    np.testing.assert_allclose(objective, fit.objective, rtol=1e-5)
     hidden, output = np.asarray(fit.hidden), np.asarray(fit.output)
     z = np.maximum(X @ hidden.T, 0) @ output
     value = 0.5 * np.sum((z - y) ** 2) + 0.05 * (np.sum(hidden**2) + np.sum(output**2))
-    np.testing.assert_allclose(model.objective(fit, X, y), value, rtol=1e-9)
-    np.testing.assert_allclose(fit.predict(X), z, rtol=1e-9)
-    np.testing.assert_allclose(fit.to_network()(jnp.asarray(X))[:, 0], z, rtol=1e-9)
+    np.testing.assert_allclose(objective, value, rtol=1e-9)
+    np.testing.assert_allclose(predicted, z, rtol=1e-9)
+    np.testing.assert_allclose(network[:, 0], z, rtol=1e-9)
     np.testing.assert_allclose(fit.score(X, y), 1 - np.sum((z - y) ** 2) / (len(y) * np.var(y)))
     assert np.sum(output != 0) < len(output)
     # Rows of weight zero are not there, and two are worth twice one.
@@ -202,7 +206,6 @@ def test_updates_solve_their_systems(kind):
     shapes = jax.eval_shape(split, jnp.zeros((2 * P, d)))
     target = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape)), shapes)
     flat = np.concatenate([np.ravel(a) for a in jax.tree.leaves(target)])
-    np.testing.assert_allclose(split.adjoint(target).ravel(), A.T @ flat, rtol=1e-9)
     loss = s if isinstance(function, module._Fit) else 0 * s
     system = rho * A.T @ A + F.T @ np.diag(loss) @ F
     wanted = np.linalg.solve(system, rho * A.T @ flat + F.T @ (loss * y))
@@ -212,9 +215,11 @@ def test_updates_solve_their_systems(kind):
     def solve(target):
         x, penalty = jnp.zeros((2 * P, d)), jnp.asarray(rho)
         prepared = update.prepare(function, operator, x, penalty)
-        return update.minimize(function, operator, x, target, penalty, prepared)
+        found = update.minimize(function, operator, x, target, penalty, prepared)
+        return *found, split.adjoint(target)
 
-    found, left = solve(target)
+    found, left, pulled = solve(target)
+    np.testing.assert_allclose(pulled.ravel(), A.T @ flat, rtol=1e-9)
     np.testing.assert_allclose(found.ravel(), wanted, atol=1e-8)
     assert left < 1e-7
 

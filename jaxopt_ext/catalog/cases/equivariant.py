@@ -8,7 +8,7 @@ import numpy as np
 
 from ...linalg import equivariant
 from ..shapes.function import AbstractFunctionCase
-from .mixture import cast
+from .mixture import typed
 
 SETTINGS = (
     (equivariant.Orthogonal(), 3, 2, 2),
@@ -23,21 +23,26 @@ class EquivariantCase(AbstractFunctionCase):
     """A layer of each group with two channels in and one out, on tensors of random entries."""
 
     def draw(self, seed: int, dtype: Any):
-        keys = jax.random.split(jax.random.key(seed), 2 * len(SETTINGS))
-        layers, points = [], []
-        for (group, n, k, l), one, other in zip(SETTINGS, keys[::2], keys[1::2], strict=True):
-            layer = equivariant.EquivariantLinear(n, k, l, 2, 1, group, key=one)
-            layers.append(layer)
-            points.append(jax.random.normal(other, (2, *[n] * k)))
-        # A bias of zeros would hide what it is multiplied with.
-        filled = jax.tree.map(lambda a: a + 0.1 * jnp.arange(a.size).reshape(a.shape), layers)
-        return cast(filled, dtype), cast(points, dtype)
+        return typed(_drawn(jax.random.key(seed)), dtype)
 
     def call(self, *arguments):
         return [layer(x) for layer, x in zip(*arguments, strict=True)]
 
     def reference(self, *arguments):
         return [_dense(*pair) for pair in zip(*arguments, strict=True)]
+
+
+@jax.jit
+def _drawn(key):
+    keys = jax.random.split(key, 2 * len(SETTINGS))
+    layers, points = [], []
+    for (group, n, k, l), one, other in zip(SETTINGS, keys[::2], keys[1::2], strict=True):
+        layer = equivariant.EquivariantLinear(n, k, l, 2, 1, group, key=one)
+        layers.append(layer)
+        points.append(jax.random.normal(other, (2, *[n] * k)))
+    # A bias of zeros would hide what it is multiplied with.
+    filled = jax.tree.map(lambda a: a + 0.1 * jnp.arange(a.size).reshape(a.shape), layers)
+    return filled, points
 
 
 def _dense(layer, x):

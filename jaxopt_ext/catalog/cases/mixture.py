@@ -20,6 +20,19 @@ def cast(tree, dtype):
     return jax.tree.map(convert, tree)
 
 
+def typed(tree, dtype):
+    """The same of arrays that are known, on the host: there a change of type compiles nothing."""
+    convert = lambda a: jax.device_put(np.asarray(a).astype(dtype))
+    return jax.tree.map(lambda a: convert(a) if eqx.is_inexact_array(a) else a, tree)
+
+
+@eqx.filter_jit
+def _drawn(make, key):
+    pair, x = jax.random.split(key)
+    pair = make(DIM, HEADS, EXPERTS, hidden=5, key=pair)
+    return pair, jax.random.normal(x, (2, LENGTH, DIM))
+
+
 class MixtureCase(AbstractFunctionCase):
     """A pair of blocks as a function of its parameters and of two sequences.
 
@@ -31,9 +44,7 @@ class MixtureCase(AbstractFunctionCase):
     make: Callable[..., scmoe.MoEPair] = eqx.field(static=True)
 
     def draw(self, seed: int, dtype: Any):
-        pair, x = jax.random.split(jax.random.key(seed))
-        pair = self.make(DIM, HEADS, EXPERTS, hidden=5, key=pair)
-        return cast(pair, dtype), jax.random.normal(x, (2, LENGTH, DIM), dtype)
+        return typed(_drawn(self.make, jax.random.key(seed)), dtype)
 
     def call(self, *arguments):
         pair, x = arguments
