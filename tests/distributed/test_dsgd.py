@@ -195,12 +195,10 @@ def test_expansion_leaves_the_cube_of_the_deviations():
     )
     draws = np.asarray(jax.jit(jax.vmap(estimate))(jax.random.split(jax.random.key(0), 4000)))
     # The fourth moments of the normal law are all that the expansion leaves out here, which is 0.
-    expected = np.asarray(
-        dd.average_direction_expansion(loss, jnp.asarray(w), jnp.asarray(deviations))
-    )
+    both = lambda w: (dd.average_direction_expansion(loss, w, deviations), jax.grad(loss)(w))
+    expected, plain = map(np.asarray, jax.jit(both)(w))
     standard = draws.std(axis=0) / np.sqrt(len(draws))
     assert np.all(np.abs(draws.mean(axis=0) - expected) < 5 * standard)
-    plain = np.asarray(jax.grad(loss)(jnp.asarray(w)))
     assert np.all(np.abs(plain - expected) > 5 * standard)  # it would see a missing term
 
 
@@ -209,17 +207,24 @@ def test_diversity_moments_and_smoothness():
     params = {"a": RNG.normal(size=(m, 1)), "b": RNG.normal(size=(m, d - 1))}
     flat = np.concatenate([params["a"], params["b"]], axis=1)
     covariance = np.cov(flat.T, ddof=0)
-    deviations = dd.weight_diversity(params)
-    np.testing.assert_allclose(dd.trace_diversity(params), np.trace(covariance), rtol=1e-12)
+    few = jax.tree.map(lambda a: a[:4], params)
+    x = RNG.normal(size=(5, d - 1))
+
+    @jax.jit
+    def measures(params, few):
+        deviations, narrow = dd.weight_diversity(params), dd.weight_diversity(few)
+        bounds = [dd.smoothing_bound(2.0, most, deviations) for most in (1e3, 1e-3)]
+        moments = dd.predictive_moments(lambda p, x: x @ p["b"] + p["a"], params, x)
+        trace = dd.trace_diversity(params)
+        return deviations, trace, *bounds, dd.smoothing_bound(2.0, 1e3, narrow), *moments
+
+    deviations, trace, bound, least_bound, bound_of_few, mean, variance = measures(params, few)
+    np.testing.assert_allclose(trace, np.trace(covariance), rtol=1e-12)
     np.testing.assert_allclose(deviations["b"], params["b"] - params["b"].mean(axis=0), atol=1e-12)
     least = np.sqrt(np.linalg.eigvalsh(covariance)[0])
-    bound = dd.smoothing_bound(2.0, 1e3, deviations)
     np.testing.assert_allclose(bound, 2 / least, rtol=1e-6)
-    assert dd.smoothing_bound(2.0, 1e-3, deviations) == 1e-3
-    few = jax.tree.map(lambda a: a[:4], deviations)
-    assert dd.smoothing_bound(2.0, 1e3, few) == 1e3
-    x = RNG.normal(size=(5, d - 1))
-    mean, variance = dd.predictive_moments(lambda p, x: x @ p["b"] + p["a"], params, x)
+    assert least_bound == 1e-3
+    assert bound_of_few == 1e3
     predictions = params["b"] @ x.T + params["a"]
     np.testing.assert_allclose(mean, predictions.mean(axis=0))
     np.testing.assert_allclose(variance, predictions.var(axis=0))
@@ -266,14 +271,13 @@ def test_schedules_of_the_step_and_of_the_labels():
         lambda x: rounds(algorithm, network, x, jnp.asarray(c), jax.random.key(0), number, number)
     )(jnp.asarray(start))[0]
     rates = [0.2, 0.4, 0.6, 0.8, 1, 1, 1, 1] + 8 * [0.1] + 4 * [0.01]
-    orders = [
-        jax.random.permutation(jax.random.fold_in(jax.random.key(4), r), n) for r in range(number)
-    ]
+    order = lambda r: jax.random.permutation(jax.random.fold_in(jax.random.key(4), r), n)
+    orders = np.asarray(jax.jit(jax.vmap(order))(np.arange(number)))
     x = start.copy()
-    for rate, order in zip(rates, map(np.asarray, orders), strict=True):
+    for rate, order in zip(rates, orders, strict=True):
         x = ring.toarray()[np.ix_(order, order)] @ x - peak * rate * (x**3 - x + c)
     np.testing.assert_allclose(last, x, rtol=1e-6)  # the schedule is of single precision
-    assert len({tuple(np.asarray(o).tolist()) for o in orders}) > 10
+    assert len({tuple(o.tolist()) for o in orders}) > 10
     with pytest.raises(ValueError, match="complete"):
         dd.RandomRelabelling.of(
             dd.Network.simulated(dd.ring(n)), dd.ring(n), ring, jax.random.key(0)

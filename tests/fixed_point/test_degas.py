@@ -132,16 +132,27 @@ def consensus(kappa, n=6, d=4):
     return fp.ConsensusMap(proxes, np.sqrt(kappa)), solution
 
 
-@pytest.mark.parametrize("delay", [30, 200])
+def constants(fun, x, num_samples):
+    """Those of the blocks by a formula of numbers, the margin and its weights."""
+
+    def both(x):
+        a = fp.block_lipschitz(fun, x, jax.random.key(0), num_samples=num_samples)
+        return a, *fp.delay_free_margin(a)
+
+    return map(np.asarray, jax.jit(both)(x))
+
+
+@pytest.mark.always(1)
+@pytest.mark.parametrize("delay", [200, 30])
 def test_consensus_by_admm(delay):
     """Row sums of 0.81 by the formula, and of their estimate."""
     fun, solution = consensus(3.0)
     r = (np.sqrt(3.0) - 1) / (np.sqrt(3.0) + 1)
-    a = fp.block_lipschitz(fun, jnp.zeros((6, 4)), jax.random.key(0), num_samples=2)
+    a, margin, _ = constants(fun, np.zeros((6, 4)), 2)
     bound = 0.5 + 0.5 * r * (3 - 4 / 6)
     np.testing.assert_allclose(bound, 0.81, atol=5e-3)
     assert np.sum(a, axis=1).max() <= bound + 1e-12
-    assert fp.delay_free_margin(a)[0] <= bound + 1e-12
+    assert margin <= bound + 1e-12
     solver = fp.DelayAgnostic(fp.ConstantDelay(delay), tol=1e-10, max_steps=8000)
     found = jxt.solve(jxt.FixedPoint(fun), solver, jnp.zeros((6, 4)))
     assert found.status == jxt.Status.converged
@@ -162,8 +173,7 @@ def test_gossip():
     W = RNG.dirichlet(np.ones(n), n)
     c = RNG.normal(size=(n, 3))
     fun = fp.GossipMap(W, lambda v, t: (v + t * c) / (1 + t), 0.5)
-    a = fp.block_lipschitz(fun, jnp.zeros((n, 3)), jax.random.key(0), num_samples=1)
-    margin, weights = fp.delay_free_margin(a)
+    _, margin, weights = constants(fun, np.zeros((n, 3)), 1)
     np.testing.assert_allclose(margin, 1 / 1.5, rtol=1e-9)
     np.testing.assert_allclose(weights, 1, rtol=1e-9)
     solver = fp.DelayAgnostic(fp.UniformDelay(40), tol=1e-11)
@@ -176,23 +186,23 @@ def test_gossip():
 
 def test_margins():
     a = np.abs(RNG.normal(size=(6, 6)))
-    margin, w = fp.delay_free_margin(jnp.asarray(a))
+    margin_of = jax.jit(fp.delay_free_margin)
+    margin, w = margin_of(a)
     np.testing.assert_allclose(margin, np.abs(np.linalg.eigvals(a)).max(), rtol=1e-9)
     np.testing.assert_allclose(a @ w / w, margin, rtol=1e-8)
     # Periodic and reducible ones too.
     for b in (np.array([[0.0, 2], [0.5, 0]]), np.diag([0.3, 0.7])):
-        np.testing.assert_allclose(
-            fp.delay_free_margin(jnp.asarray(b))[0], np.abs(np.linalg.eigvals(b)).max(), rtol=1e-4
-        )
+        np.testing.assert_allclose(margin_of(b)[0], np.abs(np.linalg.eigvals(b)).max(), rtol=1e-4)
 
 
 def test_schedules_and_bad_ones():
     key = jax.random.key(0)
-    events = jax.vmap(lambda k: fp.UniformDelay(7).event(k, 3, jax.random.fold_in(key, k)))
-    blocks, ages = events(jnp.arange(3000))
+    event = lambda k: fp.UniformDelay(7).event(k, 3, jax.random.fold_in(key, k))
+    blocks, ages = jax.jit(jax.vmap(event))(np.arange(3000))
     assert set(np.unique(blocks)) == {0, 1, 2}
     assert set(np.unique(ages)) == set(range(8))
-    _, ages = jax.vmap(lambda k: fp.GrowingDelay(0.5).event(k, 2, key))(jnp.arange(100))
+    event = lambda k: fp.GrowingDelay(0.5).event(k, 2, key)
+    _, ages = jax.jit(jax.vmap(event))(np.arange(100))
     np.testing.assert_array_equal(ages[:, 0], np.floor(np.sqrt(np.arange(100))))
     assert fp.GrowingDelay(0.5).longest(100) >= 10
     recorded = fp.RecordedSchedule(np.zeros(5, int), np.ones((5, 2), int))

@@ -1,6 +1,5 @@
 """Consensus points by numpy, hops by closed forms and quadrature, particles among minima."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -26,28 +25,34 @@ def test_consensus_point_by_numpy():
     energies, points = RNG.normal(size=9), RNG.normal(size=(9, 2, 3))
     weights = np.exp(-3 * energies)
     wanted = np.einsum("n,nij->ij", weights / weights.sum(), points)
-    found = laplace_mean(jnp.asarray(energies), {"a": jnp.asarray(points)}, 3.0)["a"]
+    mean = jax.jit(laplace_mean)
+    found = mean(energies, {"a": points}, 3.0)["a"]
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
     # Shifted far, in single precision and cold: the best point, without underflow.
-    single = jnp.asarray(energies, jnp.float32) + 50
-    found = laplace_mean(single, jnp.asarray(points, jnp.float32), 1e5)
+    single = energies.astype(np.float32) + 50
+    found = mean(single, points.astype(np.float32), 1e5)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, points[np.argmin(energies)], rtol=1e-5)
     # What is not known has no weight.
     holes = np.where(np.arange(9) % 3 == 0, [np.nan, np.inf, np.nan] * 3, energies)
     known = np.arange(9) % 3 != 0
     wanted = np.einsum("n,nij->ij", weights[known] / weights[known].sum(), points[known])
-    found = laplace_mean(jnp.asarray(holes), jnp.asarray(points), 3.0)
+    found = mean(holes, points, 3.0)
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
-    assert np.isnan(laplace_mean(jnp.full(9, jnp.inf), jnp.asarray(points), 3.0)).all()
+    assert np.isnan(mean(np.full(9, np.inf), points, 3.0)).all()
 
 
 def _one_step(**options):
     problem, start = BOWL, jnp.array([3.0, -2.0])
     solver = ConsensusBased(2000, inverse_temperature=2.0, drift=1.5, step_size=0.04, **options)
-    state = eqx.filter_jit(solver.init)(problem, start, jax.random.key(1))
-    x, after = eqx.filter_jit(solver.step)(problem, start, state)
-    return np.asarray(state.particles), x, np.asarray(after.particles)
+
+    @jax.jit
+    def once(key):
+        state = solver.init(problem, start, key)
+        x, after = solver.step(problem, start, state)
+        return state.particles, x, after.particles
+
+    return map(np.asarray, once(jax.random.key(1)))
 
 
 def test_one_step_by_numpy():
@@ -61,7 +66,7 @@ def test_one_step_by_numpy():
     # The same normal numbers for both, recovered from the kicks.
     lengths = np.linalg.norm(difference, axis=1, keepdims=True)
     normals = [
-        (_one_step(noise=0.7, geometry=geometry)[2] - still) / (0.7 * 0.2 * scale)
+        ([*_one_step(noise=0.7, geometry=geometry)][2] - still) / (0.7 * 0.2 * scale)
         for geometry, scale in ((Anisotropic(), difference), (Isotropic(), lengths))
     ]
     np.testing.assert_allclose(normals[0], normals[1], rtol=1e-6, atol=1e-6)
@@ -185,6 +190,13 @@ def test_pytrees_batches_schedules_and_derivatives():
     np.testing.assert_allclose(slope, wanted, atol=0.02)
 
 
+def kinked(target, unit):
+    """A kink, beside a half-space where nothing is known; and a solver."""
+    unit = jnp.asarray(unit)
+    kink = lambda x: unit * jnp.where(x[0] > 2.2, jnp.nan, jnp.sum(jnp.abs(x - target)))
+    return jxt.Smooth(kink), ConsensusBased(tol=1e-6, **QUICK | {"max_steps": 1500})
+
+
 def test_sets_and_kinks_and_holes():
     target = jnp.array([2.0, -0.3])
     inside = jxt.Constrained(lambda x: jnp.sum((x - target) ** 2), prox.Box(-1.0, 1.0))
@@ -195,19 +207,15 @@ def test_sets_and_kinks_and_holes():
         solution = jxt.solve(inside, solver, jnp.zeros(2))
         assert solution.status == jxt.Status.converged
         np.testing.assert_allclose(solution.value, [1, -0.3], atol=0.01)
-    # A kink, beside a half-space where nothing is known.
-    kink = lambda x: jnp.where(x[0] > 2.2, jnp.nan, jnp.sum(jnp.abs(x - target)))
-    solution = jxt.solve(
-        jxt.Smooth(kink), ConsensusBased(tol=1e-6, **QUICK | {"max_steps": 1500}), jnp.ones(2)
-    )
+    solution = jxt.solve(*kinked(target, 1.0), jnp.ones(2))
     np.testing.assert_allclose(solution.value, target, atol=0.01)
     # The gradient is no less than one near it: that is not called converged.
     assert solution.status == jxt.Status.breakdown
 
 
 def test_what_cannot_be_solved_shows():
-    nowhere = jxt.Smooth(lambda x: jnp.sum(x) * jnp.nan)
-    for solver in (ConsensusBased(**QUICK), ConsensusHopping()):
+    nowhere, particles = kinked(jnp.ones(2), jnp.nan)
+    for solver in (particles, ConsensusHopping()):
         assert jxt.solve(nowhere, solver, jnp.ones(2)).status == jxt.Status.nonfinite
     hill = jxt.Smooth(lambda x: -jnp.sum(x**2))
     exact = ConsensusHopping(None, 1.0, 1.0)

@@ -211,17 +211,19 @@ def test_complement_gets_the_gradient_and_refresh_restarts(projector):
         return jax.lax.scan(step, tx.init(params), grads)[1]
 
     updates, states = run(params, grads)
-    rng = np.random.default_rng(3)
+    grads, updates, leaves = jax.tree.map(np.asarray, (grads, updates, states.leaves))
+    rng, down = np.random.default_rng(3), jax.jit(lambda *at: projector.down(*at))
+    up = jax.jit(lambda *at: projector.up(*at), static_argnums=2)
     for k in ("tall", "wide"):
-        leaf, bases = states.leaves[k], states.leaves[k].basis
+        leaf, bases = leaves[k], leaves[k].basis
         for t in range(7):
             apart = -updates[k][t] - grads[k][t]
-            x = jnp.asarray(rng.normal(size=apart.shape), jnp.float32)
-            low = projector.down(x, bases[t])
-            outside = x - projector.up(low, bases[t], x.shape)
+            x = rng.normal(size=apart.shape).astype(np.float32)
+            low = down(x, bases[t])
+            outside = x - up(low, bases[t], x.shape)
             assert abs(np.vdot(apart, outside)) < 1e-5
             if t % 3 == 0:
-                low = projector.down(grads[k][t], bases[t])
+                low = down(grads[k][t], bases[t])
                 np.testing.assert_allclose(leaf.momentum[t], 0.1 * low, rtol=1e-4, atol=1e-6)
             else:
                 assert np.array_equal(bases[t], bases[t - 1])
