@@ -59,7 +59,7 @@ TEXTBOOK_RATES: tuple[SolverRow, ...] = (
     _row(
         "Mirror descent with fixed steps",
         "FixedMirrorDescent",
-        lambda: jxt.minimize.textbook.FixedMirrorDescent(radius=20.0),
+        lambda: jxt.minimize.textbook.FixedMirrorDescent(radius=16.0),
     ),
     _row(
         "Dual averaging",

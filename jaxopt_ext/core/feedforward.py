@@ -45,7 +45,9 @@ class Feedforward(AbstractProblem):
             return x
         if isinstance(self.shape, tuple) and all(isinstance(n, int) for n in self.shape):
             return jnp.zeros(self.shape)
-        return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), self.shape)
+        return jax.tree.map(
+            lambda s: jnp.zeros(s.shape, s.dtype, out_sharding=s.sharding), self.shape
+        )
 
     def check(self, x):
         self.length(x)

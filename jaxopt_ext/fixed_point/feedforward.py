@@ -386,18 +386,28 @@ class Recurrence(eqx.Module):
 
         def one(leaf, first):
             start = (indices == 0).reshape(-1, *(1,) * (leaf.ndim - 1))
-            return jnp.where(start, jnp.asarray(first, leaf.dtype), leaf[indices - 1])
+            return jnp.where(start, jnp.asarray(first, leaf.dtype), _rows(leaf, indices - 1))
 
         return jax.tree.map(one, s, self.initial)
 
     def rows(self, indices: Int[Array, " k"], s: PyTree[Array]) -> PyTree[Array]:
         """$h_t(s)$ for some $t$."""
-        inputs = jax.tree.map(lambda u: u[indices], self.inputs)
+        inputs = jax.tree.map(lambda u: _rows(u, indices), self.inputs)
         return jax.vmap(self.cell)(self.before(indices, s), inputs)
 
     def __call__(self, s: PyTree[Array]) -> PyTree[Array]:
         length = jax.tree.leaves(s)[0].shape[0]
         return jax.vmap(self.cell)(self.before(jnp.arange(length), s), self.inputs)
+
+
+def _rows(leaf: Array, indices: Int[Array, " k"]) -> Array:
+    """Rows of an array; where it is cut over a mesh with explicit axes, cut in the same way if they
+    are as many."""
+    if not tree.is_spread(leaf):
+        return leaf[indices]
+    first, *rest = jax.typeof(leaf).sharding.spec
+    first = first if indices.size == leaf.shape[0] else None
+    return leaf.at[indices].get(out_sharding=jax.P(first, *rest))
 
 
 def recurrence(
@@ -406,6 +416,9 @@ def recurrence(
     initial: PyTree[Array],
 ) -> Feedforward:
     """The problem of a recurrent network, $s_t = c(s_{t-1}, u_t)$.
+
+    Inputs that are cut over a mesh with explicit axes give states that are cut alike: along axes
+    behind the first with all solvers, along the positions with `Jacobi`, which alone has no order.
 
     **Arguments:**
 
@@ -420,10 +433,15 @@ def recurrence(
     lengths = {jnp.shape(u)[:1] for u in jax.tree.leaves(inputs)}
     if len(lengths) != 1 or lengths & {(), (0,)}:
         raise ValueError(f"inputs must have a leading axis, got {checks.shapes_of(inputs)}")
-    ((length,),) = lengths
-    new = jax.eval_shape(cell, initial, jax.tree.map(lambda u: u[0], inputs))
+    rows = jax.eval_shape(jax.vmap(cell, in_axes=(None, 0)), initial, inputs)
+    new = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape[1:], s.dtype), rows)
     checks.shaped_like("cell(initial, input)", new, initial)
-    shape = jax.tree.map(lambda s: jax.ShapeDtypeStruct((length, *s.shape), s.dtype), initial)
+    # Cut over a mesh like what the cell returns.
+    shape = jax.tree.map(
+        lambda s, like: jax.ShapeDtypeStruct(s.shape, like.dtype, sharding=s.sharding),
+        rows,
+        initial,
+    )
     return Feedforward(Recurrence(cell, inputs, initial), shape)
 
 

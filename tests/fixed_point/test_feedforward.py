@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec as P
 
 import jaxopt_ext as jxt
 from jaxopt_ext import fixed_point as fp
@@ -197,6 +198,42 @@ def test_recurrences_over_trees_and_their_derivatives(solver):
     value = np.concatenate([solution.value["a"], solution.value["b"]], axis=1)
     np.testing.assert_allclose(value, states, atol=1e-11)
     np.testing.assert_allclose(slope, wanted, atol=1e-10)
+
+
+@pytest.mark.always(1)
+@pytest.mark.parametrize(
+    ("solver", "cut"),
+    [
+        (fp.Jacobi(tol=1e-12), P("i")),
+        (fp.Jacobi(tol=1e-12), P(None, "i")),
+        (fp.ScanNewton(tol=1e-12), P(None, "i")),
+        (fp.GaussSeidelJacobi(tol=1e-12), P(None, "i")),
+        (fp.JacobiGaussSeidel(tol=1e-12), P(None, "i")),
+        (fp.GaussSeidel(tol=1e-12), P(None, "i")),
+    ],
+    ids=lambda a: f"{a}" if isinstance(a, P) else type(a).__name__,
+)
+def test_inputs_over_devices_of_an_explicit_mesh(solver, cut):
+    """Their positions, or what runs beside each other; the states are cut alike."""
+    cell = lambda s, u: jnp.tanh(0.5 * s + u)
+    inputs = jnp.asarray(RNG.normal(size=(8, 4)))
+    states = lambda u: jax.lax.scan(lambda s, x: (cell(s, x), cell(s, x)), jnp.full(4, 0.1), u)[1]
+    adjoint = jxt.ImplicitAdjoint(fp.UnitTriangular())
+
+    def solved(u):
+        problem = fp.recurrence(cell, u, jnp.full(4, 0.1))
+        return jxt.solve(problem, solver, adjoint=adjoint).value
+
+    score = lambda run: lambda u: (jnp.sum(jnp.sin(run(u))), run(u))
+    graded = lambda run: jax.jit(jax.grad(score(run), has_aux=True))
+    mesh = jax.make_mesh((4,), ("i",), devices=jax.devices()[:4])
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(inputs, NamedSharding(mesh, cut))
+        slope, value = graded(solved)(placed)
+    wanted_slope, wanted = graded(states)(inputs)
+    np.testing.assert_allclose(value, wanted, atol=1e-10)
+    np.testing.assert_allclose(slope, wanted_slope, atol=1e-10)
+    assert value.sharding.is_equivalent_to(placed.sharding, 2)
 
 
 def test_newton_is_quadratic():
