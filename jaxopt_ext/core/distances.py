@@ -39,7 +39,7 @@ class RBF(AbstractKernel):
     **Arguments:**
 
     - `gamma`: positive; one over the median of the squared distances within the second sample if
-      `None`.
+      `None`, over their mean where most of its points are equal, 1 where all are.
 
     **Raises:** `ValueError` if `gamma` is not positive.
     """
@@ -54,8 +54,10 @@ class RBF(AbstractKernel):
         if self.gamma is not None:
             return self
         rows, columns = np.triu_indices(len(y), 1)
-        median = jnp.median(_squared_distances(y, y)[rows, columns])
-        return RBF(1 / jax.lax.stop_gradient(median))
+        squares = jax.lax.stop_gradient(_squared_distances(y, y)[rows, columns])
+        median = jnp.median(squares)
+        size = jnp.where(median == 0, jnp.mean(squares), median)
+        return RBF(1 / jnp.where(size == 0, 1, size))
 
     def gram(self, x, y):
         if self.gamma is None:

@@ -92,7 +92,8 @@ class DPMSolverAdaptive(eqx.Module):
 
         squares = jax.tree.leaves(jax.tree.map(leaf, lower, higher, before))
         shapes = [a.shape[self.batch_ndim :] for a in jax.tree.leaves(lower)]
-        return jnp.max(jnp.sqrt(sum(squares) / sum(math.prod(shape) for shape in shapes)))
+        size = sum(math.prod(shape) for shape in shapes)
+        return jnp.max(jnp.sqrt(sum(squares) / size), initial=0)
 
 
 class _Carry(eqx.Module):

@@ -63,7 +63,10 @@ class AbstractOrderModel(eqx.Module):
         for these."""
         known = order < count
         logs = self.conditionals(x, stage, known, count)
-        found = jnp.take_along_axis(logs, self.symbols(x, stage)[:, None], 1)[:, 0]
+        symbols = self.symbols(x, stage)
+        found = jnp.take_along_axis(logs, symbols[:, None], 1)[:, 0]
+        # An index below zero would count from the end.
+        found = jnp.where((symbols >= 0) & (symbols < logs.shape[-1]), found, jnp.nan)
         return jnp.where(known, 0.0, found)
 
     def elbo(

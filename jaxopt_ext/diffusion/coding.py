@@ -131,6 +131,8 @@ def _counts(model, x, stage, low, order):
     """Probabilities of all symbols as whole numbers of sum 2^16, each at least 1."""
     logs = np.asarray(_logs(model, x, stage, low, order), np.float64)
     size = logs.shape[-1]
+    if np.any(np.isnan(logs)) or np.any(logs > 1e-3):  # whole numbers would hide it
+        raise ValueError("probabilities cannot be coded: not finite")
     counts = np.floor(np.exp(logs) * ((1 << _BITS) - 2 * size)).astype(np.int64) + 1
     rest = (1 << _BITS) - counts.sum(-1, keepdims=True)
     if size > 1 << (_BITS - 1) or np.any(rest < 0):

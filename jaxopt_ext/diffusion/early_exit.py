@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import checks, loops, tree
+from .beyond_u import Merge
 from .edm2 import MPJoin
 from .magnitude_preserving import mp_cat
 from .networks import AbstractNetwork, Join
@@ -163,7 +164,8 @@ def skipped(block: Any, hidden: Any) -> Any:
 @skipped.register
 def _(block: Join, hidden):
     x, kept = hidden
-    merged = jnp.tensordot(block.block.skip.weight, jnp.concatenate([x, kept[-1]]), 1)
+    merge = block.block if isinstance(block.block, Merge) else block.block.skip
+    merged = jnp.tensordot(merge.weight, jnp.concatenate([x, kept[-1]]), 1)
     return merged, kept[:-1]
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, PRNGKeyArray, PyTree
 
 from ..core import checks
+from ..core.constants import Untrained
 from .networks import conv3x3
 
 EPS = 1e-4
@@ -155,24 +156,34 @@ class MPFourier(eqx.Module):
     Training Dynamics of Diffusion Models, 2024, arXiv:2312.02696.
     """
 
-    frequencies: Float[Array, " size"]
-    phases: Float[Array, " size"]
+    _frequencies: Untrained
+    _phases: Untrained
 
     def __init__(self, size: int, bandwidth: float = 1.0, *, key: PRNGKeyArray, dtype: Any = None):
         checks.count("size", size)
         checks.positive("bandwidth", bandwidth)
         dtype, keys = _default(dtype), jax.random.split(key)
-        self.frequencies = 2 * math.pi * bandwidth * jax.random.normal(keys[0], (size,), dtype)
-        self.phases = 2 * math.pi * jax.random.uniform(keys[1], (size,), dtype)
+        normal = jax.random.normal(keys[0], (size,), dtype)
+        self._frequencies = Untrained(2 * math.pi * bandwidth * normal)
+        self._phases = Untrained(2 * math.pi * jax.random.uniform(keys[1], (size,), dtype))
+
+    @property
+    def frequencies(self) -> Float[Array, " size"]:
+        """$f_i$."""
+        return self._frequencies.value
+
+    @property
+    def phases(self) -> Float[Array, " size"]:
+        """$\\phi_i$."""
+        return self._phases.value
 
     @property
     def size(self) -> int:
         """Number of features."""
-        return self.frequencies.shape[0]
+        return self._frequencies.bits.shape[0]
 
     def __call__(self, u: Float[Array, ""]) -> Float[Array, " size"]:
-        frequencies, phases = jax.lax.stop_gradient((self.frequencies, self.phases))
-        return math.sqrt(2) * jnp.cos(frequencies * u + phases)
+        return math.sqrt(2) * jnp.cos(self.frequencies * u + self.phases)
 
 
 def _default(dtype):

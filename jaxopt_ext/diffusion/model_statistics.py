@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from ..core import checks, loops
+from ..core.constants import HostArray
 from .denoiser import AbstractDenoiser
 from .schedules import AbstractSchedule, Coefficients
 
@@ -26,14 +27,12 @@ class ModelStatistics(eqx.Module):
     **Raises:** `ValueError` if shapes do not fit or levels do not rise.
     """
 
-    linear: Float[np.ndarray, "M *shape"]
-    scaling: Float[np.ndarray, "M *shape"]
-    offset: Float[np.ndarray, "M *shape"]
-    log_snr: Float[np.ndarray, " M"]
+    _parts: tuple[HostArray, HostArray, HostArray] = eqx.field(static=True)
+    _log_snr: HostArray = eqx.field(static=True)
 
     def __init__(self, linear, scaling, offset, log_snr):
         parts = [np.asarray(a, np.float64) for a in (linear, scaling, offset)]
-        self.log_snr = np.asarray(log_snr, np.float64)
+        self._log_snr = HostArray(np.asarray(log_snr, np.float64))
         if self.log_snr.ndim != 1 or len(self.log_snr) < 2 or np.any(np.diff(self.log_snr) <= 0):
             raise ValueError(f"log_snr must be a vector that rises, got {self.log_snr}")
         shape = (len(self.log_snr), *parts[0].shape[1:])
@@ -42,7 +41,27 @@ class ModelStatistics(eqx.Module):
                 f"linear, scaling and offset must have one shape with {len(self.log_snr)} levels, "
                 f"got {[a.shape for a in parts]}"
             )
-        self.linear, self.scaling, self.offset = parts
+        self._parts = HostArray(parts[0]), HostArray(parts[1]), HostArray(parts[2])
+
+    @property
+    def linear(self) -> Float[np.ndarray, "M *shape"]:
+        """$l$."""
+        return self._parts[0].value
+
+    @property
+    def scaling(self) -> Float[np.ndarray, "M *shape"]:
+        """$s$."""
+        return self._parts[1].value
+
+    @property
+    def offset(self) -> Float[np.ndarray, "M *shape"]:
+        """$b$."""
+        return self._parts[2].value
+
+    @property
+    def log_snr(self) -> Float[np.ndarray, " M"]:
+        """$\\lambda$."""
+        return self._log_snr.value
 
     def at(self, log_snr: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, "n *shape"], ...]:
         """$l$, $s$ and $b$ at other levels, on the host."""

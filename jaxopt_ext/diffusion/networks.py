@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PRNGKeyArray
 
 from ..core import checks
+from ..core.constants import Untrained
 from .schedules import Node
 
 
@@ -107,21 +108,26 @@ class FourierFeatures(eqx.Module):
     Low Dimensional Domains, 2020, arXiv:2006.10739.
     """
 
-    frequencies: Float[Array, " size"]
+    _frequencies: Untrained
 
     def __init__(self, size: int, bandwidth: float = 1.0, *, key: PRNGKeyArray, dtype: Any = None):
         checks.count("size", size)
         checks.positive("bandwidth", bandwidth)
-        dtype = _default(dtype)
-        self.frequencies = 2 * math.pi * bandwidth * jax.random.normal(key, (size,), dtype)
+        normal = jax.random.normal(key, (size,), _default(dtype))
+        self._frequencies = Untrained(2 * math.pi * bandwidth * normal)
+
+    @property
+    def frequencies(self) -> Float[Array, " size"]:
+        """$f_i$."""
+        return self._frequencies.value
 
     @property
     def size(self) -> int:
         """Number of features."""
-        return 2 * self.frequencies.shape[0]
+        return 2 * self._frequencies.bits.shape[0]
 
     def __call__(self, u: Float[Array, ""]) -> Float[Array, " features"]:
-        angles = jax.lax.stop_gradient(self.frequencies) * u
+        angles = self.frequencies * u
         return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)])
 
 

@@ -83,6 +83,10 @@ class AbstractGuidedSampler(AbstractSampler):
     def evaluations(self, num_steps):
         return self.sampler.evaluations(num_steps)
 
+    def unguided(self, table):
+        inner, _, _ = table
+        return self.sampler.unguided(inner)
+
     def plan(self, schedule, times):
         return self.sampler.plan(schedule, times), *ends(schedule, times)
 

@@ -48,6 +48,11 @@ class AbstractSampler(eqx.Module):
         the plan already, so that a run with other numbers is the same program."""
         return self
 
+    def unguided(self, table: PyTree) -> tuple["AbstractSampler", PyTree]:
+        """The sampler that says where the model is called, and its table: this, unless it guides
+        another."""
+        return self, table
+
     def evaluations(self, num_steps: int) -> int:
         """Model evaluations of a run of so many steps, one in each if not told otherwise."""
         return num_steps
@@ -129,7 +134,8 @@ def sample(
     - `times`: falling times, from `diffusion.grids` say; one step between each two.
     - `x`: the noisy start at `times[0]`, a pytree of floating-point arrays; see `prior`.
     - `key`: random key for stochastic samplers.
-    - `denoise`: end with the predicted data at the last time, for one more evaluation.
+    - `denoise`: end with the predicted data at the last time, for one more evaluation; where no
+      noise is left there they are what the last step gives.
     - `trace`: record the path.
     - `checkpoint`: reverse mode keeps the samples between steps only, and evaluates the model once
       more.
@@ -141,6 +147,7 @@ def sample(
     """
     x, key, times = prepare(model, sampler, schedule, times, x, key)
     plan = Plan(schedule.nodes(times), sampler.plan(schedule, times))
+    denoise = denoise and bool(schedule.sigma(times[-1]) > 0)
     options = {"denoise": denoise, "trace": trace, "checkpoint": checkpoint}
     value, path = follow(model, sampler, plan, x, key, **options)
     return Sampled(value, sampler.evaluations(len(times) - 1) + denoise, path)

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from ..core import checks
+from ..core.constants import HostArray
 
 Times = Float[np.ndarray, "*n"] | Float[Array, "*n"]
 Coefficients = Float[Array, "*n"] | Float[np.ndarray, "*n"]
@@ -230,7 +231,7 @@ class DiscreteSchedule(AbstractSchedule):
     arXiv:2006.11239.
     """
 
-    log_alphas: Float[np.ndarray, " N+1"]
+    _log_alphas: HostArray = eqx.field(static=True)
     start: float
     end: float
 
@@ -238,13 +239,18 @@ class DiscreteSchedule(AbstractSchedule):
         betas = np.asarray(betas, np.float64)
         if betas.ndim != 1 or not betas.size or not np.all((betas > 0) & (betas < 1)):
             raise ValueError(f"betas must be a vector of numbers in (0, 1), got {betas}")
-        self.log_alphas = np.concatenate([[0.0], 0.5 * np.cumsum(np.log1p(-betas))])
+        self._log_alphas = HostArray(np.append(0.0, 0.5 * np.cumsum(np.log1p(-betas))))
         self.start = start
         self.end = 1 / betas.size if end is None else end
 
     def __check_init__(self):
         if self.start > 1:
             raise ValueError(f"start must be at most 1, got {self.start}")
+
+    @property
+    def log_alphas(self) -> Float[np.ndarray, " N+1"]:
+        """$\\log \\alpha$ at the times."""
+        return self._log_alphas.value
 
     @property
     def times(self) -> Float[np.ndarray, " N+1"]:

@@ -64,6 +64,7 @@ def visited(sampler: Any, x: Sample, begin: Node, table: PyTree[np.ndarray]) -> 
     that of steps that branch only the branch that is taken is seen.
     """
     found = []
+    sampler, table = sampler.unguided(table)
     with jax.ensure_compile_time_eval(), jax.disable_jit():
         x = jax.tree.map(lambda a: np.zeros((), a.dtype), x)
         key = jax.random.key(0)

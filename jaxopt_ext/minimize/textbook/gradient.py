@@ -381,7 +381,10 @@ class GeometricDescent(AbstractSolver[Smooth, GeometricState]):
         return GeometricState(x, infinity, infinity, infinity)
 
     def refresh(self, problem, x, state):
-        return forgotten(state)
+        # The ball was found with values of a problem that may have been another.
+        return eqx.tree_at(
+            lambda s: s.square, forgotten(state), jnp.full_like(state.square, jnp.inf)
+        )
 
     def step(self, problem, x, state):
         dtype = state.error.dtype

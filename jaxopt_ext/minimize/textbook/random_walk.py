@@ -408,7 +408,11 @@ class SimulatedAnnealing(AbstractSolver):
         return _Annealed(center, points, temperature, largest, key, largest, cold)
 
     def refresh(self, problem, x, state):
-        return forgotten(state)
+        # The value of the best point is that of the problem as it is now.
+        flat, _ = self._energy(problem, x)
+        none = state.best == jnp.finfo(state.best.dtype).max
+        best = jnp.where(none, state.best, flat.fun(flat.x).astype(state.best.dtype))
+        return eqx.tree_at(lambda s: s.best, forgotten(state), best)
 
     def step(self, problem, x, state):
         flat, energy = self._energy(problem, x)
