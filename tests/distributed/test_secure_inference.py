@@ -1,6 +1,7 @@
 """Protocols against numpy, scipy and those who cheat."""
 
 import dataclasses
+import functools
 import random
 
 import equinox as eqx
@@ -288,6 +289,39 @@ def test_split_integers_equal_the_whole_and_the_altered_stage_is_found():
     other = secure.SplitModel([*model.stages[:2], dataclasses.replace(model.stages[2], relu=True)])
     assert model.commitments()[:2] == other.commitments()[:2]
     assert model.commitments()[2] != other.commitments()[2]
+
+
+def test_commitments_tell_all_that_a_stage_computes_with():
+    key = jax.random.key(0)
+    network = lambda activation: eqx.nn.MLP(2, 2, 3, 1, activation, key=key)
+    weighted = lambda w: lambda x: x * w
+    compiled = lambda w: jax.jit(lambda x: x * w)
+    padded = lambda padding: eqx.nn.Sequential([eqx.nn.Conv1d(1, 1, 3, padding=padding, key=key)])
+    pairs = [
+        (network(jax.nn.relu), network(jax.nn.relu), network(jnp.tanh)),
+        (weighted(np.ones(2)), weighted(np.ones(2)), weighted(np.array([1.0, 2.0]))),
+        (compiled(2.0), compiled(2.0), compiled(3.0)),
+        (padded(1), padded(1), padded(0)),
+        (
+            functools.partial(jnp.add, 1),
+            functools.partial(jnp.add, 1),
+            functools.partial(jnp.add, 2),
+        ),
+        (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+    ]
+    for one, same, other in pairs:
+        digests = secure.SplitModel([one, same, other]).commitments()
+        assert digests[0] == digests[1] != digests[2]
+    stage = eqx.nn.Lambda(weighted(iter(())))
+    with pytest.raises(TypeError, match="digest"):
+        secure.SplitModel([stage]).commitments()
+
+
+def test_numbers_that_are_none_are_no_alteration():
+    model = secure.SplitModel([lambda x: np.log(x), lambda x: x + 1])
+    with np.errstate(invalid="ignore", divide="ignore"):
+        _, transcript = model.run(np.array([-1.0, 0.0, 1.0]))
+        assert secure.audit(model, transcript) is None
 
 
 class _Tanh(eqx.Module):

@@ -1,7 +1,9 @@
 """A model whose stages live on different nodes."""
 
 import dataclasses
+import functools
 import hashlib
+import types
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -120,7 +122,13 @@ class SplitModel(eqx.Module):
             raise ValueError("a split model needs a stage")
 
     def commitments(self) -> tuple[str, ...]:
-        """A hash of each stage's kind and arrays, for its owner to publish."""
+        """A hash of all that each stage computes with, for its owner to publish.
+
+        That is arrays and settings at every level, code and what it closes over. Code is compared as Python has compiled it, so
+        that all need the same version of it and of the libraries.
+
+        **Raises:** `TypeError` for a stage that holds what no hash can be made of.
+        """
         return tuple(map(_stage_digest, self.stages))
 
     def run(
@@ -188,6 +196,11 @@ def _close(a, b, tolerance) -> bool:
         return False
     if not np.issubdtype(a.dtype, np.inexact):
         return np.array_equal(a, b)
+    # What is infinite or no number to an honest stage is so to the audit too.
+    finite = np.isfinite(a) & np.isfinite(b)
+    if not np.all(finite | (a == b) | (np.isnan(a) & np.isnan(b))):
+        return False
+    a, b = np.where(finite, a, 0), np.where(finite, b, 0)
     return bool(np.max(np.abs(a - b), initial=0) <= tolerance * np.max(np.abs(a), initial=0))
 
 
@@ -203,10 +216,57 @@ def _digest(a: Any) -> str:
 
 
 def _stage_digest(stage: Stage) -> str:
-    named = getattr(stage, "__qualname__", type(stage).__qualname__)
-    fields = dataclasses.fields(stage) if dataclasses.is_dataclass(stage) else ()
-    settings = [
-        f"{f.name}={getattr(stage, f.name)!r}" for f in fields if f.metadata.get("static", False)
-    ]
-    arrays = [_digest(leaf) for leaf in jax.tree.leaves(eqx.filter(stage, eqx.is_array_like))]
-    return hashlib.sha256("|".join([named, *settings, *arrays]).encode()).hexdigest()
+    return hashlib.sha256(_content(stage, ()).encode()).hexdigest()
+
+
+def _content(x: Any, inside: tuple[int, ...]) -> str:
+    """All that a stage computes with, at every level: arrays, settings, code and what it closes
+    over."""
+    if id(x) in inside:
+        return "itself"
+    inside = (*inside, id(x))
+    deeper = lambda *parts: "(" + ",".join(_content(part, inside) for part in parts) + ")"
+    if isinstance(x, jax.Array) and jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+        x = jax.random.key_data(x)
+    if isinstance(x, jax.Array | np.ndarray | np.generic):
+        return _digest(x)
+    if x is None or isinstance(x, bool | int | float | complex | str | bytes | np.dtype | type):
+        return f"{type(x).__name__}:{x!r}"
+    if isinstance(x, dict):
+        return "dict" + deeper(*x.keys(), *x.values())
+    if isinstance(x, tuple | list):
+        return type(x).__name__ + deeper(*x)
+    if isinstance(x, functools.partial):
+        return "partial" + deeper(x.func, x.args, x.keywords)
+    if isinstance(x, types.CodeType):
+        return deeper(x.co_code, x.co_consts, x.co_names)
+    if isinstance(x, types.FunctionType):
+        closed = [cell.cell_contents for cell in x.__closure__ or ()]
+        used = {name: x.__globals__[name] for name in x.__code__.co_names if name in x.__globals__}
+        named = {name: _named(value, inside) for name, value in used.items()}
+        return _name(x) + deeper(x.__code__, x.__defaults__, x.__kwdefaults__, *closed, named)
+    if isinstance(x, types.MethodType):
+        return deeper(x.__func__, x.__self__)
+    if dataclasses.is_dataclass(x):
+        names = [f.name for f in dataclasses.fields(x)]
+        return _name(type(x)) + deeper(*names, *(getattr(x, name, None) for name in names))
+    if isinstance(x, np.ufunc | jnp.ufunc):
+        return f"ufunc {x.__name__}"
+    if callable(x) and hasattr(x, "__qualname__"):  # compiled, or with a rule
+        if hasattr(x, "__wrapped__") and not x.__module__.startswith(("jax.", "jax_")):
+            return _name(x) + deeper(x.__wrapped__)
+        return _name(x)
+    raise TypeError(f"a stage holds {x!r}, of which no digest can be made")
+
+
+def _named(x: Any, inside: tuple[int, ...]) -> str:
+    """What a function finds by a global name: of modules, classes and functions it is the name."""
+    if isinstance(x, types.ModuleType):
+        return x.__name__
+    if isinstance(x, type) or (callable(x) and hasattr(x, "__qualname__")):
+        return _name(x)
+    return _content(x, inside)
+
+
+def _name(x: Any) -> str:
+    return f"{x.__module__}.{x.__qualname__}"
