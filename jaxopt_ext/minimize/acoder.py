@@ -239,6 +239,7 @@ class ACODER(AbstractSolver):
 
 class _EpochState(eqx.Module):
     anchor: Array
+    snapshot: Array
     average: Array
     dual: Array
     before: Array
@@ -289,9 +290,10 @@ class VRACODER(AbstractSolver):
     v_j = \\mathrm{prox}_{(A_{s-1} + a k / K) g_j}(x_{0,j} - z_j / K),$$
 
     with $x', w'$ the points of the inner step before and $a'$ its weight; $y_j = (A_{s-1} \\tilde
-    y_j + a v_j) / A_s$. The mean of the $y$ is the next $\\tilde y$, and the value. A step is an
-    epoch. The error is the norm of the problem's residual at the value, by the full gradient that
-    the next epoch uses. A block's gradient goes through the whole loss of its samples.
+    y_j + a v_j) / A_s$. The mean of the $y$ is the next $\\tilde y$, and the value; the first one
+    is the first $v$, and a restart keeps it. A step is an epoch. The error is the norm of the
+    problem's residual at the value, by the full gradient that the next epoch uses. A block's
+    gradient goes through the whole loss of its samples.
 
     **Arguments:**
 
@@ -336,18 +338,22 @@ class VRACODER(AbstractSolver):
         bound = jnp.asarray(bound, tree.real_dtype(x))
         bound = jnp.where(bound > 0, bound, jnp.where(jnp.isnan(bound), jnp.nan, 1))
         infinity = jnp.full_like(bound, jnp.inf)
-        return self._seeded(problem, x, problem.full_gradient(x), bound, infinity, infinity, key)
+        state = self._seeded(problem, x, problem.full_gradient(x), bound, infinity, infinity, key)
+        full = problem.full_gradient(state.average)
+        return eqx.tree_at(lambda s: (s.snapshot, s.full), state, (state.average, full))
 
     def _seeded(self, problem, x, full, bound, best, error, key):
         a = 1 / (4 * bound)
         step = a * full
         v = problem.prox(x - step, a)
-        return _EpochState(x, v, self.inner_steps * step, v, v, full, a, a, bound, best, error, key)
+        dual = self.inner_steps * step
+        return _EpochState(x, x, v, dual, v, v, full, a, a, bound, best, error, key)
 
     def refresh(self, problem, x, state):
-        return eqx.tree_at(lambda s: s.full, state, problem.full_gradient(x))
+        return eqx.tree_at(lambda s: (s.snapshot, s.full), state, (x, problem.full_gradient(x)))
 
     def step(self, problem, x, state):
+        x = state.snapshot
         K, d = self.inner_steps, x.shape[0]
         gamma = self.strong_convexity.astype(state.a.dtype)
         table = _blocks(d, self.blocks)
@@ -394,7 +400,7 @@ class VRACODER(AbstractSolver):
         best = jnp.where(jnp.isinf(state.best), error, state.best)
         bound = state.lipschitz
         new = _EpochState(
-            state.anchor, v, dual, before, after, full, a, total, bound, best, error, key
+            state.anchor, x, v, dual, before, after, full, a, total, bound, best, error, key
         )
         if not self.restart:
             return x, new

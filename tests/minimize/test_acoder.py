@@ -86,7 +86,8 @@ def vr_by_hand(blocks, K, epochs):
     """The epochs with the full batch, so without noise."""
     x0, total = START.copy(), 1 / (4 * L)
     z, a = K * total * slope(x0), total
-    tilde, v = START.copy(), soft(x0 - total * slope(x0), total * LAM)
+    v = soft(x0 - total * slope(x0), total * LAM)
+    tilde = v.copy()
     x_prev, y_prev, path = v, v, []
     for _ in range(epochs):
         before, last = total, a

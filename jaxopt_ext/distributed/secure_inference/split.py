@@ -124,8 +124,8 @@ class SplitModel(eqx.Module):
     def commitments(self) -> tuple[str, ...]:
         """A hash of all that each stage computes with, for its owner to publish.
 
-        That is arrays and settings at every level, code and what it closes over. Code is compared as Python has compiled it, so
-        that all need the same version of it and of the libraries.
+        That is arrays and settings at every level, code and what it closes over. Code is compared
+        as Python has compiled it, so that all need the same version of it and of the libraries.
 
         **Raises:** `TypeError` for a stage that holds what no hash can be made of.
         """
