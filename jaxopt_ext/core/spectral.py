@@ -35,10 +35,10 @@ def positive_part(matrix: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
 @positive_part.defjvp
 def _positive_part_jvp(primals, tangents):
     (matrix,), (direction,) = primals, tangents
-    return positive_part(matrix), _moved(matrix, direction)
+    return positive_part(matrix), positive_part_derivative(matrix, direction)
 
 
-def _moved(matrix, direction):
+def positive_part_derivative(matrix, direction):
     """The derivative of the positive part along a direction, that can itself be differentiated.
 
     $M = DP(A)[H]$ solves $|A| M + M |A| = PH + HP$. The eigenvectors that solve this count as

@@ -426,7 +426,7 @@ class AcceleratedTensor(AbstractSolver):
     the third derivative by nested forward mode, until its gradient is at most
     $\\tfrac{\\tau_2}4 |h| + \\tfrac M{24} |h|^3$.
 
-    The error is that of `AcceleratedCubicNewton`.
+    The error is that of `AcceleratedCubicNewton`. `UnrolledAdjoint` works in forward mode only.
 
     **Arguments:**
 

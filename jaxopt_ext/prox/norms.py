@@ -331,14 +331,15 @@ def _project_singular_values(x, radius):
 def _project_singular_values_jvp(primals, tangents):
     x, radius = primals
     x_dot, radius_dot = tangents
-    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
-    kept = (_project_simplex(s, radius) > 0).astype(s.dtype)
-    # The threshold is a mean over the singular values above it.
-    s_dot = jnp.real(jnp.sum(u.conj() * (x_dot @ vh.conj().T), axis=0))
+    s = jnp.linalg.svd(jax.lax.stop_gradient(x), compute_uv=False)
+    kept = _project_simplex(s, jax.lax.stop_gradient(radius)) > 0
     count = jnp.maximum(jnp.sum(kept), 1)
-    t = (jnp.sum(kept * s) - radius) / count
-    t_dot = (jnp.sum(kept * s_dot) - radius_dot) / count
-    slope = soft_threshold_derivative(x, x_dot, t, t_dot, (u * kept) @ vh)
+    # The threshold is a mean over the singular values above it, which <K, x> is the sum of.
+    level = (jnp.sum(kept * s) - jax.lax.stop_gradient(radius)) / count
+    K = soft_threshold_derivative(x, jnp.zeros_like(x), level, -jnp.ones_like(level))
+    inner = lambda y: jnp.real(jnp.vdot(K, y))
+    t, t_dot = (inner(x) - radius) / count, (inner(x_dot) - radius_dot) / count
+    slope = soft_threshold_derivative(x, x_dot, t, t_dot)
     return _project_singular_values(x, radius), slope
 
 

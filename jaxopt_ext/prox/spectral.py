@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from ..core.spectral import derivative
+from ..core.spectral import positive_part_derivative
 
 
 @jax.custom_jvp
@@ -18,22 +18,25 @@ def soft_threshold_singular_values(
 
 @soft_threshold_singular_values.defjvp
 def _soft_threshold_jvp(primals, tangents):
-    x, t = primals
-    x_dot, t_dot = tangents
-    u, s, vh = jnp.linalg.svd(x, full_matrices=False)
-    kept = (s > t).astype(s.dtype)
-    value = (u * (kept * (s - t))[..., None, :]) @ vh
-    return value, soft_threshold_derivative(x, x_dot, t, t_dot, (u * kept[..., None, :]) @ vh)
+    (x, t), (x_dot, t_dot) = primals, tangents
+    value = soft_threshold_singular_values(x, t)
+    return value, soft_threshold_derivative(x, x_dot, t, t_dot)
 
 
-def soft_threshold_derivative(x, x_dot, t, t_dot, kept):
-    """The derivative of soft thresholding, given $U [\\Sigma > t] V^*$."""
-    # The singular values of x are eigenvalues of [[0, x], [x*, 0]], where f is odd.
-    soft = lambda v: jnp.sign(v) * jnp.maximum(jnp.abs(v) - t, 0)
-    slope = lambda v: ((jnp.abs(v) > t) | (t == 0)).astype(v.dtype)
-    moved = derivative(_dilate(x), _dilate(x_dot), soft, slope)
-    m = x.shape[-2]
-    return moved[..., :m, m:] - t_dot * kept
+def soft_threshold_derivative(x, x_dot, t, t_dot):
+    """The derivative of soft thresholding, that can itself be differentiated.
+
+    The singular values of x are eigenvalues of $D = [[0, x], [x^*, 0]]$, of which $D - t$ has the
+    positive part $\\sum_i (\\sigma_i - t)_+ (u_i, v_i) (u_i, v_i)^* / 2$.
+    """
+    m, n = x.shape[-2:]
+    identity = jnp.eye(m + n, dtype=x.dtype)
+    # Without threshold it is the identity, which is not what the positive part is at zero.
+    free = jnp.where(t == 0, x_dot, 0)
+    moved = positive_part_derivative(
+        _dilate(x) - t * identity, _dilate(x_dot - free) - t_dot * identity
+    )
+    return 2 * moved[..., :m, m:] + free
 
 
 def _dilate(x):

@@ -312,7 +312,7 @@ def test_bad_input_is_named(case):
 
 @functools.cache
 def large():
-    """The card of the paper's claim: 20 clients, 25 terms."""
+    """The size of the paper's claim: 20 clients, 25 terms."""
     problem = Quadratics(4, 20, 6, 5, tilt=0.0)
     chains = [(n, ExchangedChains(), OwnTruncation()) for n in (1, 5, None)]
     found = estimates(problem, 4000, 25, *chains, (None, OwnChains(), OwnTruncation()))

@@ -24,12 +24,12 @@ SETTINGS = (
     "for 50 steps and falls from 250 on, 597 samples by Heun with 18 steps. Peak rate, of 1e-3, "
     "3e-3, 1e-2, 3e-2 and 1e-1, and width of the average, of 0.03, 0.05, 0.075, 0.10, 0.15 and "
     "0.20 by reconstruction, are the best by Frechet distance on seed 100, for each side: 3e-2 and "
-    "0.05 of the magnitude-preserving one, 1e-2 and 0.10 of the plain one. Seeds 0 to 2 are "
-    "reported."
+    "0.05 of the magnitude-preserving one, 3e-3 and 0.10 of the plain one, whose distance at 1e-2, "
+    "0.92 where 0.95 on that seed, is not finite on one of the others. Seeds 0 to 2 are reported."
 )
 SIGMA_DATA, STEPS, EVERY, FLAT = 0.847, 1000, 50, (0.85, 1.25)
 RATES, WIDTHS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1), (0.03, 0.05, 0.075, 0.10, 0.15, 0.20)
-BEST = {"preserving": (3e-2, 0.05), "plain": (1e-2, 0.10)}
+BEST = {"preserving": (3e-2, 0.05), "plain": (3e-3, 0.10)}
 TUNING, REPORTED = 100, (0, 1, 2)
 KEPT = 0.05, 0.10, 0.15
 SCHEDULE = diffusion.VarianceExploding()
@@ -141,7 +141,11 @@ def run() -> Outcome:
         means[name] = np.mean(rows, axis=0)
     ours, plain = means["preserving"], means["plain"]
     holds = bool(
-        all(flat) and ours[0] <= 1.03 * plain[0] and ours[1] < plain[1] and max(errors) <= 0.01
+        np.all(np.isfinite(plain))  # of a baseline that blows up nothing can be said
+        and all(flat)
+        and ours[0] <= 1.03 * plain[0]
+        and ours[1] < plain[1]
+        and max(errors) <= 0.01
     )
     return Outcome(
         table,
@@ -173,7 +177,7 @@ NOTE = (
     "gave the magnitude-preserving network losses of 0.447, 0.397, 0.354 and 0.376 and distances "
     "of 1.89, 1.56, 0.97 and 1.17; rates 1e-3, 3e-3 and 1e-2 gave the plain one losses of 0.422, "
     "0.382 and 0.400 and distances of 1.31, 0.95 and 0.92, and from 3e-2 on its samples were not "
-    "finite. Near to that a sample of the plain one may blow up, and the distance is not finite. "
+    "finite; at 1e-2 those of one reported seed were not. "
     "Without forced normalisation, tried on the tuning seed at 3e-2, weights grew by 1.25, the "
     "loss was 0.355 in place of 0.354, the distance 1.05 in place of 0.97. Not tried: the U-Net, "
     "and longer training."

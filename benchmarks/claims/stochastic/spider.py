@@ -158,8 +158,9 @@ def run() -> Outcome:
         table.append(_noiseless())
     note = (
         "mean gradient norm over the last quarter; the grid's ends are "
-        f"{'not ' if inside else ''}hit from the near start, of which the claim is. The card's two "
-        "farther starts are shown: there SPIDER is behind, as a step of fixed length is the same "
-        "far away as near. Last row: deterministic descent, where power 0 is gradient descent"
+        f"{'not ' if inside else ''}hit from the near start, of which the claim is. Two farther "
+        "starts are shown: there SPIDER is behind, as a step of fixed length is the same far away "
+        "as near. Last row: deterministic descent, where power 0 is gradient descent; power 2/3 "
+        "ends at a tenth of its gradient, where a hundredth was hoped for"
     )
     return Outcome(table, bool(holds and inside), note)
