@@ -237,7 +237,7 @@ def _velocity(teacher, model, x, t, data, noise, condition):
     if teacher is None:
         return jnp.cos(t) * noise - jnp.sin(t) * data
     if not isinstance(teacher, Denoiser):
-        teacher = teacher(condition)
+        teacher, condition = teacher(condition), None  # it is in the teacher then
     predicts = teacher.predicts
     if not isinstance(predicts, TrigVelocity) or predicts.sigma_data != model.sigma_data:
         raise ValueError(
@@ -245,7 +245,7 @@ def _velocity(teacher, model, x, t, data, noise, condition):
             "trigflow_teacher"
         )
     taught = ConsistencyModel(teacher.network, model.sigma_data)
-    return model.sigma_data * jax.lax.stop_gradient(taught.output(x, t))
+    return model.sigma_data * jax.lax.stop_gradient(taught.output(x, t, condition))
 
 
 def _mean(one, levels, model, batch, key):

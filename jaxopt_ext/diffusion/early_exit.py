@@ -248,6 +248,9 @@ class MixedDepths(AbstractNetwork):
         number = lambda i: places.index(i) if i in places else None
         return tuple(_Gated(block, number(i)) for i, block in enumerate(self.network.blocks))
 
+    def dropping(self, key):
+        return eqx.tree_at(lambda s: s.network, self, self.network.dropping(key))
+
     def stem(self, x, node, label=None):
         hidden, condition = self.network.stem(x, node, label)
         return hidden, (condition, self.exits.at(jnp.asarray(self.time(node))))

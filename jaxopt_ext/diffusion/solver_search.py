@@ -212,7 +212,7 @@ def search(
       are the worst.
     - `population`: decisions to begin with, all of as many evaluations of the model; mutants of
       them fill the first batch.
-    - `budget`: decisions to evaluate.
+    - `budget`: decisions to evaluate; fewer are, where mutation finds no other.
     - `mutation`: a `Mutation`.
     - `predictor`: a `RankPredictor`, or `None` for plain evolution.
     - `key`: random key.
@@ -256,7 +256,10 @@ def search(
         wanted = min(batch, budget - len(seen))
         best = sorted(seen, key=seen.__getitem__)[:_PARENTS]
         if predictor is None:
-            ask(_filled([], best, wanted, mutation, rng, seen))
+            new = _filled([], best, wanted, mutation, rng, seen)
+            if not new:  # mutation makes nothing else
+                break
+            ask(new)
             continue
         key, fitting = jax.random.split(key)
         model = predictor.fit(
@@ -267,7 +270,10 @@ def search(
             most=most,
             room=budget,
         )
-        ask(_bred(model, best, wanted, 2 * batch, mutation, rng, seen))
+        new = _bred(model, best, wanted, 2 * batch, mutation, rng, seen)
+        if not new:
+            break
+        ask(new)
     losses = np.array(list(seen.values()))
     decisions = tuple(seen)
     at = int(np.argmin(losses))
@@ -284,11 +290,13 @@ def _child(parents, mutation, rng):
 
 
 def _filled(start, parents, wanted, mutation, rng, seen) -> list[Decision]:
-    """So many decisions that were not seen, beginning with those of `start`."""
-    found = dict.fromkeys(start)
-    while len(found) < wanted:
+    """So many decisions that were not seen, beginning with those of `start`; fewer, where a
+    thousand children in a row are old ones."""
+    found, old = dict.fromkeys(start), 0
+    while len(found) < wanted and old < 1000:
         child = _child(parents, mutation, rng)
-        if child not in seen:
+        old = old + 1 if child in seen or child in found else 0
+        if not old:
             found[child] = None
     return list(found)
 
@@ -296,9 +304,11 @@ def _filled(start, parents, wanted, mutation, rng, seen) -> list[Decision]:
 def _bred(model: RankModel, best, wanted, count, mutation, rng, seen) -> list[Decision]:
     """What the model ranks best after some rounds of evolution on its scores."""
     pool: dict[Decision, float] = {}
-    parents = list(best)
+    parents, ranked = list(best), []
     for _ in range(_ROUNDS):
         children = _filled([], parents, max(count, wanted), mutation, rng, {**seen, **pool})
+        if not children:
+            break
         pool.update(zip(children, model.predict(children).tolist(), strict=True))
         ranked = sorted(pool, key=pool.__getitem__, reverse=True)
         parents = [*ranked[:_PARENTS], *best[:5]]

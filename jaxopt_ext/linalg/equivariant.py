@@ -31,12 +31,22 @@ class Diagram:
 
     - `blocks`: of two vertices each in Brauer's diagrams, and of any number in partition diagrams.
     - `free`: vertices in no block, in order; none, or as many as the space has dimensions.
+
+    **Raises:** `ValueError` if vertices of a block do not rise, which a form with signs tells
+    apart, or are not all there once.
     """
 
     l: int
     k: int
     blocks: tuple[tuple[int, ...], ...]
     free: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        parts = (*self.blocks, self.free)
+        if any(list(part) != sorted(part) for part in parts):
+            raise ValueError(f"vertices of a block must rise, got {self.blocks}, {self.free}")
+        if sorted(v for part in parts for v in part) != list(range(self.l + self.k)):
+            raise ValueError(f"expected the vertices 0 to {self.l + self.k - 1} once, got {parts}")
 
     def split(self) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
         """Outputs and inputs of each block, inputs counted from 0."""

@@ -9,7 +9,7 @@ import pytest
 
 from jaxopt_ext import diffusion, training
 from jaxopt_ext.core.constants import HostArray, Untrained
-from jaxopt_ext.diffusion import early_exit, magnitude_preserving
+from jaxopt_ext.diffusion import continuous_consistency, early_exit, magnitude_preserving
 
 KEY = jax.random.key(0)
 CHAIN = diffusion.DiscreteSchedule(diffusion.linear_betas(20, 1e-3, 0.2))
@@ -142,3 +142,28 @@ def test_early_exits_where_steps_are_guided_and_over_continuous_networks():
     np.testing.assert_allclose(whole, unet(image, node), rtol=1e-6)
     assert least.shape == image.shape
     assert not np.allclose(least, whole, atol=1e-3)
+
+
+def test_networks_of_mixed_depth_drop_as_their_network_does():
+    schedule = diffusion.VariancePreserving()
+    inner = diffusion.EDM2MLP((2,), 4, dropout=0.5, key=KEY)
+    mixed = early_exit.MixedDepths(
+        inner, diffusion.ExitSchedule((1,)), diffusion.ScheduleTime(schedule)
+    )
+    assert mixed.dropping(KEY).network.dropout_key is not None
+
+
+def test_a_teacher_is_told_the_class():
+    net = diffusion.MLPDenoiser((2,), width=4, depth=1, num_classes=3, key=KEY)
+    shake = lambda a: a + 0.3 * jnp.cos(a + 1) if eqx.is_inexact_array(a) else a
+    net = jax.tree.map(shake, net)
+    model = diffusion.ConsistencyModel(net, 0.5)
+    teacher = diffusion.Denoiser(net, diffusion.TrigVelocity(0.5))
+    x, t = jnp.ones(2), jnp.asarray(0.7)
+    found = [
+        continuous_consistency._velocity(teacher, model, x, t, None, None, jnp.asarray(label))
+        for label in (0, 1)
+    ]
+    wanted = [0.5 * model.output(x, t, jnp.asarray(label)) for label in (0, 1)]
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+    assert not np.allclose(*found)

@@ -94,6 +94,13 @@ def test_a_cross_takes_each_choice_from_a_parent():
             assert type(c.form) in (type(a.form), type(b.form))
 
 
+def test_a_search_that_finds_nothing_else_ends():
+    still = Mutation(SCHEDULE, rate=0.0, length=0.0)
+    start = population()[:1]
+    found = search(evaluate, start, 3, mutation=still, key=jax.random.key(0))
+    assert found.decisions == tuple(start)
+
+
 def test_search_keeps_its_budget_and_improves():
     sizes, start = [], population()
 

@@ -223,6 +223,8 @@ def test_bad_input_is_named():
             "2 vertices",
         ),
         (lambda: apply_diagram(pair, jnp.ones(3), "O"), TypeError, "'O'"),
+        (lambda: Diagram(2, 2, ((2, 0), (1, 3))), ValueError, "rise"),
+        (lambda: Diagram(2, 2, ((0, 2), (1, 2))), ValueError, "once"),
     ]
     for call, kind, message in cases:
         with pytest.raises(kind, match=message):
