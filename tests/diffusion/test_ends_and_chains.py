@@ -112,9 +112,8 @@ def test_untrained_numbers_are_integers_and_host_arrays_structure():
     assert not jax.tree.leaves(eqx.filter(embedding, eqx.is_inexact_array))
 
 
-def test_early_exits_where_steps_are_guided_and_over_continuous_networks():
-    """A guided run with an exit at full depth is the one without; blocks that are skipped leave the
-    map that merges."""
+def test_early_exits_where_steps_are_guided():
+    """A guided run with an exit at full depth is the one without."""
     schedule = diffusion.VariancePreserving()
     time = diffusion.ScheduleTime(schedule)
     plain = network()
@@ -128,19 +127,35 @@ def test_early_exits_where_steps_are_guided_and_over_continuous_networks():
         diffusion.posterior_sample(model, guided, schedule, times, x, key=jax.random.key(5)).value
     )
     np.testing.assert_allclose(run(exits(1)), run(plain), rtol=1e-6)
-    unet = diffusion.ContinuousUNet(
-        (1, 4, 4), (2, 3, 4), solver=diffusion.CheckpointedSteps(1, diffusion.Euler()), key=KEY
-    )
+
+
+def deep_network():
+    """A continuous network of which two blocks may be skipped, and a node."""
+    solver = diffusion.CheckpointedSteps(1, diffusion.Euler())
+    unet = diffusion.ContinuousUNet((1, 4, 4), (2, 3, 4), solver=solver, key=KEY)
     # What is zero at first would hide the blocks.
     shake = lambda a: a + 0.3 * jnp.cos(a + 1) if eqx.is_inexact_array(a) else a
     unet = jax.tree.map(shake, unet)
-    most = len(early_exit.exit_blocks(unet))
-    exit_network = diffusion.EarlyExit(unet, diffusion.ExitSchedule((most, 1)), time)
+    schedule = diffusion.VariancePreserving()
+    exits, time = diffusion.ExitSchedule((2, 1)), diffusion.ScheduleTime(schedule)
+    assert len(early_exit.exit_blocks(unet)) == 2
     node = jax.tree.map(jnp.asarray, schedule.nodes(np.array(0.5)))
+    return unet, diffusion.EarlyExit(unet, exits, time), node
+
+
+def test_blocks_of_continuous_networks_may_be_skipped():
+    _, network, node = deep_network()
+    image = jax.ShapeDtypeStruct((1, 1, 4, 4), jnp.float64)
+    for depth in (1, 2):
+        assert jax.eval_shape(network.at_depth(depth), image, node).shape == image.shape
+
+
+@pytest.mark.slow
+def test_a_continuous_network_without_a_block_is_another():
+    unet, network, node = deep_network()
     image = jnp.ones((1, 1, 4, 4))
-    whole, least = (exit_network.at_depth(n)(image, node) for n in (most, 1))
+    least, whole = (network.at_depth(n)(image, node) for n in (1, 2))
     np.testing.assert_allclose(whole, unet(image, node), rtol=1e-6)
-    assert least.shape == image.shape
     assert not np.allclose(least, whole, atol=1e-3)
 
 
