@@ -177,7 +177,7 @@ def _leakage(network, x, labels, train, test, seed):
         lambda h, w=w, b=b: jax.nn.relu(h @ w + b)
         for w, b in zip(network.coefs_, network.intercepts_, strict=True)
     ]
-    stages[-1] = lambda h: h @ network.coefs_[-1] + network.intercepts_[-1]
+    stages[-1] = lambda h, w=network.coefs_[-1], b=network.intercepts_[-1]: h @ w + b
     clip = float(np.median(np.linalg.norm(stages[0](jnp.asarray(x[train])), axis=1)))
     found = {}
     for epsilon in (None, 100.0, 10.0):
