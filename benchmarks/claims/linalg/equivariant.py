@@ -38,8 +38,8 @@ def run() -> Outcome:
         "One channel, no bias. The paper's counts are O(n^2) and O(n^4); at the small sizes a call "
         "costs more than its arithmetic, which flattens the layer's slope. The matrix of n = 64 "
         "has 64 MiB.",
-        why="ours: all but the power of the dense product hold; it is 3.3 to 3.6 by seeds and runs, "
-        "as small matrices stay in caches, and 3.4 was asked of each seed",
+        why="ours: all but the power of the dense product hold; it is 3.3 to 3.6 by seeds and "
+        "runs, as small matrices stay in caches, and 3.4 was asked of each seed",
     )
 
 
