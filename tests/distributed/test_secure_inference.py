@@ -308,6 +308,8 @@ def test_commitments_tell_all_that_a_stage_computes_with():
             functools.partial(jnp.add, 2),
         ),
         (lambda x: x + 1, lambda x: x + 1, lambda x: x + 2),
+        (lambda x: x[..., 0], lambda x: x[..., 0], lambda x: x[..., 1]),
+        (lambda x: x.ndim in {1, 2}, lambda x: x.ndim in {2, 1}, lambda x: x.ndim in {1, 3}),
     ]
     for one, same, other in pairs:
         digests = secure.SplitModel([one, same, other]).commitments()

@@ -230,12 +230,15 @@ def _content(x: Any, inside: tuple[int, ...]) -> str:
         x = jax.random.key_data(x)
     if isinstance(x, jax.Array | np.ndarray | np.generic):
         return _digest(x)
-    if x is None or isinstance(x, bool | int | float | complex | str | bytes | np.dtype | type):
+    plain = bool | int | float | complex | str | bytes | slice | np.dtype | type
+    if x is None or x is ... or isinstance(x, plain):
         return f"{type(x).__name__}:{x!r}"
     if isinstance(x, dict):
         return "dict" + deeper(*x.keys(), *x.values())
     if isinstance(x, tuple | list):
         return type(x).__name__ + deeper(*x)
+    if isinstance(x, set | frozenset):
+        return "set" + ",".join(sorted(_content(part, inside) for part in x))
     if isinstance(x, functools.partial):
         return "partial" + deeper(x.func, x.args, x.keywords)
     if isinstance(x, types.CodeType):
