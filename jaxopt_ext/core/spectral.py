@@ -9,22 +9,6 @@ def _apply(vectors, values):
     return (vectors * values[..., None, :]) @ jnp.swapaxes(vectors.conj(), -1, -2)
 
 
-def derivative(matrix, direction, fun, slope):
-    """Daleckii-Krein: divided differences of `fun` in the eigenbasis of `matrix`.
-
-    `fun` is piecewise linear. Where two eigenvalues have one sign and one slope, that slope is
-    their divided difference, with nothing cancelled however close they are.
-    """
-    values, vectors = jnp.linalg.eigh(matrix)
-    low, high = values[..., :, None], values[..., None, :]
-    gap = low - high
-    together = (slope(low) == slope(high)) & (jnp.sign(low) == jnp.sign(high))
-    quotient = (fun(low) - fun(high)) / jnp.where(gap == 0, 1, gap)
-    table = jnp.where(together, slope(low), quotient)
-    adjoint = jnp.swapaxes(vectors.conj(), -1, -2)
-    return vectors @ (table * (adjoint @ direction @ vectors)) @ adjoint
-
-
 @jax.custom_jvp
 def positive_part(matrix: Float[Array, "*b n n"]) -> Float[Array, "*b n n"]:
     """$Q \\max(\\Lambda, 0) Q^*$ of Hermitian matrices."""
@@ -67,8 +51,23 @@ def positive_part_derivative(matrix, direction):
 
 
 def _slopes(matrix, direction):
-    slope = lambda values: (values > 0).astype(values.dtype)
-    return derivative(matrix, direction, lambda values: jnp.maximum(values, 0), slope)
+    """Daleckii-Krein: divided differences of the positive part in the eigenbasis of `matrix`.
+
+    Of two eigenvalues on one side of zero that is the slope there, with nothing cancelled however
+    close they are.
+    """
+    values, vectors = jnp.linalg.eigh(matrix)
+    low, high = values[..., :, None], values[..., None, :]
+    gap, positive = low - high, lambda v: (v > 0).astype(v.dtype)
+    quotient = (jnp.maximum(low, 0) - jnp.maximum(high, 0)) / jnp.where(gap == 0, 1, gap)
+    table = jnp.where(positive(low) == positive(high), positive(low), quotient)
+    return _in_basis(vectors, lambda inside: table * inside, direction)
+
+
+def _in_basis(vectors, fun, matrix):
+    """$V f(V^* M V) V^*$."""
+    adjoint = jnp.swapaxes(vectors.conj(), -1, -2)
+    return vectors @ fun(adjoint @ matrix @ vectors) @ adjoint
 
 
 def _lyapunov(matrix, rhs):
@@ -78,9 +77,8 @@ def _lyapunov(matrix, rhs):
     total = values[..., :, None] + values[..., None, :]
     least = 8 * values.shape[-1] * jnp.finfo(values.dtype).eps
     there = total > least * jnp.max(values, axis=-1, keepdims=True)[..., None]
-    adjoint = jnp.swapaxes(vectors.conj(), -1, -2)
-    inside = adjoint @ rhs @ vectors
-    return vectors @ jnp.where(there, inside / jnp.where(there, total, 1), 0) @ adjoint
+    divide = lambda inside: jnp.where(there, inside / jnp.where(there, total, 1), 0)
+    return _in_basis(vectors, divide, rhs)
 
 
 def _anticommutator(a, b):

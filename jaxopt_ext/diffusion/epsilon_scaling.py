@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, PRNGKeyArray
 from ..core import checks, loops
 from ..core.closure import hoist
 from .denoiser import AbstractDenoiser, Sample, combine
-from .sampler import AbstractSampler, as_numbers, gaussian, noisy, sample
+from .sampler import AbstractSampler, as_numbers, noisy, prior, sample
 from .schedules import AbstractSchedule, Node, Times
 
 
@@ -192,7 +192,7 @@ def noise_norm_gap(
     """
     first, run, noising = jax.random.split(key, 3)
     data = checks.inexact_tree("data", data)
-    start = _noise(schedule, times, data, first)
+    start = prior(schedule, data, first, times[0])
     done = sample(model, sampler, schedule, times, start, key=run, trace=True)
     points = jax.tree.map(lambda a, b: jnp.concatenate([a[None], b[:-1]]), start, done.path)
     nodes = as_numbers(schedule.nodes(np.asarray(times)[:-1]), data)
@@ -201,12 +201,6 @@ def noise_norm_gap(
         _norms(hoist(model), points, nodes),
         _norms_of_data(hoist(plain), data, nodes, noising),
     )
-
-
-def _noise(schedule, times, like, key):
-    """Of the size that the run starts with, which may be less than the schedule's."""
-    size = float(schedule.sigma(np.asarray(times)[0]))
-    return combine((size, gaussian(like, key)))
 
 
 @eqx.filter_jit
@@ -331,7 +325,7 @@ def fit_scale(
             found = noise_norm_gap(scaled, sampler, schedule, times, data, key)
             return jnp.mean(jnp.abs(found.gap))
         first, run, _ = jax.random.split(key, 3)
-        start = _noise(schedule, times, data, first)
+        start = prior(schedule, data, first, times[0])
         return distance(sample(scaled, sampler, schedule, times, start, key=run).value, data)
 
     scores = np.array([score(value) for value in tried], float)

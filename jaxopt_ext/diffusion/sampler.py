@@ -274,9 +274,10 @@ def _run(model, sampler, x, plan, key, denoise, trace, checkpoint, parts: Segmen
     return x, jax.tree.map(lambda *pieces: jnp.concatenate(pieces), *paths)
 
 
-def prior(schedule: AbstractSchedule, like: Sample, key: PRNGKeyArray) -> Sample:
-    """Noise of the size that the schedule starts with, $\\sigma_T z$, shaped like `like`."""
-    size = float(schedule.sigma(np.asarray(schedule.start)))
+def prior(schedule: AbstractSchedule, like: Sample, key: PRNGKeyArray, time: Any = None) -> Sample:
+    """Noise of the size that the schedule has at a time, where it starts if none is given,
+    $\\sigma_T z$, shaped like `like`."""
+    size = float(schedule.sigma(np.asarray(schedule.start if time is None else time)))
     return combine((size, gaussian(like, key)))
 
 

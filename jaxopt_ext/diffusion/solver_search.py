@@ -257,21 +257,18 @@ def search(
         best = sorted(seen, key=seen.__getitem__)[:_PARENTS]
         if predictor is None:
             new = _filled([], best, wanted, mutation, rng, seen)
-            if not new:  # mutation makes nothing else
-                break
-            ask(new)
-            continue
-        key, fitting = jax.random.split(key)
-        model = predictor.fit(
-            list(seen),
-            np.array(list(seen.values())),
-            mutation.schedule,
-            fitting,
-            most=most,
-            room=budget,
-        )
-        new = _bred(model, best, wanted, 2 * batch, mutation, rng, seen)
-        if not new:
+        else:
+            key, fitting = jax.random.split(key)
+            model = predictor.fit(
+                list(seen),
+                np.array(list(seen.values())),
+                mutation.schedule,
+                fitting,
+                most=most,
+                room=budget,
+            )
+            new = _bred(model, best, wanted, 2 * batch, mutation, rng, seen)
+        if not new:  # mutation makes nothing else
             break
         ask(new)
     losses = np.array(list(seen.values()))

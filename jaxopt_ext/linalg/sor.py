@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, PyTree
 from ..core import Scalar, checks, loops, scalar_field
 from .omega_learning import AbstractPolicy
 from .precision import highest
+from .units import unit
 
 Vector = Float[Array, " n"]
 
@@ -144,12 +145,11 @@ def _system(solver, operator, vector, options) -> _System:
     default = 1e-8 if flat.dtype == jnp.float64 else 1e-5
     tolerance = jnp.asarray(default if solver.rtol is None else solver.rtol, flat.dtype)
     start = loops.vary(start, axes)
-    # The step from the start is looked for in units of the largest entry of the first residual, as
-    # squares of small ones vanish and of large ones overflow.
+    # The step from the start is looked for in units of the first residual, whose squares may be out
+    # of range.
     residual = flat - product(start)
-    unit = jnp.max(jnp.abs(residual), initial=0)
-    unit = jnp.where(unit > 0, unit, 1)
-    return _System(product, sweeps, residual / unit, start, unit, tolerance, unravel)
+    size = jnp.squeeze(unit(residual))
+    return _System(product, sweeps, residual / size, start, size, tolerance, unravel)
 
 
 def _answer(solver, system: _System, x, norm, norm0, steps):
@@ -271,8 +271,8 @@ class SSORCG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     for symmetric positive definite $A = D + L + L^\\top$. Near the best $\\omega$ its count hardly
     depends on it. The true residual decides: if it misses the goal where the one carried along
     meets it, the iteration starts again from there, while that halves it. A `lineax` solver as
-    `SOR` is, with the same statistics and limits; a matrix that
-    shows itself as not positive definite ends with `RESULTS.breakdown`.
+    `SOR` is, with the same statistics and limits; a matrix that shows itself as not positive
+    definite ends with `RESULTS.breakdown`.
 
     **Arguments:** as of `SOR`.
 
@@ -343,9 +343,7 @@ class SSORCG(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             going = norm > jnp.maximum(goal, system.floor(x))
             return going & fell & jnp.isfinite(norm) & (steps < self.max_steps)
 
-        start = jnp.zeros_like(system.vector)
-        fell = loops.vary(jnp.asarray(True), loops.varying_axes(norm0))
-        carry = (start, system.vector, norm0, fell, zero)
+        carry = (jnp.zeros_like(system.vector), system.vector, norm0, jnp.asarray(True), zero)
         x, _, norm, _, steps = loops.while_loop(again, run, carry)
         return _answer(self, system, x, norm, norm0, steps)
 

@@ -30,6 +30,9 @@ class _Residual(NamedTuple):
     def times(self, matrix: Array) -> "_Residual":
         return _Residual(self.b @ matrix, self.c @ matrix)
 
+    def over(self, size: Array) -> "_Residual":
+        return _Residual(self.b / size, self.c / size)
+
     def minus(self, other: "_Residual") -> "_Residual":
         return _Residual(self.b - other.b, self.c - other.c)
 
@@ -71,7 +74,7 @@ class GramSchmidt(AbstractAugmentation):
     def __call__(self, z):
         s = z.b.shape[1]
         units = unit(z.b, 0)
-        z = _Residual(z.b / units, z.c / units)
+        z = z.over(units)
         whole = jnp.sum(z.b**2, axis=0)
 
         def step(i, carry):
@@ -108,7 +111,7 @@ class Lanczos(AbstractAugmentation):
         count = min(self.steps, s)
         dtype = z.b.dtype
         units = unit(z.b)
-        z = _Residual(z.b / units, z.c / units)
+        z = z.over(units)
         whole = jnp.sum(z.b**2)
         # A start that no structure of the update is orthogonal to.
         first = jax.random.normal(jax.random.key(0), (s,), dtype)
@@ -164,7 +167,7 @@ class RandomizedPower(AbstractAugmentation):
         start = jax.random.normal(jax.random.key(self.seed), (s, min(self.size, s)), z.b.dtype)
         basis, _ = jnp.linalg.qr(start)
         units = unit(z.b)
-        z = _Residual(z.b / units, z.c / units)
+        z = z.over(units)
 
         def step(_, basis):
             q, _ = GramSchmidt()(z.times(basis))

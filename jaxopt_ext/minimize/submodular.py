@@ -503,13 +503,10 @@ class MinimumNormPoint(AbstractLovaszProx):
         rho = jnp.asarray(rho, point.dtype)
         # Without curvature a best mask is among the level sets, told by values, not by signs: how
         # far from zero rounding puts an entry depends on the units of the function.
-        order = jnp.argsort(point, stable=True)
-        values = fun.prefix_values(order) - _cumulative(y[order])
-        rank = jnp.zeros_like(order).at[order].set(jnp.arange(fun.size))
-        mask = (rank < jnp.argmin(values)).astype(point.dtype)
+        mask, _ = DifferenceOfSubmodular(fun, Modular(y)).best_level_set(-point)
         z = jnp.clip(-point / jnp.where(rho > 0, rho, 1), 0, 1)
         grain = jnp.finfo(point.dtype).eps ** (1 / 3)
-        return jnp.where(rho > 0, grain * jnp.round(z / grain), mask)
+        return jnp.where(rho > 0, grain * jnp.round(z / grain), mask.astype(point.dtype))
 
     @eqx.filter_jit
     def minimize(self, fun: AbstractSetFunction) -> SetSolution:

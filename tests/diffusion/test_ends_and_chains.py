@@ -21,6 +21,12 @@ def network(embedding=None):
     return diffusion.Denoiser(made, diffusion.Noise())
 
 
+def shaken(net):
+    """What is zero at first would hide the blocks before it."""
+    shake = lambda a: a + 0.3 * jnp.cos(a + 1) if eqx.is_inexact_array(a) else a
+    return jax.tree.map(shake, net)
+
+
 def test_networks_are_trained_on_a_chain_and_nothing_frozen_moves():
     """With a decay, which needs no gradient to move a number."""
     model = network()
@@ -133,9 +139,7 @@ def deep_network():
     """A continuous network of which two blocks may be skipped, and a node."""
     solver = diffusion.CheckpointedSteps(1, diffusion.Euler())
     unet = diffusion.ContinuousUNet((1, 4, 4), (2, 3, 4), solver=solver, key=KEY)
-    # What is zero at first would hide the blocks.
-    shake = lambda a: a + 0.3 * jnp.cos(a + 1) if eqx.is_inexact_array(a) else a
-    unet = jax.tree.map(shake, unet)
+    unet = shaken(unet)
     schedule = diffusion.VariancePreserving()
     exits, time = diffusion.ExitSchedule((2, 1)), diffusion.ScheduleTime(schedule)
     assert len(early_exit.exit_blocks(unet)) == 2
@@ -170,8 +174,7 @@ def test_networks_of_mixed_depth_drop_as_their_network_does():
 
 def test_a_teacher_is_told_the_class():
     net = diffusion.MLPDenoiser((2,), width=4, depth=1, num_classes=3, key=KEY)
-    shake = lambda a: a + 0.3 * jnp.cos(a + 1) if eqx.is_inexact_array(a) else a
-    net = jax.tree.map(shake, net)
+    net = shaken(net)
     model = diffusion.ConsistencyModel(net, 0.5)
     teacher = diffusion.Denoiser(net, diffusion.TrigVelocity(0.5))
     x, t = jnp.ones(2), jnp.asarray(0.7)

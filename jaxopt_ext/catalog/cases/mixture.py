@@ -14,14 +14,8 @@ from ..shapes.function import AbstractFunctionCase
 DIM, HEADS, EXPERTS, LENGTH = 4, 2, 4, 3
 
 
-def cast(tree, dtype):
-    """The floating arrays of a tree in another type."""
-    convert = lambda a: a.astype(dtype) if eqx.is_inexact_array(a) else a
-    return jax.tree.map(convert, tree)
-
-
 def typed(tree, dtype):
-    """The same of arrays that are known, on the host: there a change of type compiles nothing."""
+    """The floating arrays of a tree in another type; changed on the host that compiles nothing."""
     convert = lambda a: jax.device_put(np.asarray(a).astype(dtype))
     return jax.tree.map(lambda a: convert(a) if eqx.is_inexact_array(a) else a, tree)
 

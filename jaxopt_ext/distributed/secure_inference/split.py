@@ -125,7 +125,8 @@ class SplitModel(eqx.Module):
         """A hash of all that each stage computes with, for its owner to publish.
 
         That is arrays and settings at every level, code and what it closes over. Code is compared
-        as Python has compiled it, so that all need the same version of it and of the libraries.
+        as Python has compiled it, so that all need the same version of it and of the libraries;
+        functions that it finds by a global name count by that.
 
         **Raises:** `TypeError` for a stage that holds what no hash can be made of.
         """
@@ -254,7 +255,7 @@ def _content(x: Any, inside: tuple[int, ...]) -> str:
         names = [f.name for f in dataclasses.fields(x)]
         return _name(type(x)) + deeper(*names, *(getattr(x, name, None) for name in names))
     if isinstance(x, np.ufunc | jnp.ufunc):
-        return f"ufunc {x.__name__}"
+        return repr(x)
     if callable(x) and hasattr(x, "__qualname__"):  # compiled, or with a rule
         if hasattr(x, "__wrapped__") and not x.__module__.startswith(("jax.", "jax_")):
             return _name(x) + deeper(x.__wrapped__)
