@@ -12,7 +12,9 @@ from logistic_oracles import (
     A,
     D,
     N,
+    along,
     curve,
+    difference,
     fun,
     gradient,
     path,
@@ -206,6 +208,15 @@ def test_unrolled_gradients_equal_implicit_ones(solver):
     at = [minimum(np.tanh, lambda z: 1 / np.cosh(z) ** 2, theta) for theta in THETAS]
     wanted = [np.cos(x) @ derivative for x, derivative in at]
     np.testing.assert_allclose(found, wanted, rtol=1e-7, atol=1e-9)
+
+
+def test_unrolled_derivatives_on_the_way():
+    """At the end a step is zero, and hides how the Hessian moves."""
+    solver = DampedNewton(RootDamping(4.0, 0.1), tol=0.0, max_steps=2)
+    found = unrolled(solver, gradient(jxt.UnrolledAdjoint()), along, difference)
+    backward, forward, wanted = map(np.asarray, found)
+    np.testing.assert_allclose(forward, wanted, rtol=1e-6)
+    np.testing.assert_allclose(np.sum(backward * np.cos(THETAS), axis=1), wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
