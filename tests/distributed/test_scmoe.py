@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AbstractMesh
 
 from jaxopt_ext import distributed as dd
-from jaxopt_ext.catalog.cases.mixture import cast, reference
+from jaxopt_ext.catalog.cases.mixture import reference
 from jaxopt_ext.distributed import scmoe
 
 DIM, HEADS, EXPERTS, NODES = 4, 2, 8, 8
@@ -114,11 +114,17 @@ def test_derivatives_on_devices_equal_those_of_the_simulation(devices):
         np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-11)
 
 
+def _single(make):
+    """The shapes of what `make` returns, its floating numbers in single precision."""
+    single = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a
+    return jax.eval_shape(lambda: jax.tree.map(single, make()))
+
+
 def _report(name):
     mesh = AbstractMesh((NODES,), ("nodes",))  # no device is needed
     network = dd.Network.clients(NODES, mesh, "nodes")
     x = jax.ShapeDtypeStruct((NODES, 1, 64, DIM), jnp.float32)
-    pair = jax.eval_shape(lambda: cast(build(name, 1.0, hidden=4 * DIM), jnp.float32))
+    pair = _single(lambda: build(name, 1.0, hidden=4 * DIM))
     return dd.overlap_report(jax.jit(lambda p, x: dd.expert_parallel(p, x, network)).trace(pair, x))
 
 
@@ -314,7 +320,7 @@ def test_on_tpu_the_shortcut_leaves_compute_between_sending_and_arrival():
     x = jax.ShapeDtypeStruct((8, 4, 512, 512), jnp.float32, sharding=nodes)
     between = {}
     for name, make in {"shortcut": dd.ScMoEPair, "top2": dd.TopKMoE}.items():
-        pair = jax.eval_shape(lambda make=make: cast(make(512, 4, 8, key=KEY), jnp.float32))
+        pair = _single(lambda make=make: make(512, 4, 8, key=KEY))
         place = lambda tree, where: jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=where), tree
         )
