@@ -210,20 +210,40 @@ class LEARN(AbstractNetworkAlgorithm):
 
 
 def at_honest(
-    rule: AbstractAggregator, honest: int
+    rule: AbstractAggregator,
+    honest: int,
+    missing: int = 0,
+    key: PRNGKeyArray | None = None,
 ) -> Callable[[Float[Array, "n d"]], Float[Array, " d"]]:
-    """What a rule makes of all messages at the good nodes, on average over them: a rule for
-    `attacks.LineSearch` that fits `MoNNA` with `missing=0`.
+    """What a rule makes of the messages at the good nodes, on average over them: a rule for
+    `attacks.LineSearch` that fits `MoNNA`.
+
+    Which messages will be missing where, nobody knows beforehand, the attack neither: it looks at
+    one draw, always the same.
 
     **Arguments:**
 
     - `rule`: an aggregator, that gets the node's own row as pivot and as state.
     - `honest`: the number of good nodes, whose rows come first.
+    - `missing`: how many messages a node does not wait for.
+    - `key`: draws which they are; needed if there are any.
     """
     checks.count("honest", honest)
+    checks.count("missing", missing, 0)
+    if missing and key is None:
+        raise ValueError("missing messages are drawn: a key is needed")
 
     def average(rows):
-        return jnp.mean(jax.vmap(lambda own: rule(rows, own, own))(rows[:honest]), axis=0)
+        nodes = jnp.arange(honest)
+        if missing:
+            heard = lambda i: _heard(
+                i, jnp.arange(len(rows)) >= honest, missing, jax.random.fold_in(key, i)
+            )
+        else:
+            heard = lambda i: None
+        return jnp.mean(
+            jax.vmap(lambda i: rule(rows, rows[i], rows[i], mask=heard(i)))(nodes), axis=0
+        )
 
     return average
 
@@ -287,7 +307,8 @@ def _check_network(algorithm, network, rule):
     if _missing(algorithm) > f:
         raise ValueError(f"missing must be at most f = {f}, got {algorithm.missing}")
     if rule is not None:
-        rule.check(n - _missing(algorithm))
+        # NNA counts its f from those that came, so that the node's own row is always left.
+        rule.check(n if isinstance(rule, NNA) else n - _missing(algorithm))
     honest_nodes(algorithm.faulty, n)
     if n < 11 * f:
         warnings.warn(f"nothing is proven for n = {n} < 11 f = {11 * f}", stacklevel=3)
@@ -366,12 +387,14 @@ def _arrivals(
 ) -> Bool[Array, "local n"]:
     """Whose messages each local node has: its own, those of all bad nodes, and of the other good
     ones as many as there is room for, drawn at random."""
-    n = network.size
-    bad = ~honest_nodes(faulty, n)
-
-    def one(i, key):
-        late = jnp.where(bad, -1.0, jax.random.uniform(key, (n,), jnp.float32))
-        late = jnp.where(jnp.arange(n) == i, -2.0, late)
-        return jnp.argsort(jnp.argsort(late)) < n - missing
-
+    bad = ~honest_nodes(faulty, network.size)
+    one = lambda i, key: _heard(i, bad, missing, key)
     return jax.vmap(one)(network.index(), network.keys(key))
+
+
+def _heard(i, bad, missing, key):
+    """Whose messages node i has."""
+    n = len(bad)
+    late = jnp.where(bad, -1.0, jax.random.uniform(key, (n,), jnp.float32))
+    late = jnp.where(jnp.arange(n) == i, -2.0, late)
+    return jnp.argsort(jnp.argsort(late)) < n - missing

@@ -352,7 +352,7 @@ class _AbstractToken(AbstractNetworkAlgorithm):
 
     def bits_per_round(self, params, network):
         """The token's node hands the parameters on; its neighbours tell it their visits."""
-        return model_bits(params) + 32
+        return model_bits(params) + 32 * network.max_degree
 
 
 def _minus(x, size, step):
@@ -428,7 +428,7 @@ class TokenHeavyBall(_AbstractToken):
         return _State(params, _minus(state.momentum, size, pull), walk)
 
     def bits_per_round(self, params, network):
-        return 2 * model_bits(params) + 32
+        return 2 * model_bits(params) + 32 * network.max_degree
 
 
 def _spectrum(matrix, target):

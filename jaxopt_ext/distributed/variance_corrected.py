@@ -37,7 +37,7 @@ def variance_corrected_mean(
     - `weights`: $w_i \\ge 0$, divided by their sum; equal if `None`.
     - `mask`: which models are there, all if `None`; the others are not looked at.
 
-    **Returns:** one model.
+    **Returns:** one model; NaN if none is there, or all weights are zero.
 
     **Raises:** `TypeError` on leaves that are not real floating-point; `ValueError` if weights or
     mask do not have shape `(m,)`.

@@ -191,6 +191,40 @@ def test_what_is_left_moves_as_stochastic_gradient_descent():
         assert np.max(np.abs(e)) > 0.1, name
 
 
+@pytest.mark.slow
+def test_with_one_of_fifty_numbers_what_converges_what_stalls_and_what_diverges():
+    """Whatever the step size; without control, or with too much of it."""
+    nodes, d, delta = 10, 50, 0.02
+    network, top, key = dd.Network.clients(nodes), cc.TopK(1), jax.random.key(0)
+    h = jnp.asarray(np.random.default_rng(7).uniform(0.1, 1, (nodes, d)))
+    c = jnp.asarray(np.random.default_rng(8).normal(size=(nodes, d)))
+    optimum = c.sum(axis=0) / h.sum(axis=0)
+    diagonal = lambda x, batch: 0.5 * jnp.sum(batch[0] * x**2) - batch[1] @ x
+    methods = {
+        "EControl": lambda gamma: dd.EControl(diagonal, gamma, top),
+        "EF21": lambda gamma: dd.EF21SGD(diagonal, gamma, top),
+        "EF14": lambda gamma: dd.EF14SGD(diagonal, gamma, top),
+        "none": lambda gamma: dd.CompressedSGD(diagonal, gamma, top),
+        "too much": lambda gamma: dd.EControl(diagonal, gamma, top, 5 * delta),
+    }
+
+    def left(name, gamma):
+        algorithm = methods[name](gamma)
+        state = algorithm.init(jnp.zeros((nodes, d)), (h, c), network, key)
+        one = lambda _, state: algorithm.round(state, (h, c), network, key)
+        return jnp.sum((jax.lax.fori_loop(0, 4000, one, state).params[0] - optimum) ** 2)
+
+    steps = jnp.asarray([1.0, 0.3, 0.1, 0.03])
+    found = {name: jax.jit(jax.vmap(lambda g, n=name: left(n, g)))(steps) for name in methods}
+    assert np.all(found["EControl"] < 1e-20)
+    assert np.all(found["EF21"] < 1e-20)
+    # Proportional to the step size, as the error that is kept back.
+    assert np.all(found["EF14"] > 10 * steps), found["EF14"]
+    assert np.all(np.diff(found["EF14"]) < 0)
+    assert np.all(found["none"] > 3), found["none"]
+    assert not np.any(found["too much"] < 1e10)
+
+
 @pytest.mark.parametrize(
     ("compressor", "sent"),
     [

@@ -210,6 +210,27 @@ def test_a_rule_for_the_line_search():
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
 
+def test_a_rule_for_the_line_search_where_messages_are_missing():
+    """Bad rows come always, of the good ones the own and as many as are heard."""
+    seen = dd.at_honest(robust.Mean(), 5, missing=F, key=jax.random.key(3))
+    share = (N - F) * np.asarray(jax.jit(seen)(jnp.eye(N)))
+    np.testing.assert_allclose(share[5:], 1.0)
+    np.testing.assert_allclose(share.sum(), N - F)
+    assert np.all(share[:5] >= 1 / 5)
+    with pytest.raises(ValueError, match="a key is needed"):
+        dd.at_honest(robust.NNA(F), 5, missing=1)
+
+
+@few
+def test_its_own_rule_given_by_name_is_the_default():
+    """With few good nodes too, where fewer than 2 f messages come."""
+    for n in (5, 6):
+        ends = [
+            ran(dd.MoNNA(loss, 0.1, F, rule=rule), n=n, rounds=2) for rule in (None, robust.NNA(F))
+        ]
+        np.testing.assert_array_equal(*ends)
+
+
 @few
 def test_what_does_not_fit_is_refused():
     attack = attacks.SignFlip(2)

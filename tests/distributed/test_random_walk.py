@@ -163,7 +163,7 @@ def test_equals_a_plain_loop(heavy):
     np.testing.assert_allclose(seen[0].matrix(), chain.matrix(), atol=1e-12)
     np.testing.assert_allclose(seen[0].target, chain.target, atol=1e-12)
     bits = algorithm.bits_per_round(start, network)
-    assert bits == (1 + heavy) * 3 * 64 + 32
+    assert bits == (1 + heavy) * 3 * 64 + 32 * network.max_degree
     data = jax.tree.map(lambda a: a[:4], data)
     with pytest.raises(ValueError, match="a walk on 6 nodes"):
         dd.run(algorithm, dd.Network.simulated(dd.ring(4)), start[:4], data, 1, progress=False)

@@ -226,7 +226,8 @@ def test_laplace_noise_has_its_variance():
 
 @pytest.mark.slow
 def test_the_error_falls_as_one_over_k():
-    """Ring of 10, unit noise on all links; with it on gradients too, and without any."""
+    """Ring of 10, unit noise on all links; with it on gradients too, and without any. Without the
+    aggregation, or its gains, the same step sizes leave more."""
     nodes, d, rounds = 10, 5, 10_000
     network = dd.Network.simulated(dd.ring(nodes))
 
@@ -243,6 +244,15 @@ def test_the_error_falls_as_one_over_k():
             "links": dd.VRADGT(loss, step, dd.GaussianNoise(1.0)),
             "gradients too": dd.VRADSGT(loss, step, dd.GaussianNoise(1.0)),
             "none": dd.VRADGT(loss, step),
+            "no aggregation": dd.RobustTracking(
+                loss,
+                step,
+                dd.GaussianNoise(1.0),
+                dd.Harmonic(32.0, 40.0),
+                dd.PowerGain(exponent=0.0),
+            ),
+            "two timescales": dd.RobustTracking(loss, step, dd.GaussianNoise(1.0)),
+            "plain": dd.GradientTracking(loss, 0.05, dd.GaussianNoise(1.0)),
         }
 
         def errors(name):
@@ -268,6 +278,10 @@ def test_the_error_falls_as_one_over_k():
         assert -1.2 < slope < -0.8, (name, slope)
         assert late < 8e-3, (name, late)
     assert np.max(found["none"][:, -1]) < 1e-10
+    last = {name: np.mean(curves[:, 8000:]) for name, curves in found.items()}
+    assert 1.2 * last["links"] < last["no aggregation"], last
+    assert 10 * last["links"] < last["two timescales"], last
+    assert last["plain"] > 100, last
 
 
 def test_bad_input_is_refused():
