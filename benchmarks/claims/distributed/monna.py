@@ -106,7 +106,9 @@ def _history(rule, f, kind, beta=BETA, batch_size=BATCH, rounds=ROUNDS):
     if kind == "labels flipped":
         options["poisoned"] = _wrong
     if kind == "ALIE, line search":
-        seen = distributed.at_honest(robust.NNA(f), good) if rule is None else rule
+        seen = rule
+        if rule is None:
+            seen = distributed.at_honest(robust.NNA(f), good, missing=f, key=jax.random.key(0))
         options["attack"] = attacks.LineSearch(f, attacks.against_deviation, seen)
     step = STEPS[batch_size, beta]
     algorithm = distributed.MoNNA(
