@@ -160,9 +160,11 @@ def attention_transfer(
 
     def attention(x):
         energy = jnp.mean(x**2, axis=1).reshape(x.shape[0], -1)
-        # No norm of zeros: half of the digits is as small as a square may be.
-        tiny = jnp.finfo(x.dtype).tiny ** 0.5
-        return energy / jnp.sqrt(jnp.maximum(jnp.sum(energy**2, axis=1, keepdims=True), tiny))
+        # In units of the largest, as squares of squares leave the range; no norm of zeros.
+        largest = jax.lax.stop_gradient(jnp.max(energy, axis=1, keepdims=True))
+        energy = energy / jnp.where(largest > 0, largest, 1)
+        total = jnp.sum(energy**2, axis=1, keepdims=True)
+        return energy / jnp.sqrt(jnp.where(largest > 0, total, 1))
 
     return jnp.mean((attention(student) - attention(jax.lax.stop_gradient(teacher))) ** 2)
 

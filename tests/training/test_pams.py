@@ -103,6 +103,8 @@ def test_running_mean_of_the_maxima():
 def test_transfer():
     x = jnp.asarray(RNG.normal(size=(2, 3, 4, 5)))
     assert attention_transfer(x, 3 * x) < 1e-30  # scale does not matter, sample by sample
+    single = x.astype(jnp.float32)
+    assert attention_transfer(1e-14 * single, single) < 1e-12
     y = jnp.asarray(RNG.normal(size=(2, 1, 4, 5)))
     assert attention_transfer(x, y) > 1e-4
     assert np.all(jax.grad(attention_transfer, 1)(x, y) == 0)
