@@ -153,6 +153,26 @@ def test_minibatches_reach_a_tolerance_that_is_measured():
     np.testing.assert_array_equal(again.value, solution.value)
 
 
+@pytest.mark.slow
+def test_the_gap_falls_faster_than_one_over_t_squared():
+    """Logistic regression without a ridge, M a bound on twice the third derivative."""
+    n, d, rng = 2000, 30, np.random.default_rng(0)
+    rows, truth = rng.normal(size=(n, d)), rng.normal(size=d)
+    sign = np.where(rng.uniform(size=n) < 1 / (1 + np.exp(-rows @ truth)), 1, -1)
+    rows = rows * sign[:, None]
+    logistic = lambda x: jnp.mean(jnp.logaddexp(0, -rows @ x))
+    parts = {"jac": jax.jit(jax.grad(logistic)), "hess": jax.jit(jax.hessian(logistic))}
+    best = scipy.optimize.minimize(
+        jax.jit(logistic), np.zeros(d), method="trust-exact", options={"gtol": 1e-12}, **parts
+    ).fun
+    M = np.mean(np.linalg.norm(rows, axis=1) ** 3) / (3 * np.sqrt(3))
+    solver = AcceleratedCubicNewton(M, tol=0.0, max_steps=160)
+    value = lambda problem, x, state: problem.fun(x)
+    gaps = jxt.solve(jxt.Smooth(logistic), solver, jnp.zeros(d), trace=value).trace - best
+    assert gaps[159] > 1e-9  # rounding has no part in it
+    assert np.log(gaps[159] / gaps[39]) / np.log(4) <= -2, gaps[[39, 79, 159]]
+
+
 @pytest.mark.parametrize("kind", [AcceleratedCubicNewton, AcceleratedTensor])
 def test_restarts_are_fast(kind):
     """Strong convexity gives a rate that is linear, and then superlinear."""

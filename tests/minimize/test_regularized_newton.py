@@ -214,3 +214,36 @@ def test_unrolled_gradients_are_those_of_the_iterate(solver):
 
     found, wanted = unrolled(solver, back, difference)
     np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["cubic", "regularized"])
+def test_kept_hessians_cost_less_with_every_constant_tuned(kind):
+    """Logistic regression, 50 unknowns: a Hessian counts as 50 gradients."""
+    d, rng = 50, np.random.default_rng(1)
+    rows = rng.normal(size=(300, d))
+    labels = 1.0 * (rows @ rng.normal(size=d) + rng.normal(size=300) > 0)
+    loss = jxt.objectives.LogisticLoss(jnp.asarray(rows), jnp.asarray(labels))
+    problem = jxt.Smooth(lambda w: loss(w) + 5e-5 * jnp.sum(w**2))
+    best = jxt.solve(problem, RegularizedNewton(tol=1e-11, max_steps=200), jnp.zeros(d)).value
+    best = problem.fun(best)
+
+    def cost(period, steps):
+        def one(constant):
+            options = {"tol": 0.0, "max_steps": steps}
+            if kind == "cubic":
+                solver = LazyCubicNewton(period, constant, **options)
+            else:
+                solver = RegularizedNewton(GradientRegularization(constant), period, **options)
+            value = lambda problem, x, state: problem.fun(x)
+            gaps = jxt.solve(problem, solver, jnp.full(d, 3.0), trace=value).trace - best
+            first = jnp.argmax(gaps < 1e-10) + 1
+            return jnp.where(jnp.any(gaps < 1e-10), first + d * (1 + (first - 1) // period), 1e9)
+
+        found = jax.jit(lambda grid: jax.lax.map(one, grid))(10.0 ** jnp.arange(-4, 2))
+        assert 0 < np.argmin(found) < len(found) - 1
+        return np.min(found)
+
+    always, ten, fifty = cost(1, 150), cost(10, 400), cost(50, 800)
+    assert max(ten, fifty) <= 0.4 * always
+    assert min(ten, fifty) <= 0.3 * always

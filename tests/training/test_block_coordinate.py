@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+import sklearn.datasets
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import jaxopt_ext as jxt
@@ -273,3 +274,28 @@ def test_the_gradient_falls_at_least_as_fast_as_proved():
     scaled = least * np.arange(1, 101)
     assert least[-1] < least[9]
     assert scaled[-1] <= 3 * scaled[9:30].max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("hidden", "soon", "late"), [(1, 0.89, 0.92), (3, None, 0.91)])
+def test_it_learns_digits(hidden, soon, late):
+    """Test accuracies after 5 and 30 epochs, with one hidden layer of 100 and with three."""
+    images, labels = sklearn.datasets.load_digits(return_X_y=True)
+    images, targets = jnp.asarray(images / 16, jnp.float32), jax.nn.one_hot(labels, 10)
+    order = np.random.default_rng(0).permutation(len(labels))
+    train, test = order[:1437], order[1437:]
+    model = BlockCoordinateTraining((64, *[100] * hidden, 10))
+    X, Y = images[train], targets[train]
+
+    @jax.jit
+    def run():
+        def epoch(state, _):
+            state = model.epoch(state, X, Y)
+            guess = jnp.argmax(model.to_network(state)(images[test]), axis=1)
+            return state, jnp.mean(guess == labels[test])
+
+        return jax.lax.scan(epoch, model.init(X, Y, jax.random.key(0)), length=30)[1]
+
+    accuracy = run()
+    assert soon is None or accuracy[4] >= soon, accuracy
+    assert accuracy[29] >= late, accuracy
