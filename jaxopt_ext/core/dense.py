@@ -1,5 +1,6 @@
 """Small dense linear systems, in batches that do not wait for each other."""
 
+import functools
 from typing import Any
 
 import jax
@@ -34,12 +35,17 @@ def lu_solve(
     return x, jnp.diagonal(factors)
 
 
+def _for_one_matrix(solve, matrix, columns):
+    """`solve`, whose first result has the columns' shape, for columns in a batch."""
+    wide = jnp.moveaxis(columns, 0, -1)
+    x, *rest = solve(matrix, wide.reshape(wide.shape[0], -1))
+    return jnp.moveaxis(x.reshape(wide.shape), -1, 0), *rest
+
+
 @lu_solve.def_vmap
 def _lu_solve_batch(size, batched, matrix, columns):
     if not batched[0]:
-        wide = jnp.moveaxis(columns, 0, -1)
-        x, pivots = lu_solve(matrix, wide.reshape(wide.shape[0], -1))
-        return (jnp.moveaxis(x.reshape(wide.shape), -1, 0), pivots), (True, False)
+        return _for_one_matrix(lu_solve, matrix, columns), (True, False)
     if not batched[1]:
         columns = jnp.broadcast_to(columns, (size, *columns.shape))
     if 0 < matrix.shape[-1] <= _SMALL:
@@ -71,6 +77,31 @@ def _eliminated(matrix, columns):
     table = jnp.concatenate([matrix, columns], axis=1)
     table, pivots = loops.fori_loop(0, n, eliminate, (table, jnp.zeros_like(matrix[0])))
     return table[:, n:], pivots
+
+
+@jax.custom_batching.custom_vmap
+def pseudo_solve(
+    matrix: Float[Array, "n n"], columns: Float[Array, "n k"]
+) -> tuple[Float[Array, "n k"]]:
+    """$A^{+} B$ by singular values; those that rounding may have made count as zero.
+
+    A batch goes through one after the other, see `lu_solve`.
+    """
+    left, values, right = jax.lax.linalg.svd(matrix, full_matrices=False)
+    zero = 4 * values.size * jnp.finfo(values.dtype).eps * jnp.max(values, initial=0)
+    kept = values > zero
+    inverse = jnp.where(kept, 1 / jnp.where(kept, values, 1), 0 * values)  # a NaN stays one
+    product = functools.partial(jnp.matmul, precision="highest")
+    return (product(right.T, inverse[:, None] * product(left.T, columns)),)
+
+
+@pseudo_solve.def_vmap
+def _pseudo_solve_batch(size, batched, matrix, columns):
+    if not batched[0]:
+        return _for_one_matrix(pseudo_solve, matrix, columns), (True,)
+    if not batched[1]:
+        columns = jnp.broadcast_to(columns, (size, *columns.shape))
+    return jax.lax.map(lambda args: pseudo_solve(*args), (matrix, columns)), (True,)
 
 
 def solve_checked(

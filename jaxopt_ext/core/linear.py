@@ -12,7 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, PyTree
 
 from . import checks, loops, ring, tree
-from .dense import solve_checked
+from .dense import pseudo_solve, solve_checked
 
 LinearFunction = Callable[[PyTree[Array]], PyTree[Array]]
 Shortcut = Callable[[PyTree[Array], Array, int], tuple[PyTree[Array], Bool[Array, ""]]]
@@ -26,9 +26,10 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
     Small systems are factorized by LU. Large ones go matrix-free through GMRES, which looks at its
     residual after every product: where all but $k$ unknowns are decoupled from each other it needs
     about $k$ of them. The answer is kept if its true residual is small and, for LU, if the pivots
-    show no rank loss. Otherwise LSQR finds the minimum-norm least-squares solution $A^{+} b$. So a
-    large singular system that has solutions gets one of them, not always the smallest. A method
-    that is not needed takes no step, also under `vmap`.
+    show no rank loss. Otherwise the minimum-norm least-squares solution $A^{+} b$ is found, by
+    singular values for small systems on CPUs and else by LSQR. So a large singular system that has
+    solutions gets one of them, not always the smallest. A method that is not needed takes no step,
+    also under `vmap`.
 
     **Arguments:**
 
@@ -97,16 +98,19 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
         norm = tree.norm(vector)
         scale = jnp.where(norm > 0, norm, 1)
         unit = tree.scale(vector, 1 / scale)
-        if callable(product):
-            limit = self.max_steps or 2 * tree.size(vector)
-            first = _gmres(product, unit, tolerance, limit)
-            function = product
-        else:
-            first = _Answer(*solve_checked(product, unit, tolerance))
-            function = functools.partial(jnp.matmul, product)
         limit = self.max_steps or 10 * tree.size(vector)
-        second = lambda b: _lsqr(function, b, tolerance, limit)
-        x, solved = loops.if_due(~first.solved, second, unit, first)
+        if callable(product):
+            shorter = self.max_steps or 2 * tree.size(vector)
+            first = _gmres(product, unit, tolerance, shorter)
+            second = lambda b: _lsqr(product, b, tolerance, limit)
+            x, solved = loops.if_due(~first.solved, second, unit, first)
+        else:
+            matrix = product
+            first = _Answer(*solve_checked(matrix, unit, tolerance))
+            # The matrix is an operand too: what depends on nothing in the loop, its singular
+            # values, would be found before it is known whether they are asked for.
+            second = lambda s: _pseudo_solve(s[0], s[1], tolerance, limit)
+            x, solved = loops.if_due(~first.solved, second, (matrix, unit), first)
         finite = tree.all_finite(x)
         return tree.scale(x, scale), solved & finite if self.strict else finite
 
@@ -343,6 +347,19 @@ def _gmres(product, b, tolerance, limit) -> _Answer:
     # Rounding alone leaves this much, the least that any method can reach.
     rounding = 4 * eps * last.stretch * tree.norm(x)
     return _Answer(x, norm <= jnp.clip(rounding, tolerance, 100 * tolerance))
+
+
+def _pseudo_solve(matrix, b, tolerance, limit) -> _Answer:
+    """$A^{+} b$ by singular values on CPUs, where that compiles at once, and by LSQR elsewhere."""
+
+    def dense(matrix, b):
+        x = pseudo_solve(matrix, b[:, None])[0][:, 0]
+        return _Answer(x, jnp.all(jnp.isfinite(x)))
+
+    def iterative(matrix, b):
+        return _lsqr(functools.partial(jnp.matmul, matrix), b, tolerance, limit)
+
+    return jax.lax.platform_dependent(matrix, b, cpu=dense, default=iterative)
 
 
 class _Bidiagonalization(NamedTuple):

@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import lapack
 import lineax as lx
 import numpy as np
 import pytest
@@ -48,6 +49,22 @@ def test_one_by_one_and_all_at_once(dtype, dense_size, consistent):
             else:
                 expected = wanted[i]
             np.testing.assert_allclose(found, expected, **tolerance(dtype), err_msg=name)
+
+
+def test_singular_values_are_found_only_where_they_are_asked_for():
+    """One at a time, and in a batch; a shared matrix once. Nothing stands before the loop."""
+    one = lambda A, b: solve(A, b, 256)
+    A, b = jnp.stack([REGULAR, SINGULAR]), jnp.ones((2, N))
+    for fun, args in (
+        (one, (A[0], b[0])),
+        (jax.vmap(one), (A, b)),
+        (jax.vmap(one, (None, 0)), (A[0], b)),
+    ):
+        text = jax.jit(fun).lower(*args).compile().as_text()
+        entry = text[text.index("\nENTRY") :]
+        assert "gesdd" in text
+        assert "gesdd" not in entry
+        assert not lapack.side_by_side(jax.make_jaxpr(fun)(*args))
 
 
 def test_strict_reports_what_it_does_not_reach():
