@@ -36,77 +36,76 @@ def variance(A, B, importance):
     return np.sum(np.tensordot(p, (outcomes - mean) ** 2, 1))
 
 
-def test_unbiased_with_the_variance_of_the_formula():
+ORDER = RNG.permutation(24)
+PARTS = [
+    (MultilevelProduct(LEVELS, ImportanceRows(), jnp.asarray(ORDER)), ALLOCATION),
+    (MultilevelProduct(LEVELS), ALLOCATION),
+    (MultilevelProduct((24,)), (7,)),
+    (MultilevelProduct((24,), ImportanceRows()), (7,)),
+]
+
+
+@pytest.mark.always(1)
+@pytest.mark.parametrize("part", PARTS, ids=["order", "levels", "uniform", "importance"])
+def test_unbiased_with_the_variance_of_the_formula(part):
     """Over 2000 keys, in the order given and in another, and by all samplers."""
-    order = RNG.permutation(24)
-    parts = [
-        (MultilevelProduct(LEVELS), ALLOCATION),
-        (MultilevelProduct(LEVELS, ImportanceRows(), jnp.asarray(order)), ALLOCATION),
-        (MultilevelProduct((24,)), (7,)),
-        (MultilevelProduct((24,), ImportanceRows()), (7,)),
-    ]
+    product, counts = part
 
     @jax.jit
     @jax.vmap
     def run(key):
-        found = [p.estimate(key, jnp.asarray(A), jnp.asarray(B), N) for p, N in parts]
-        return [(e.value, e.variance) for e in found]
+        found = product.estimate(key, jnp.asarray(A), jnp.asarray(B), counts)
+        return found.value, found.variance
 
-    exact = A.T @ B
-    for (product, counts), (values, estimated) in zip(
-        parts, run(jax.random.split(jax.random.key(0), 2000)), strict=True
-    ):
-        rows = np.arange(24) if product.order is None else order
-        blocks = np.split(rows, product.levels[:-1])
-        importance = isinstance(product.within, ImportanceRows)
-        wanted = sum(
-            variance(A[b], B[b], importance) / N for b, N in zip(blocks, counts, strict=True)
-        )
-        spread = np.std(values, axis=0)
-        assert np.all(np.abs(np.mean(values, axis=0) - exact) < 4 * spread / 2000**0.5)
-        np.testing.assert_allclose(np.sum(spread**2), wanted, rtol=0.15)
-        np.testing.assert_allclose(np.mean(estimated), wanted, rtol=0.15)
+    values, estimated = run(jax.random.split(jax.random.key(0), 2000))
+    rows = np.arange(24) if product.order is None else ORDER
+    blocks = np.split(rows, product.levels[:-1])
+    importance = isinstance(product.within, ImportanceRows)
+    wanted = sum(variance(A[b], B[b], importance) / N for b, N in zip(blocks, counts, strict=True))
+    spread = np.std(values, axis=0)
+    assert np.all(np.abs(np.mean(values, axis=0) - A.T @ B) < 4 * spread / 2000**0.5)
+    np.testing.assert_allclose(np.sum(spread**2), wanted, rtol=0.15)
+    np.testing.assert_allclose(np.mean(estimated), wanted, rtol=0.15)
 
 
-def test_one_program_serves_all_allocations():
+@pytest.mark.always(1)
+@pytest.mark.parametrize(
+    "sampler", [UniformRows(), ImportanceRows()], ids=["uniform", "importance"]
+)
+def test_one_program_serves_all_allocations(sampler):
     """The first rows of each level count, and no others; means and variances by numpy."""
     capacity, traces = (5, 3, 6), []
-    samplers = UniformRows(), ImportanceRows()
     blocks = [range(low, high) for low, high in zip((0, *LEVELS), LEVELS, strict=False)]
 
     @jax.jit
     def run(key, A, B, counts):
         traces.append(None)
         keys = jax.random.split(key, 3)
-        found = []
-        for sampler in samplers:
-            ours = MultilevelProduct(LEVELS, sampler).estimate(key, A, B, counts, capacity)
-            levels = zip(keys, blocks, capacity, strict=True)
-            found.append((ours, [sampler.draw(k, A, B, block, N) for k, block, N in levels]))
-        static = MultilevelProduct(LEVELS, samplers[0]).estimate(key, A, B, capacity)
-        return found, static
+        ours = MultilevelProduct(LEVELS, sampler).estimate(key, A, B, counts, capacity)
+        levels = zip(keys, blocks, capacity, strict=True)
+        draws = [sampler.draw(k, A, B, block, N) for k, block, N in levels]
+        return ours, draws, MultilevelProduct(LEVELS, sampler).estimate(key, A, B, capacity).value
 
     run = functools.partial(run, jax.random.key(1), A, B)
     for counts in (capacity, (2, 1, 4), (1, 0, 6)):
-        found, static = run(jnp.asarray(counts))
-        for ours, draws in found:
-            wanted, variances = np.zeros((2, 3)), 0
-            for draw, N in zip(draws, counts, strict=True):
-                if N:
-                    rows, p = (np.asarray(x)[:N] for x in draw)
-                    each = A[rows, :, None] * B[rows, None, :] / p[:, None, None]
-                    wanted += np.mean(each, axis=0)
-                    around = np.sum(np.var(each, axis=0, ddof=1)) if N > 1 else np.sum(each**2)
-                    variances += around / N
-            np.testing.assert_allclose(ours.value, wanted, rtol=1e-12)
-            np.testing.assert_allclose(ours.variance, variances, rtol=1e-9)
-            assert ours.rows_touched == sum(counts)
+        ours, draws, static = run(jnp.asarray(counts))
+        wanted, variances = np.zeros((2, 3)), 0
+        for draw, N in zip(draws, counts, strict=True):
+            if N:
+                rows, p = (np.asarray(x)[:N] for x in draw)
+                each = A[rows, :, None] * B[rows, None, :] / p[:, None, None]
+                wanted += np.mean(each, axis=0)
+                around = np.sum(np.var(each, axis=0, ddof=1)) if N > 1 else np.sum(each**2)
+                variances += around / N
+        np.testing.assert_allclose(ours.value, wanted, rtol=1e-12)
+        np.testing.assert_allclose(ours.variance, variances, rtol=1e-9)
+        assert ours.rows_touched == sum(counts)
         if counts == capacity:
-            np.testing.assert_allclose(found[0][0].value, static.value, rtol=1e-12)
+            np.testing.assert_allclose(ours.value, static, rtol=1e-12)
     for counts in ((6, 3, 6), (5, -1, 6)):
-        for ours, _ in run(jnp.asarray(counts))[0]:
-            assert np.isnan(ours.value).all()
-            assert np.isnan(ours.variance)
+        ours, _, _ = run(jnp.asarray(counts))
+        assert np.isnan(ours.value).all()
+        assert np.isnan(ours.variance)
     assert len(traces) == 1
 
 
@@ -195,7 +194,7 @@ def test_memory_maps_are_read_by_the_row(tmp_path):
     found = uniform_product(key, seen, seen, 5)
     assert found.dtype == jnp.float32
     assert read == [5, 5]
-    on_device = uniform_product(key, jnp.asarray(whole), jnp.asarray(whole), 5)
+    on_device = jax.jit(lambda key, A: uniform_product(key, A, A, 5))(key, np.asarray(whole))
     np.testing.assert_allclose(found, on_device, rtol=1e-6)
 
 
