@@ -15,6 +15,27 @@ EACH = pytest.mark.parametrize(
     "row",
     [pytest.param(r, id=r.name, marks=pytest.mark.slow if r.relative else ()) for r in ROWS],
 )
+LEADING = {row.system or row.name: row for row in reversed(ROWS)}
+"""The first function of each system."""
+
+
+def _slow(row, check):
+    """Whether a check waits for the slow tests: of the functions of one system the first has all
+    of them always, the others those that need no program of their own, and derivatives."""
+    other = LEADING[row.system or row.name] is not row
+    return row.relative or (other and (check == "single" or bool(row.reason("gradient"))))
+
+
+def _each(check):
+    return pytest.mark.parametrize(
+        "row",
+        [
+            pytest.param(r, id=r.name, marks=pytest.mark.slow if _slow(r, check) else ())
+            for r in ROWS
+        ],
+    )
+
+
 CHECKS = ("reference", "single", "jit", "vmap", "dtype", "gradient", "retrace", "nan")
 SEEDS = (0, 1)
 
@@ -64,7 +85,7 @@ def test_equals_the_reference(row):
         _compare(found, _case(row)[0].reference(*arguments), 1e-10)
 
 
-@EACH
+@_each("single")
 def test_equals_the_reference_in_single_precision_and_keeps_it(row):
     _skip(row, "single")
     arguments, found = _result(row, 0, jnp.float32)
@@ -116,7 +137,7 @@ def _together(row):
     return jax.tree.map(np.asarray, jax.jit(jax.vmap(one))(stacked))
 
 
-@EACH
+@_each("vmap")
 def test_vmap_equals_a_loop(row):
     _skip(row, "vmap")
     (_, a), (_, b) = (_result(row, seed) for seed in SEEDS)
