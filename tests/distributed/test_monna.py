@@ -116,6 +116,7 @@ def test_poisoned_losses_and_other_rules(options, rule):
 
 
 @few
+@pytest.mark.slow
 def test_learn_equals_its_recursion():
     bad = {"attack": attacks.InnerProduct(2, EPSILON), "faulty": BAD, "missing": 0}
     x = np.zeros((N, D))

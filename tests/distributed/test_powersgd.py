@@ -27,7 +27,7 @@ VARIANTS = {
 }
 
 
-QUICK = ("plain", "alternate", "late and rarely")
+QUICK = ("plain", "alternate")
 EACH = pytest.mark.parametrize(
     "name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in VARIANTS]
 )

@@ -46,35 +46,28 @@ def errors(found, wanted):
     return gap / np.linalg.norm(wanted, axis=(-2, -1))
 
 
-@pytest.fixture(scope="module")
-def pairs():
-    """Roots and inverse roots of all matrices by all methods, in both precisions."""
-    fun = jax.jit(lambda *both: [[sqrtm_pair(A, method) for method in METHODS] for A in both])
-    return fun(MATRICES, MATRICES.astype(np.float32))
-
-
 @pytest.mark.always(1)
-def test_errors_are_those_of_the_approximations(pairs):
-    for found, tolerance in zip(pairs, (0.05, 0.05), strict=True):
-        taylor, pade, newton, _, eigh = found
-        wanted = ((taylor[0], [0.087, 0.23, 0.37, 0.48]), (pade[0], [0.010, 0.064, 0.14, 0.21]))
-        for root, numbers in wanted:
-            np.testing.assert_allclose(errors(root, ROOTS), numbers, rtol=tolerance)
-        np.testing.assert_allclose(
-            errors(newton[0], ROOTS), [0.024, 0.076, 0.089, 0.086], rtol=tolerance
-        )
-        np.testing.assert_allclose(errors(pade[1], INVERSES), [0.025, 0.28, 0.65, 0.87], rtol=0.05)
-        assert np.all(errors(pade[0], ROOTS) < errors(taylor[0], ROOTS))
-        assert np.all(errors(eigh[0], ROOTS) < (1e-13 if eigh[0].dtype == np.float64 else 1e-5))
+@pytest.mark.parametrize("single", [False, True])
+def test_errors_are_those_of_the_approximations(single):
+    """Roots and inverse roots of all matrices by all methods."""
+    fun = jax.jit(lambda A: [sqrtm_pair(A, method) for method in METHODS])
+    found = fun(MATRICES.astype(np.float32) if single else MATRICES)
+    taylor, pade, newton, _, eigh = found
+    wanted = ((taylor[0], [0.087, 0.23, 0.37, 0.48]), (pade[0], [0.010, 0.064, 0.14, 0.21]))
+    for root, numbers in wanted:
+        np.testing.assert_allclose(errors(root, ROOTS), numbers, rtol=0.05)
+    np.testing.assert_allclose(errors(newton[0], ROOTS), [0.024, 0.076, 0.089, 0.086], rtol=0.05)
+    np.testing.assert_allclose(errors(pade[1], INVERSES), [0.025, 0.28, 0.65, 0.87], rtol=0.05)
+    assert np.all(errors(pade[0], ROOTS) < errors(taylor[0], ROOTS))
+    assert np.all(errors(eigh[0], ROOTS) < (1e-5 if single else 1e-13))
     # At each eigenvalue the error is known.
     for method, degree in ((1, 5), (3, 9)):
         x = SPECTRA / np.linalg.norm(SPECTRA, axis=1, keepdims=True)
         q = ((1 + x**0.5) / (1 - x**0.5)) ** (2 * degree + 1)
         off = 2 / (q - 1)
         for i, exact in enumerate((spd(SPECTRA**0.5 * (1 + off)), spd(SPECTRA**-0.5 / (1 + off)))):
-            assert np.all(errors(pairs[0][method][i], exact) < 1e-12)
-            assert np.all(errors(pairs[1][method][i], exact) < 1e-5)
-    assert pairs[1][1][0].dtype == jnp.float32
+            assert np.all(errors(found[method][i], exact) < (1e-5 if single else 1e-12))
+    assert pade[0].dtype == (jnp.float32 if single else jnp.float64)
 
 
 def test_the_lyapunov_iteration_against_scipy():
