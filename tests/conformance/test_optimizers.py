@@ -16,12 +16,16 @@ from jaxopt_ext.core import checkpoint
 
 ROWS = catalog.rows(catalog.OptimizerRow)
 EACH = pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in ROWS])
-LEADING = {row.public: row for row in reversed(ROWS)}
-"""The first of the rows that one function makes."""
+LEADING = {row.system or row.public: row for row in reversed(ROWS)}
+"""The first row of each system, or of what one function makes."""
 ONCE = pytest.mark.parametrize(
     "row",
     [
-        pytest.param(row, id=row.name, marks=() if LEADING[row.public] is row else pytest.mark.slow)
+        pytest.param(
+            row,
+            id=row.name,
+            marks=() if LEADING[row.system or row.public] is row else pytest.mark.slow,
+        )
         for row in ROWS
     ],
 )
