@@ -18,14 +18,15 @@ CLAIM = (
 )
 SETTINGS = (
     "A network 64-64-64-10, momentum 0.9, 60 epochs, equal weights of both branches, untargeted "
-    "FGSM. The step size (0.03 to 1) of all three, and eps (0.02 to 0.15) of both with attacks, "
-    "are the best of a grid by mean accuracy on seeds 0 to 4. Seeds 10 to 14 are reported: they "
-    "choose the 512 digits, the test set (the rest), the first weights and the order."
+    "FGSM. The step size (0.03 to 1) of all three, and eps (0.02 to 0.4) of both with attacks, "
+    "are the best of a grid by mean accuracy on seeds 0 to 4. Seeds 1000 to 1004 are reported: "
+    "they choose the 512 digits, the test set (the rest), the first weights and the order. Runs "
+    "with eps up to 0.15, where the sequential method was at that end, reported seeds 10 to 14."
 )
 
 TRAIN, BATCH, EPOCHS, WIDTHS = 512, 256, 60, (64, 64, 64, 10)
-TUNING, REPORTED = (0, 1, 2, 3, 4), (10, 11, 12, 13, 14)
-RATES, RADII = (0.03, 0.1, 0.3, 1.0), (0.02, 0.05, 0.15)
+TUNING, REPORTED = (0, 1, 2, 3, 4), (1000, 1001, 1002, 1003, 1004)
+RATES, RADII = (0.03, 0.1, 0.3, 1.0), (0.02, 0.05, 0.15, 0.25, 0.4)
 
 
 def loss(params, x, y, branch):
@@ -86,8 +87,11 @@ def run() -> Outcome:
             row[f"{name}, attacked"] = float(found[name][1][i])
         table.append(row)
     clean, robust = ({name: float(np.mean(found[name][k])) for name in names} for k in (0, 1))
+    inside = all(rate not in RATES[:: len(RATES) - 1] for rate, _ in best.values())
+    inside &= all(best[name][1] not in RADII[:: len(RADII) - 1] for name in names[1:])
     holds = (
-        clean["concurrent"] >= clean["plain"]
+        inside
+        and clean["concurrent"] >= clean["plain"]
         and clean["concurrent"] >= clean["sequential"] - 0.01
         and robust["concurrent"] >= robust["plain"] + 0.08
     )
@@ -96,4 +100,6 @@ def run() -> Outcome:
         f"{robust[name]:.3f}"
         for name in names
     )
+    if not inside:
+        note += "; a best setting lies at an end of its grid"
     return Outcome(table, holds, note + ".")
