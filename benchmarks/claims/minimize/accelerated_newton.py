@@ -249,9 +249,8 @@ def _run():
     }
     note = (
         "gaps f - f*; on digits samples in Hessians until it is 1e-3, inf if it is not in these "
-        "steps; nothing is claimed of digits, where acceleration is behind, nor of noise in gradients; an end of the grid was best: "
-        + (", ".join(edges) or "no")
-        + "; with M "
+        "steps; nothing is claimed of digits, where acceleration is behind, nor of noise in "
+        "gradients; an end of the grid was best: " + (", ".join(edges) or "no") + "; with M "
         "tuned and no noise the plain method is far ahead: after 80 steps "
         + ", ".join(f"{gap:.2g} at M/{round(1 / c)}" for c, gap in tuned.items())
     )
