@@ -1,5 +1,6 @@
 """Random networks of tests in several files: of draws of JAX, each shape is a program to compile,
-of numpy's none is."""
+of numpy's none is. So is, where `jnp.asarray` takes an array of numpy, the copy, but not that of
+`jnp.array`."""
 
 import contextlib
 
@@ -20,11 +21,11 @@ def drawn(make, seed=0, scale=1.0):
     def fill(leaf):
         if isinstance(leaf, Untrained):
             bits = normal(leaf.bits.shape, leaf.dtype).view(leaf.bits.dtype)
-            return eqx.tree_at(lambda u: u.bits, leaf, jnp.asarray(bits))
+            return eqx.tree_at(lambda u: u.bits, leaf, jnp.array(bits))
         if not isinstance(leaf, jax.ShapeDtypeStruct):
             return leaf
         assert jnp.issubdtype(leaf.dtype, jnp.inexact), leaf
-        return jnp.asarray(normal(leaf.shape, leaf.dtype))
+        return jnp.array(normal(leaf.shape, leaf.dtype))
 
     is_leaf = lambda x: isinstance(x, Untrained)
     return jax.tree.map(fill, eqx.filter_eval_shape(make), is_leaf=is_leaf)
@@ -32,9 +33,9 @@ def drawn(make, seed=0, scale=1.0):
 
 @contextlib.contextmanager
 def numpy_draws(seed=0):
-    """Outside of programs `jax.random.normal` and `jax.random.uniform` draw from numpy."""
+    """`jax.random.normal` and `uniform` draw from numpy, whatever the key; not for programs."""
     rng = np.random.default_rng(seed)
-    cast = lambda a, dtype: jnp.asarray(a.astype(jnp.zeros(()).dtype if dtype is None else dtype))
+    cast = lambda a, dtype: jnp.array(a.astype(jnp.zeros(()).dtype if dtype is None else dtype))
 
     def normal(key, shape=(), dtype=None):
         return cast(rng.normal(size=shape), dtype)
@@ -45,4 +46,5 @@ def numpy_draws(seed=0):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.random, "normal", normal)
         patch.setattr(jax.random, "uniform", uniform)
+        patch.setattr(jax.random, "split", lambda key, num=2: [key] * num)
         yield

@@ -1,18 +1,20 @@
 """Blocks that are differential equations in depth: closed forms, plain reverse mode, counts."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
-from jax.flatten_util import ravel_pytree
+from drawn import drawn, numpy_draws
 
 from jaxopt_ext import diffusion
 from jaxopt_ext.diffusion import beyond_u
 
 KEY = jax.random.key(0)
-LEVEL = diffusion.Node(*(jnp.asarray(v) for v in (0.5, 1.0, 0.5)))
+LEVEL = diffusion.Node(*(jnp.array(v) for v in (0.5, 1.0, 0.5)))
 BLOCKS = {"second": diffusion.SecondOrderBlock, "first": diffusion.FirstOrderBlock}
 
 
@@ -56,11 +58,12 @@ def test_first_order_is_the_exponential_of_a_matrix_and_depth_and_condition_are_
     matrix = np.array([[0.2, -1.0], [0.4, -0.3]])
     field = lambda state, tau, condition: matrix @ state[0] + 3 * tau**2 * condition
     block = diffusion.FirstOrderBlock(field, 0.8, diffusion.CheckpointedSteps(24))
-    found = block(HIDDEN, jnp.zeros(2))
+    found = eqx.filter_jit(block)(HIDDEN, jnp.zeros(2))
     np.testing.assert_allclose(found, scipy.linalg.expm(0.8 * matrix) @ HIDDEN, atol=1e-7)
     still = lambda state, tau, condition: 3 * tau**2 * condition + 0 * state[0]
     block = diffusion.FirstOrderBlock(still, 0.8)
-    np.testing.assert_allclose(block(HIDDEN, 2 * jnp.ones(2)), HIDDEN + 2 * 0.8**3, atol=1e-12)
+    found = eqx.filter_jit(block)(HIDDEN, 2 * jnp.ones(2))
+    np.testing.assert_allclose(found, np.asarray(HIDDEN) + 2 * 0.8**3, atol=1e-12)
 
 
 def test_no_field_and_no_velocity_is_the_identity():
@@ -69,23 +72,27 @@ def test_no_field_and_no_velocity_is_the_identity():
     np.testing.assert_array_equal(block(HIDDEN, None), HIDDEN)
 
 
+def flat(tree):
+    return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)])
+
+
 def test_derivatives_of_steps_are_those_of_plain_reverse_mode():
     solver = diffusion.CheckpointedSteps(5, diffusion.Euler())
-    block = diffusion.SecondOrderBlock.dense(4, 3, solver, key=KEY)
-    hidden, told = jax.random.normal(KEY, (4,)), jnp.array([0.1, -0.5, 0.8])
+    with numpy_draws():
+        block = diffusion.SecondOrderBlock.dense(4, 3, solver, key=KEY)
+    hidden, told = jnp.array([0.4, -1.3, 0.2, 1.1]), jnp.array([0.1, -0.5, 0.8])
 
     def plain(block, h, c):
         v, d = block.velocity(h), block.duration / 5
-        for i in range(5):
-            h, v = h + d * v, v + d * block.field((h, v), i * d, c)
-        return h
+        step = lambda s, i: ((s[0] + d * s[1], s[1] + d * block.field(s, i * d, c)), None)
+        return jax.lax.scan(step, (h, v), jnp.arange(5.0))[0][0]
 
     @eqx.filter_jit
     def slopes(args):
         slope = lambda fun: eqx.filter_grad(lambda args: jnp.sum(jnp.cos(fun(*args))))(args)
         return slope(plain), slope(lambda block, h, c: block(h, c))
 
-    wanted, found = (ravel_pytree(s)[0] for s in slopes((block, hidden, told)))
+    wanted, found = map(flat, slopes((block, hidden, told)))
     np.testing.assert_allclose(found, wanted, rtol=1e-10, atol=1e-10)
 
 
@@ -100,8 +107,8 @@ def test_derivatives_of_the_adjoint_converge_to_those_of_the_closed_form():
 
         return value
 
-    at = jnp.array([0.7, 1.9]), HIDDEN, jnp.asarray(1.5)
-    slope = lambda fun: ravel_pytree(jax.jit(jax.grad(fun, (0, 1, 2)))(*at))[0]
+    at = jnp.array([0.7, 1.9]), HIDDEN, jnp.array(1.5)
+    slope = lambda fun: flat(jax.jit(jax.grad(fun, (0, 1, 2)))(*at))
     wanted = slope(closed)
     few, many = (
         np.max(np.abs(slope(through(diffusion.AdjointSteps(n))) - wanted)) for n in (6, 12)
@@ -126,36 +133,42 @@ def test_memory_of_the_adjoint_does_not_grow_with_the_steps():
     assert memory(diffusion.CheckpointedSteps, 400) > few + 20 * 8 * 64 * 8
 
 
+def normal(*shape):
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
 def check(network, x):
     """Levels matter, types are kept, and all that is trained has a derivative."""
-    levels = jnp.array([0.1, 2.0], jnp.float32)
-    nodes = diffusion.Node(levels, jnp.ones_like(levels), levels)
+    levels = np.array([0.1, 2.0], np.float32)
+    nodes = diffusion.Node(levels, np.ones_like(levels), levels)
 
     @eqx.filter_jit
     @eqx.filter_value_and_grad(has_aux=True)
     def both(network):
-        out = network(jnp.stack([x, x]), nodes)
+        out = network(jnp.array(np.stack([x, x])), nodes)
         return jnp.sum(jnp.cos(out)), out
 
     (_, out), slope = both(network)
     assert out.shape == (2, *x.shape)
     assert out.dtype == jnp.float32
+    out = np.asarray(out)
     assert np.max(np.abs(out[0] - out[1])) > 1e-3
     for path, leaf in jax.tree.leaves_with_path(slope):
         name = jax.tree_util.keystr(path)
         assert leaf.dtype == jnp.float32
-        assert "frequencies" in name or np.any(leaf != 0), name
+        assert "frequencies" in name or np.any(np.asarray(leaf)), name
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_perceptrons_see_levels_and_keep_types(name):
     solver = diffusion.CheckpointedSteps(2, diffusion.Euler())
-    network = diffusion.ContinuousMLP(
-        (2, 3), 4, 1, BLOCKS[name], solver, key=KEY, dtype=jnp.float32
-    )
-    check(network, jax.random.normal(KEY, (2, 3), jnp.float32))
+    make = functools.partial(diffusion.ContinuousMLP, (2, 3), 4, 1, BLOCKS[name], solver)
+    with numpy_draws():
+        network = make(key=KEY, dtype=jnp.float32)
+    check(network, normal(2, 3))
 
 
+@numpy_draws()
 def unet(dynamics, solver, attention, shape=(2, 2)):
     network = diffusion.ContinuousUNet(
         shape, (2, 3), attention, dynamics, solver, key=KEY, dtype=jnp.float32
@@ -165,10 +178,16 @@ def unet(dynamics, solver, attention, shape=(2, 2)):
 
 def test_shapes_and_types_of_unets():
     solver = diffusion.CheckpointedSteps(1, diffusion.Euler())
-    network = diffusion.ContinuousUNet(solver=solver, key=KEY, dtype=jnp.float32)
-    out = jax.eval_shape(network, jax.ShapeDtypeStruct((3, 1, 8, 8), jnp.float32), LEVEL)
+    counts = []
+
+    def make_and_call(x):
+        network = diffusion.ContinuousUNet(solver=solver, key=KEY, dtype=jnp.float32)
+        counts.append(diffusion.parameter_count(network))
+        return network(x, LEVEL)
+
+    out = jax.eval_shape(make_and_call, jax.ShapeDtypeStruct((3, 1, 8, 8), jnp.float32))
     assert (out.shape, out.dtype) == ((3, 1, 8, 8), jnp.float32)
-    assert diffusion.parameter_count(network) == 17916
+    assert counts == [17916]
 
 
 @pytest.mark.slow
@@ -202,7 +221,7 @@ def test_unets_are_continuous_and_see_levels():
 @pytest.mark.parametrize("name", BLOCKS)
 def test_unets_keep_types_and_have_derivatives(name):
     network = unet(BLOCKS[name], None, False, (4, 4))
-    check(network, jax.random.normal(KEY, (4, 4), jnp.float32))
+    check(network, normal(4, 4))
 
 
 @pytest.mark.slow
@@ -210,14 +229,16 @@ def test_attention_at_the_lowest_resolution():
     network = unet(diffusion.SecondOrderBlock, None, True, (4, 4))
     assert network.blocks[2].block.field.attention is not None
     assert network.blocks[0].block.field.attention is None
-    out = network(jax.random.normal(KEY, (4, 4), jnp.float32), LEVEL)
+    out = network(jnp.array(normal(4, 4)), LEVEL)
     assert np.all(np.isfinite(out))
 
 
 def test_counts_are_exact():
     width, told, size = 5, 64, 6
-    network = lambda n: diffusion.ContinuousMLP(
-        (2, 3), width, solver=diffusion.CheckpointedSteps(n), key=KEY
+    network = lambda n: drawn(
+        lambda: diffusion.ContinuousMLP(
+            (2, 3), width, solver=diffusion.CheckpointedSteps(n), key=KEY
+        )
     )
     stem, head = (size + told) * width + width, width * size + size
     field = (2 * width * width + width) + ((width + 1) * width + width) + (told * width + width)
@@ -229,10 +250,11 @@ def test_counts_are_exact():
     products = 4 * 2 * (2 * width * width + (width + 1) * width + told * width)
     assert products < two - one < 1.3 * products
     assert abs((three - two) - (two - one)) < 0.01 * products
-    plain = diffusion.MLPDenoiser((8, 8), key=KEY)
+    plain = drawn(lambda: diffusion.MLPDenoiser((8, 8), key=KEY))
     assert abs(diffusion.flop_count(plain, (8, 8)) / 498e3 - 1) < 0.01
 
 
+@numpy_draws()
 def test_bad_input():
     with pytest.raises(ValueError, match="num_steps"):
         diffusion.CheckpointedSteps(0)

@@ -48,7 +48,7 @@ def test_layers_are_those_of_numpy():
             "silu": diffusion.mp_silu(x),
         }
 
-    found = outputs(linear, convs, jnp.asarray(x), jnp.asarray(image))
+    found = outputs(linear, convs, jnp.array(x), jnp.array(image))
     wanted = 0.7 / np.sqrt(5) * hat(linear.weight) @ x
     np.testing.assert_allclose(found["linear"], wanted, rtol=1e-12)
     for side, layer, out in zip((1, 3), convs, found["convolutions"], strict=True):
@@ -83,9 +83,7 @@ def test_unit_inputs_give_unit_outputs():
         block = edm2.MPBlock(WIDTH, WIDTH, 8, ascending=False, **make)
     layers = linear, fourier, convolution, layer, block
     shapes = (500, WIDTH), (500, WIDTH), (4, WIDTH, 6, 6), (8,)
-    inputs = [
-        jnp.asarray(normal(*shape, seed=i, dtype=np.float32)) for i, shape in enumerate(shapes)
-    ]
+    inputs = [jnp.array(normal(*shape, seed=i, dtype=np.float32)) for i, shape in enumerate(shapes)]
 
     @eqx.filter_jit
     def outputs(layers, x, y, images, condition):
@@ -109,12 +107,12 @@ def test_unit_inputs_give_unit_outputs():
 def test_weights_count_by_their_direction_only():
     network = drawn(functools.partial(diffusion.EDM2MLP, (3, 3), 16, 2, key=KEY))
     gains = lambda n: [n.gain, *(block.gain for block in n.blocks)]
-    network = eqx.tree_at(gains, network, [jnp.asarray(0.8), jnp.asarray(0.5), jnp.asarray(0.5)])
+    network = eqx.tree_at(gains, network, [jnp.array(0.8), jnp.array(0.5), jnp.array(0.5)])
     x, sigma = normal(4, 3, 3), np.linspace(0.1, 3, 4)
     node = diffusion.Node(sigma, np.ones(4), sigma)
     weights = lambda tree: [n for n in jax.tree.leaves(tree, is_leaf=is_layer) if is_layer(n)]
     is_layer = lambda n: isinstance(n, diffusion.MPLinear)
-    ten = lambda w: jnp.asarray(10 * np.asarray(w))
+    ten = lambda w: jnp.array(10 * np.asarray(w))
     every = lambda n: [layer.weight for layer in weights(n)]
     larger = eqx.tree_at(every, network, replace_fn=ten)
 
@@ -152,7 +150,7 @@ MAKE = {
 def test_networks_fold_and_take_labels(name):
     with numpy_draws():
         network = MAKE[name]((4, 4), num_classes=3, key=KEY)
-    x, sigma = jnp.asarray(normal(3, 4, 4)), jnp.array([0.1, 1.0, 5.0])
+    x, sigma = jnp.array(normal(3, 4, 4)), jnp.array([0.1, 1.0, 5.0])
     nodes, labels = diffusion.Node(sigma, jnp.ones(3), sigma), jnp.array([0, -1, 2])
     gains = [m for m in jax.tree.leaves(network, is_leaf=has_gain) if has_gain(m)]
     assert len(gains) == len(network.blocks) if name == "mlp" else gains
@@ -200,7 +198,7 @@ def test_attention_is_that_of_numpy():
         out.append(v @ (scores / scores.sum(axis=1, keepdims=True)).T)
     y = mixed(layer.out, np.concatenate(out).reshape(4, 2, 3))
     wanted = (0.7 * x + 0.3 * y) / np.sqrt(0.58)
-    np.testing.assert_allclose(eqx.filter_jit(layer)(jnp.asarray(x)), wanted, rtol=1e-9)
+    np.testing.assert_allclose(eqx.filter_jit(layer)(jnp.array(x)), wanted, rtol=1e-9)
 
 
 def test_bad_input():
