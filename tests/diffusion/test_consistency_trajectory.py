@@ -1,11 +1,14 @@
 """Trajectory models: identities of the jump, the exact map of a Gaussian, laws of what is drawn."""
 
+import functools
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn import drawn, numpy_draws
 
 from jaxopt_ext import diffusion, training
 from jaxopt_ext.diffusion import Node
@@ -37,15 +40,20 @@ EXACT = Gauss(jnp.zeros(()))
 
 
 def level(t):
-    t = jnp.asarray(t, float)
+    t = jnp.array(t, float)
     return Node(t, jnp.ones_like(t), t)
 
 
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
 def model(shape=(2,), network=None, seed=0):
-    keys = jax.random.split(jax.random.key(seed), 3)
-    network = diffusion.MLPDenoiser(shape, 16, 1, key=keys[0]) if network is None else network
-    network = diffusion.TrajectoryNetwork(network, key=keys[1])
-    weight = 0.3 * jax.random.normal(keys[2], network.weight.shape)
+    with numpy_draws(seed):
+        if network is None:
+            network = diffusion.MLPDenoiser(shape, 16, 1, key=CONTEXT.key)
+        network = diffusion.TrajectoryNetwork(network, key=CONTEXT.key)
+    weight = jnp.array(0.3 * normal(*network.weight.shape, seed=seed))
     network = eqx.tree_at(lambda n: n.weight, network, weight)
     return diffusion.TrajectoryModel(network, diffusion.Preconditioned(0.8))
 
@@ -59,66 +67,87 @@ def test_a_jump_is_the_identity_at_its_own_level_and_its_slope_is_the_denoiser()
         out = jax.jvp(lambda s: random.jump(x, level(t), level(s)), (t,), (jnp.ones(()),))[1]
         return same, out - (x - random.data(x, level(t))) / t
 
-    same, gap = jax.jit(jax.vmap(slope))(jnp.array([0.01, 0.4, 3.0, 15.0]))
-    np.testing.assert_allclose(same, 0, atol=1e-12)
-    np.testing.assert_allclose(gap, 0, atol=1e-8)
     cast = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a
     narrow = jax.tree.map(cast, random)
-    here = level(jnp.float32(0.3))
-    np.testing.assert_allclose(narrow.jump(x.astype(jnp.float32), here, here), x, atol=1e-6)
-    # On any schedule: g(x, t, t) stays put, and a model that denoises only jumps by DDIM.
-    node, target = (jax.tree.map(jnp.asarray, vp.nodes(t)) for t in (0.8, 0.5))
-    np.testing.assert_allclose(random.jump(x, node, node), x, atol=1e-12)
     only = random.denoiser()
+    node, target = (jax.tree.map(jnp.array, vp.nodes(t)) for t in (0.8, 0.5))
+
+    @eqx.filter_jit
+    def outputs(random, narrow, x, levels, node, target):
+        here = level(jnp.float32(0.3))
+        only = random.denoiser()
+        return {
+            "slopes": jax.vmap(slope)(levels),
+            "narrow": narrow.jump(x.astype(jnp.float32), here, here),
+            "same": random.jump(x, node, node),
+            "jump": random.jump(x, node, target),
+            "towards": random.towards(x, node, target),
+            "data": (only.data(x, node), random.data(x, node)),
+            "noise": (only.noise(x, node), random.noise(x, node)),
+        }
+
+    levels = jnp.array([0.01, 0.4, 3.0, 15.0])
+    found = jax.tree.map(np.asarray, outputs(random, narrow, x, levels, node, target))
+    same, gap = found["slopes"]
+    np.testing.assert_allclose(same, 0, atol=1e-12)
+    np.testing.assert_allclose(gap, 0, atol=1e-8)
+    np.testing.assert_allclose(found["narrow"], x, atol=1e-6)
+    # On any schedule: g(x, t, t) stays put, and a model that denoises only jumps by DDIM.
+    np.testing.assert_allclose(found["same"], x, atol=1e-12)
     ddim = diffusion.sample(only, diffusion.DDIM(), vp, np.array([0.8, 0.5]), x).value
     ours = diffusion.sample(only, diffusion.GammaSampler(), vp, np.array([0.8, 0.5]), x).value
     np.testing.assert_allclose(ours, ddim, rtol=1e-10)
-    by_hand = (
-        target.alpha * random.towards(x, node, target)
-        + target.sigma * (x - node.alpha * random.towards(x, node, target)) / node.sigma
-    )
-    np.testing.assert_allclose(random.jump(x, node, target), by_hand, rtol=1e-10)
-    np.testing.assert_allclose(only.data(x, node), random.data(x, node), rtol=1e-12)
-    np.testing.assert_allclose(only.noise(x, node), random.noise(x, node), rtol=1e-10)
+    node, target, x = jax.tree.map(np.asarray, (node, target, x))
+    towards = found["towards"]
+    by_hand = target.alpha * towards + target.sigma * (x - node.alpha * towards) / node.sigma
+    np.testing.assert_allclose(found["jump"], by_hand, rtol=1e-10)
+    np.testing.assert_allclose(*found["data"], rtol=1e-12)
+    np.testing.assert_allclose(*found["noise"], rtol=1e-10)
 
 
-def test_a_new_second_level_changes_nothing_and_batches_are_seen_to():
-    plain = diffusion.TransformerDenoiser((4, 4), 2, 8, 1, 2, key=jax.random.key(3))
-    draw = lambda a: jax.random.normal(jax.random.key(6), a.shape)
-    plain = eqx.tree_at(lambda n: n.modulation.weight, plain, replace_fn=draw)
-    plain = eqx.tree_at(lambda n: n.last.weight, plain, replace_fn=draw)
-    for network, shape in ((plain, (4, 4)), (model().network.network, (2,))):
-        two = diffusion.TrajectoryNetwork(network, key=jax.random.key(4))
-        x = jax.random.normal(jax.random.key(5), (3, *shape))
-        random = model(shape, network)
+@pytest.mark.always(1)
+@pytest.mark.parametrize("name", ["mlp", "transformer"])
+def test_a_new_second_level_changes_nothing_and_batches_are_seen_to(name):
+    if name == "mlp":
+        network, shape = model().network.network, (2,)
+    else:
+        make = functools.partial(diffusion.TransformerDenoiser, (4, 4), 2, 8, 1, 2)
+        network, shape = drawn(lambda: make(key=CONTEXT.key), scale=0.5), (4, 4)
+    with numpy_draws(4):
+        two = diffusion.TrajectoryNetwork(network, key=CONTEXT.key)
+    x = jnp.array(normal(3, *shape))
+    random = model(shape, network)
 
-        @jax.jit
-        def run(x, two=two, network=network, random=random):
-            go = lambda x, s: random.jump(x, level(2.0), level(s))
-            first = two(x, level(2.0), level(0.5)) - network(x, level(2.0))
-            return first, go(x, 0.5), go(x[1], 0.5), go(x, 1.0), random.data(x, level(2.0))
+    @jax.jit
+    def run(x):
+        go = lambda x, s: random.jump(x, level(2.0), level(s))
+        first = two(x, level(2.0), level(0.5)) - network(x, level(2.0))
+        return first, go(x, 0.5), go(x[1], 0.5), go(x, 1.0), random.data(x, level(2.0))
 
-        new, batch, single, other, data = run(x)
-        np.testing.assert_allclose(new, 0, atol=1e-12)
-        np.testing.assert_allclose(single, batch[1], rtol=1e-9)
-        # g itself depends on where the jump goes.
-        assert np.abs((batch - x / 4) / 0.75 - (other - x / 2) / 0.5).max() > 1e-3
-        assert np.abs((batch - x / 4) / 0.75 - data).max() > 1e-3
+    new, batch, single, other, data = map(np.asarray, run(x))
+    x = np.asarray(x)
+    np.testing.assert_allclose(new, 0, atol=1e-12)
+    np.testing.assert_allclose(single, batch[1], rtol=1e-9)
+    # g itself depends on where the jump goes.
+    assert np.abs((batch - x / 4) / 0.75 - (other - x / 2) / 0.5).max() > 1e-3
+    assert np.abs((batch - x / 4) / 0.75 - data).max() > 1e-3
 
 
 def test_of_an_exact_map_every_number_of_jumps_ends_alike():
-    x = 20 * jax.random.normal(jax.random.key(0), (5, 2))
-    wanted = EXACT.jump(x, level(20.0), level(0.02))
+    x = jnp.array(20 * normal(5, 2))
+    ratio = np.sqrt((SCALE**2 + 0.02**2) / (SCALE**2 + 400))
+    wanted = MEAN + ratio * (np.asarray(x) - MEAN)
     for n in (1, 2, 7):
         out = diffusion.sample(EXACT, diffusion.GammaSampler(), VE, diffusion.karras(VE, n), x)
         np.testing.assert_allclose(out.value, wanted, rtol=1e-10)
         assert out.evaluations == n
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("gamma", [0.4, 1.0])
 def test_of_an_exact_map_samples_have_the_law(gamma):
     num, times = 20_000, diffusion.karras(VE, 4)
-    x = MEAN + jnp.sqrt(SCALE**2 + 400) * jax.random.normal(jax.random.key(0), (num, 2))
+    x = jnp.array(MEAN + np.sqrt(SCALE**2 + 400) * normal(num, 2))
     sampler = diffusion.GammaSampler(gamma)
     out = diffusion.sample(EXACT, sampler, VE, times, x, key=jax.random.key(1), trace=True)
     for t, x in zip(times[1:], np.asarray(out.path), strict=True):
@@ -130,37 +159,40 @@ def test_of_an_exact_map_samples_have_the_law(gamma):
     np.testing.assert_allclose(row[1].sigma, 0.02, rtol=1e-9)
 
 
-def gauss_loss(num_steps, model=EXACT, **options):
+def gauss_losses(num_steps, bends=(0.0,), **options):
+    """Of the exact map and of bent ones."""
     options = {"teacher": EXACT, **options}
     loss = diffusion.CTMLoss(VE, diffusion.karras(VE, num_steps), **options)
-    batch = MEAN + SCALE * jax.random.normal(jax.random.key(2), (4000, 2))
-    return float(jax.jit(lambda context: loss(model, batch, context)[0])(CONTEXT))
+    batch = jnp.array(MEAN + SCALE * normal(4000, 2, seed=2))
+    one = lambda bend, batch, context: loss(Gauss(bend), batch, context)[0]
+    every = jax.jit(jax.vmap(one, (0, None, None)))
+    return np.asarray(every(jnp.array(bends), batch, CONTEXT))
 
 
 def test_the_exact_map_has_no_loss_but_the_solvers_error():
     """Heun's error of one step is of third order, its square of sixth."""
     options = {"spans": diffusion.UniformSpans(1), "targets": diffusion.LastTarget()}
-    losses = [gauss_loss(n, **options) for n in (20, 40)]
-    assert losses[1] < 1e-7
-    assert 35 < losses[0] / losses[1] < 110
-    assert gauss_loss(20, Gauss(jnp.asarray(0.05)), **options) > 100 * losses[0]
-    assert gauss_loss(6, teacher=None) < 1e-20
+    few, bent = gauss_losses(20, (0.0, 0.05), **options)
+    (many,) = gauss_losses(40, **options)
+    assert many < 1e-7
+    assert 35 < few / many < 110
+    assert bent > 100 * few
 
 
 @pytest.mark.slow
 def test_exact_jumps_for_a_teacher_leave_no_loss():
-    bent = Gauss(jnp.asarray(0.05))
     jumps = {"solver": diffusion.GammaSampler()}
     for other in ({}, jumps, {"targets": diffusion.NearestTarget()}):
-        assert gauss_loss(6, teacher=None, **{**jumps, **other}) < 1e-20
-    assert gauss_loss(6, teacher=None) < 1e-20
-    assert gauss_loss(6, bent, teacher=None) > 1e-6
+        assert gauss_losses(6, teacher=None, **{**jumps, **other}) < 1e-20
+    exact, bent = gauss_losses(6, (0.0, 0.05), teacher=None)
+    assert exact < 1e-20
+    assert bent > 1e-6
 
 
 def test_places_in_the_grid():
     loss = diffusion.CTMLoss(VE, diffusion.karras(VE, 5), solver=diffusion.GammaSampler())
     batch = jnp.zeros((500, 2))
-    plan = jax.tree.map(jnp.asarray, loss.plan)
+    plan = jax.tree.map(jnp.array, loss.plan)
     draw = jax.jit(jax.vmap(lambda key: loss._draw(EXACT, batch, plan, key)[:3]))
     nodes = draw(jax.random.split(jax.random.key(0), 400))
     times = diffusion.karras(VE, 5)[::-1]
@@ -181,44 +213,32 @@ def test_places_in_the_grid():
 def test_gradients_flow_through_the_average_but_not_to_it():
     teacher = diffusion.GaussianMixture(MEAN[None], np.array([SCALE])).denoiser()
     loss = diffusion.CTMLoss(VE, diffusion.karras(VE, 5), teacher)
-    ours, average = model(), model(seed=7)
-    arrays, rest = eqx.partition(ours, eqx.is_inexact_array)
-    batch = jax.random.normal(jax.random.key(2), (4, 2))
+    ours, average = jnp.array([0.2, -0.1]), jnp.array([-0.3, 0.25])
+    batch = jnp.array(normal(4, 2, seed=2))
 
     @jax.jit
-    def value(arrays, parts, target):
+    def value(ours, average, target):
         """By hand: `target` is what the goal's side is computed with."""
-        g, average = eqx.combine(arrays, rest), eqx.combine(parts, others)
-        solver_plan = jax.tree.map(jnp.asarray, loss.plan)
-        drawn = loss._draw(g, batch, solver_plan, jax.random.split(CONTEXT.key)[0])
-        end = jax.tree.map(lambda a: a[-1], solver_plan.nodes)
-        ends = jax.vmap(lambda m, x, n, s: average.jump(m.jump(x, n, s), s, end), (None, 0, 0, 0))
-        estimate = ends(g, drawn.noisy, drawn.here, drawn.there)
-        goal = ends(eqx.combine(target, rest), drawn.taught, drawn.middle, drawn.there)
+        plan = jax.tree.map(jnp.array, loss.plan)
+        drawn = loss._draw(Gauss(ours), batch, plan, jax.random.split(CONTEXT.key)[0])
+        end = jax.tree.map(lambda a: a[-1], plan.nodes)
+        last = lambda x, s: Gauss(average).jump(x, s, end)
+        ends = jax.vmap(lambda m, x, n, s: last(m.jump(x, n, s), s), (None, 0, 0, 0))
+        estimate = ends(Gauss(ours), drawn.noisy, drawn.here, drawn.there)
+        goal = ends(Gauss(target), drawn.taught, drawn.middle, drawn.there)
         return jnp.mean((estimate - goal) ** 2)
 
-    parts, others = eqx.partition(average, eqx.is_inexact_array)
+    def ask(ours, average):
+        context = Context(CONTEXT.key, CONTEXT.step, Gauss(average))
+        return loss(Gauss(ours), batch, context)[0]
 
-    def ask(arrays, parts):
-        context = Context(CONTEXT.key, CONTEXT.step, eqx.combine(parts, others))
-        return loss(eqx.combine(arrays, rest), batch, context)[0]
-
-    both = jax.jit(jax.value_and_grad(ask, (0, 1)))
-    found, (gradient, none) = both(arrays, parts)
-    assert all(np.all(g == 0) for g in jax.tree.leaves(none))
-    np.testing.assert_allclose(found, value(arrays, parts, arrays), rtol=1e-9)
-    keys = jax.random.split(jax.random.key(3), len(jax.tree.leaves(arrays)))
-    draw = lambda a, k: jax.random.normal(k, a.shape)
-    # Frequencies have no derivative by themselves.
-    way = jax.tree.unflatten(
-        jax.tree.structure(arrays), list(map(draw, jax.tree.leaves(arrays), keys))
-    )
-    still = lambda n: (n.network.network.embedding, n.network.embedding)
-    way = eqx.tree_at(still, way, jax.tree.map(jnp.zeros_like, still(way)))
-    moved = lambda e: value(jax.tree.map(lambda a, b: a + e * b, arrays, way), parts, arrays)
-    wanted = (moved(1e-5) - moved(-1e-5)) / 2e-5
-    ours_slope = sum(map(jnp.vdot, jax.tree.leaves(gradient), jax.tree.leaves(way)))
-    np.testing.assert_allclose(ours_slope, wanted, rtol=1e-6)
+    found, (gradient, none) = jax.jit(jax.value_and_grad(ask, (0, 1)))(ours, average)
+    assert not np.any(np.asarray(none))
+    np.testing.assert_allclose(found, value(ours, average, ours), rtol=1e-9)
+    at = np.asarray(ours)
+    moved = lambda e: value(jnp.array(at + e), average, ours)
+    wanted = [(moved(e) - moved(-e)) / 2e-5 for e in 1e-5 * np.eye(2)]
+    np.testing.assert_allclose(gradient, wanted, rtol=1e-6)
 
 
 @pytest.mark.slow
@@ -232,7 +252,7 @@ def test_weights_balance_gradients_and_players_see_their_own():
     ask = lambda loss, both, step: loss(both, batch, Context(CONTEXT.key, step, None))
     full = make(adversary=diffusion.HingeAdversary(start_step=3))
     run = jax.jit(lambda step: ask(full, both, step))
-    (loss, found), (early, _) = run(jnp.asarray(4)), run(jnp.asarray(3))
+    (loss, found), (early, _) = run(jnp.array(4)), run(jnp.array(3))
     parts = found["consistency"] + found["denoising_weight"] * found["denoising"]
     np.testing.assert_allclose(early, parts, rtol=1e-9)
     parts += found["deceiving_weight"] * found["deceiving"] + found["critic"]
@@ -242,7 +262,7 @@ def test_weights_balance_gradients_and_players_see_their_own():
     # The weight, from gradients of plain losses; with fixed weights those are differences.
     layer = lambda m: m.trajectory.network.network.last
     arrays, rest = eqx.partition(both, eqx.is_inexact_array)
-    step = jnp.asarray(4)
+    step = jnp.array(4)
 
     @jax.jit
     def gradients(arrays):
@@ -270,7 +290,8 @@ def test_weights_balance_gradients_and_players_see_their_own():
 
 
 def test_levels_of_the_denoising_term():
-    nodes = diffusion.denoising_term(VE, 0.5).levels.draw(jax.random.key(0), 8001, jnp.float32)
+    levels = diffusion.denoising_term(VE, 0.5).levels
+    nodes = jax.jit(lambda key: levels.draw(key, 8001, jnp.float32))(jax.random.key(0))
     sigma = np.asarray(nodes.sigma)
     log = np.log(sigma[:4001])
     assert abs(log.mean() + 1.2) < 0.1
@@ -285,7 +306,7 @@ def test_levels_of_the_denoising_term():
 @pytest.mark.slow
 def test_a_distilled_model_jumps_in_one_step():
     """A few hundred steps bring one jump near to the flow, where a step of DDIM is far."""
-    exact = diffusion.GaussianMixture(jnp.asarray(MEAN)[None], jnp.array([SCALE]))
+    exact = diffusion.GaussianMixture(jnp.array(MEAN)[None], jnp.array([SCALE]))
     times, tx = diffusion.karras(VE, 8), optax.adam(3e-3)
     losses = (
         diffusion.CTMLoss(VE, times, exact.denoiser(), spans=diffusion.UniformSpans(3)),
@@ -305,6 +326,7 @@ def test_a_distilled_model_jumps_in_one_step():
         assert error(fit.params) < 0.5 * min(error(first), 0.5)
 
 
+@numpy_draws()
 def test_features_and_bad_input():
     x, y = jnp.ones((3, 2)), jnp.zeros((3, 2))
     np.testing.assert_allclose(diffusion.SquaredDistance(lambda x: 2 * x)(x, y), 4 * np.ones(3))
