@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn import numpy_draws
 
 from jaxopt_ext import diffusion, training
 from jaxopt_ext.diffusion import cascaded
@@ -15,7 +16,7 @@ from jaxopt_ext.diffusion import cascaded
 VP = diffusion.VariancePreserving()
 LEVELS = diffusion.UniformTime(VP)
 CONTEXT = training.Context(jax.random.key(1), jnp.ones((), jnp.int32), None)
-BATCH = jax.random.uniform(jax.random.key(2), (6, 3), minval=-1.0)
+BATCH = np.random.default_rng(2).uniform(-1, 1, size=(6, 3))
 
 
 class Line(diffusion.AbstractNetwork):
@@ -50,7 +51,7 @@ class Constant(diffusion.AbstractNetwork):
 
 def line(seed, *shape):
     rng, n = np.random.default_rng(seed), int(np.prod(shape))
-    return Line(jnp.asarray(rng.normal(size=(n, n)) / 2), jnp.asarray(rng.normal(size=n)), shape)
+    return Line(jnp.array(rng.normal(size=(n, n)) / 2), jnp.array(rng.normal(size=n)), shape)
 
 
 def cascade(**options):
@@ -86,7 +87,7 @@ def by_hand(model, x, alpha, sigma):
 
 
 def test_predictions_and_their_blend_are_those_by_hand():
-    node = jax.tree.map(jnp.asarray, VP.nodes(np.array(0.3)))
+    node = VP.nodes(np.array(0.3))
     models = [
         cascade(inputs=diffusion.BothInputs(0.5)),
         cascade(inputs=diffusion.CleanInput(), share=diffusion.PixelShare()),
@@ -98,7 +99,8 @@ def test_predictions_and_their_blend_are_those_by_hand():
     def all_of(models, x):
         return [(m.data(x, node), m.noise(x, node), m.data(x[0], node)) for m in models]
 
-    for model, (data, noise, alone) in zip(models, all_of(models, BATCH), strict=True):
+    found = jax.tree.map(np.asarray, all_of(models, BATCH))
+    for model, (data, noise, alone) in zip(models, found, strict=True):
         for x, d, n in zip(BATCH, data, noise, strict=True):
             _, first, second, share = by_hand(model, np.asarray(x), node.alpha, node.sigma)
             np.testing.assert_allclose(d, share * second + (1 - share) * first, rtol=1e-10)
@@ -110,9 +112,14 @@ def test_the_loss_is_the_sum_of_its_terms_by_hand():
     metric = diffusion.PerceptualDistance(jnp.sin, normalize=False)
     loss = diffusion.CascadedLoss(LEVELS, metric, 0.3, 0.7)
     models = [cascade(inputs=diffusion.BothInputs(0.5)), dual()]
-    run = jax.jit(lambda models: [loss(m, BATCH, CONTEXT) for m in models])
-    nodes, noise = cascaded._drawn(LEVELS, BATCH, CONTEXT.key)
-    for model, (total, terms) in zip(models, run(models), strict=True):
+
+    @jax.jit
+    def run(models, batch):
+        drawn = cascaded._drawn(LEVELS, batch, CONTEXT.key)
+        return drawn, [loss(m, batch, CONTEXT) for m in models]
+
+    (nodes, noise), found = run(models, BATCH)
+    for model, (total, terms) in zip(models, found, strict=True):
         wanted = np.zeros(4)
         for x, e, a, s in zip(
             *map(np.asarray, (BATCH, noise, nodes.alpha, nodes.sigma)), strict=True
@@ -145,7 +152,7 @@ def test_each_network_learns_from_its_own_terms():
         names = ("noise_error", "clean_error", "mean_error", "distance")
         return jax.vmap(total)(jnp.array([0.0, 0.1, 10.0])), {n: term(n) for n in names}, usual
 
-    totals, terms, usual = gradients(model)
+    totals, terms, usual = jax.tree.map(np.asarray, gradients(model))
     alone = terms["noise_error"].noise_model.network
     ours = jax.tree.leaves(totals.noise_model)
     for found, wanted in zip(ours, jax.tree.leaves(alone), strict=True):
@@ -167,15 +174,15 @@ def test_each_network_learns_from_its_own_terms():
 
 def test_the_share_is_learned_to_its_closed_form():
     # The noise network's data and the second network's are constant: r* is a projection.
-    first = jnp.array([0.4, -0.3, 0.2])
-    x = jnp.array([0.1, 0.5, -0.2])
-    between = first + jnp.array([-0.6, 1.0, 0.4])
-    closed = jnp.vdot(x - first, between - first) / jnp.vdot(between - first, between - first)
+    first = np.array([0.4, -0.3, 0.2])
+    x = np.array([0.1, 0.5, -0.2])
+    between = first + np.array([-0.6, 1.0, 0.4])
+    closed = np.vdot(x - first, between - first) / np.vdot(between - first, between - first)
     assert 0.1 < closed < 0.9
     loss = diffusion.CascadedLoss(LEVELS, mean_weight=5.0)
 
     def learned(x, second, logit):
-        base = diffusion.Denoiser(lambda x, node: first, diffusion.Data())
+        base = diffusion.Denoiser(lambda x, node: jnp.array(first), diffusion.Data())
         model = diffusion.CascadedDenoiser(base, Constant(second, logit, (2, 3)))
         only = eqx.tree_at(
             lambda m: m.clean_network.logit, jax.tree.map(lambda _: False, model), True
@@ -185,7 +192,7 @@ def test_the_share_is_learned_to_its_closed_form():
         done = training.fit(method, model, batches, 300).params.clean_network.logit
         return jax.nn.sigmoid(done)
 
-    xs, seconds = jnp.stack([x, x, first]), jnp.stack([between, x, between])
+    xs, seconds = np.stack([x, x, first]), np.stack([between, x, between])
     found = jax.jit(jax.vmap(learned))(xs, seconds, jnp.zeros(3))
     np.testing.assert_allclose(found, [closed, 1.0, 0.0], atol=0.02)
 
@@ -196,21 +203,20 @@ def test_blended_steps_are_steps_of_the_blend():
     schedule = diffusion.DiscreteSchedule(betas)
     at = np.array([60, 59]) / 100
     x, key = BATCH, jax.random.key(3)
-    model, share = cascade(share=diffusion.FixedShare(0.3)), 0.3
-    alone = [eqx.tree_at(lambda m: m.share, model, diffusion.FixedShare(r)) for r in (0.0, 1.0)]
+    share, node = 0.3, schedule.nodes(at[0])
 
-    def step(model):
-        made = diffusion.sample(model, diffusion.DDIM(1.0), schedule, at, x, key=key)
-        return np.asarray(made.value)
+    @jax.jit
+    def steps():
+        models = [cascade(share=diffusion.FixedShare(r)) for r in (share, 0.0, 1.0)]
+        go = lambda m: diffusion.sample(m, diffusion.DDIM(1.0), schedule, at, x, key=key).value
+        return [go(m) for m in models], [m.data(x, node) for m in models[1:]]
 
-    blended, first, second = map(step, (model, *alone))
+    (blended, first, second), data = jax.tree.map(np.asarray, steps())
     np.testing.assert_allclose(blended, share * second + (1 - share) * first, atol=1e-6)
     total = np.cumprod(1 - betas)
     before, now, beta = total[58], total[59], betas[59]
     a = np.sqrt(before) * beta / (1 - now)
     b = np.sqrt(1 - beta) * (1 - before) / (1 - now)
-    node = schedule.nodes(at[0])
-    data = [np.asarray(m.data(x, node)) for m in alone]
     np.testing.assert_allclose(second - first, a * (data[1] - data[0]), atol=1e-9)
     z = (first - a * data[0] - b * np.asarray(x)) / np.sqrt(beta * (1 - before) / (1 - now))
     again = (second - a * data[1] - b * np.asarray(x)) / np.sqrt(beta * (1 - before) / (1 - now))
@@ -222,10 +228,11 @@ def test_first_prediction_is_cut_off_where_noise_is_high():
     node = VP.nodes(np.array(1.0))
     x = 5 + BATCH
     data = lambda clip: cascade(share=diffusion.FixedShare(0.0), clip=clip).data(x, node)
-    free = cascade().noise_model.data(x, node)
-    assert float(jnp.max(jnp.abs(free))) > 10
-    np.testing.assert_allclose(data(None), free, rtol=1e-9)
-    np.testing.assert_allclose(data(2.0), np.clip(free, -2, 2), rtol=1e-9)
+    both = jax.jit(lambda: (cascade().noise_model.data(x, node), data(None), data(2.0)))
+    free, uncut, cut = map(np.asarray, both())
+    assert np.max(np.abs(free)) > 10
+    np.testing.assert_allclose(uncut, free, rtol=1e-9)
+    np.testing.assert_allclose(cut, np.clip(free, -2, 2), rtol=1e-9)
 
 
 def test_perceptual_distance_is_that_of_loops():
@@ -254,8 +261,8 @@ def test_perceptual_distance_is_that_of_loops():
     distance = lambda x: jnp.sum(diffusion.PerceptualDistance(jnp.tanh)(x, blank + 1))
     slope = jax.jit(jax.grad(distance))(blank)
     assert slope.dtype == jnp.float32
-    assert np.all(np.isfinite(slope))
-    assert np.any(slope)
+    assert np.all(np.isfinite(np.asarray(slope)))
+    assert np.any(np.asarray(slope))
 
 
 def test_a_metric_in_one_network_disturbs_the_noise():
@@ -271,22 +278,21 @@ def test_a_metric_in_one_network_disturbs_the_noise():
 
         return jax.vmap(slope)(weights)
 
-    weights = jnp.array([0.0, 0.2])
-    totals, terms, gradients = slopes(weights)
+    weights = np.array([0.0, 0.2])
+    totals, terms, gradients = jax.tree.map(np.asarray, slopes(weights))
     np.testing.assert_allclose(totals, terms["noise_error"] + weights * terms["distance"])
-    assert float(jnp.max(jnp.abs(gradients[1] - gradients[0]))) > 1e-3
+    assert np.max(np.abs(gradients[1] - gradients[0])) > 1e-3
 
 
 def test_networks_of_images_and_of_the_wrong_size():
     key = jax.random.key(0)
-
-    def data(x):
+    with numpy_draws():
         base = diffusion.Denoiser(diffusion.MLPDenoiser((1, 8, 8), 8, 1, key=key))
-        unet = diffusion.UNetDenoiser((2, 8, 8), (4, 8), key=key)
-        return diffusion.CascadedDenoiser(base, unet).data(x, VP.nodes(0.5))
-
+        unet = diffusion.UNetDenoiser((2, 8, 8), (2,), 1, key=key)
+    both = diffusion.CascadedDenoiser(base, unet)
     for shape in ((5, 1, 8, 8), (1, 8, 8)):
-        assert jax.eval_shape(data, jnp.zeros(shape)).shape == shape
+        x = jax.ShapeDtypeStruct(shape, float)
+        assert jax.eval_shape(lambda x: both.data(x, VP.nodes(0.5)), x).shape == shape
     base, wide = diffusion.Denoiser(line(0, 1, 2, 2)), line(1, 2, 2, 2)
     with pytest.raises(ValueError, match="shape"):
         cascade().data(jnp.zeros((2, 4)), VP.nodes(0.5))

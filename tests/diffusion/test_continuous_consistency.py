@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import numpy_draws
 
 from jaxopt_ext import diffusion, training
 from jaxopt_ext.diffusion import objectives
@@ -15,6 +16,7 @@ KEY = jax.random.key(0)
 WIDTH = 0.5
 RNG = np.random.default_rng(0)
 W, U, A = RNG.normal(size=(3, 3)), RNG.normal(size=(3, 3)), RNG.normal(size=3)
+X = np.random.default_rng(1).normal(size=(5, 3))
 TIMES = np.array([0.01, 0.5, 1.5, 1.56])
 CONTEXT = training.Context(jax.random.key(1), jnp.ones((), jnp.int32), None)
 
@@ -31,7 +33,7 @@ class Net(eqx.Module):
 
 
 def net(dtype=None):
-    return Net(*(jnp.asarray(a, dtype) for a in (W, U, A)))
+    return Net(*(jnp.array(a, dtype) for a in (W, U, A)))
 
 
 def outputs(x, t):
@@ -67,7 +69,7 @@ def test_the_tangent_is_the_derivative_along_the_path():
         slope = (8 * (along(h) - along(-h)) - along(2 * h) + along(-2 * h)) / (12 * h)
         np.testing.assert_allclose(found[i], math.cos(t) * slope, rtol=0, atol=1e-8)
         np.testing.assert_allclose(found_output[i], outputs(x[i] / WIDTH, t), rtol=1e-12)
-        np.testing.assert_allclose(MODEL(jnp.asarray(x[i]), t), value(x[i], t), rtol=1e-12)
+        np.testing.assert_allclose(MODEL(jnp.array(x[i]), t), value(x[i], t), rtol=1e-12)
     # Without what is warmed up, the other part.
     cold = TANGENT(MODEL, x, TIMES, v, np.zeros(4))[1]
     outs = np.stack([outputs(a / WIDTH, t) for a, t in zip(x, TIMES, strict=True)])
@@ -105,15 +107,22 @@ def test_samples_of_the_exact_model():
     """In one step and in more the law is that of the data."""
     c = 0.8
     model = diffusion.ConsistencyModel(Exact(c), WIDTH)
-    for times in (None, (1.57, 1.2, 0.6, 0.2)):
-        made = model.sample(KEY, (20_000, 2), times)
+
+    @jax.jit
+    def draws(key):
+        some = [model.sample(key, (20_000, 2), times) for times in (None, (1.57, 1.2, 0.6, 0.2))]
+        noise = WIDTH * jax.random.normal(jax.random.split(key, 1)[0], (3,))
+        single = model.sample(key, (2, 3), (1.3,), dtype=jnp.float32)
+        end = MODEL(jnp.ones(3), 0.0)
+        return some, (MODEL.sample(key, (3,), (1.3,)), noise), single, end
+
+    some, (found, noise), single, end = jax.tree.map(np.asarray, draws(KEY))
+    for made in some:
         np.testing.assert_allclose(np.cov(made.T), c**2 * np.eye(2), atol=0.025)
         np.testing.assert_allclose(np.mean(made, axis=0), 0, atol=0.025)
-    found = jax.jit(lambda key: MODEL.sample(key, (3,), (1.3,)))
-    wanted = value(np.asarray(WIDTH * jax.random.normal(jax.random.split(KEY, 1)[0], (3,))), 1.3)
-    np.testing.assert_allclose(found(KEY), wanted, rtol=1e-10)
-    assert model.sample(KEY, (2, 3), (1.3,), dtype=jnp.float32).dtype == jnp.float32
-    np.testing.assert_array_equal(MODEL(jnp.ones(3), 0.0), 1)
+    np.testing.assert_allclose(found, value(noise, 1.3), rtol=1e-10)
+    assert single.dtype == jnp.float32
+    np.testing.assert_array_equal(end, 1)
 
 
 def test_a_teacher_goes_to_the_circle_and_back():
@@ -131,7 +140,7 @@ def test_a_teacher_goes_to_the_circle_and_back():
         diffusion.TrigVelocity(WIDTH),
     )
     circle = diffusion.TrigFlow(WIDTH)
-    x = jnp.asarray(RNG.normal(size=3))
+    x = jnp.array(RNG.normal(size=3))
 
     @eqx.filter_jit
     def both(schedule, x, a, b):
@@ -154,24 +163,25 @@ def test_a_teacher_goes_to_the_circle_and_back():
         here = circle.nodes(t)
         np.testing.assert_allclose(here.sigma / here.alpha, there.sigma / there.alpha, rtol=1e-10)
         for i in range(3):
-            a, b = (diffusion.Node(*(jnp.asarray(v[i]) for v in nodes)) for nodes in (there, here))
+            a, b = (diffusion.Node(*(jnp.array(v[i]) for v in nodes)) for nodes in (there, here))
             for before, after, noisy, f in both(schedule, x, a, b):
                 np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-7)
                 wanted = math.cos(t[i]) * noisy - before[0]
                 np.testing.assert_allclose(f, wanted, rtol=1e-6, atol=1e-7)
     # Minus that of EDM, in the same input.
-    level = diffusion.Node(*map(jnp.asarray, (2.0, 1.0, 2.0)))
-    seen, node = diffusion.Preconditioned(WIDTH).inputs(x, level)
-    ours, where = diffusion.TrigVelocity(WIDTH).inputs(x, level)
+    level = diffusion.Node(2.0, 1.0, 2.0)
+
+    @jax.jit
+    def beside(x):
+        old, new = diffusion.Preconditioned(WIDTH), diffusion.TrigVelocity(WIDTH)
+        seen, node = old.inputs(x, level)
+        f = base(seen, node)
+        outs = old.data(f, x, node), new.data(-f, x, node)
+        return (new.inputs(x, level), seen), outs
+
+    ((ours, where), seen), outs = jax.tree.map(np.asarray, beside(x))
     np.testing.assert_allclose(ours, seen, rtol=1e-12)
     np.testing.assert_allclose(where.t, math.atan(4.0), rtol=1e-12)
-    outs = [
-        p.data(s * f, x, node)
-        for p, s, f in (
-            (diffusion.Preconditioned(WIDTH), 1, x),
-            (diffusion.TrigVelocity(WIDTH), -1, x),
-        )
-    ]
     np.testing.assert_allclose(*outs, rtol=1e-12)
 
 
@@ -198,11 +208,11 @@ def test_the_loss_of_the_slope_is_plain():
     predicts = diffusion.TrigVelocity(WIDTH)
     data, noise = RNG.normal(size=(2, 3))
     t = 0.9
-    node = jax.tree.map(jnp.asarray, diffusion.TrigFlow(WIDTH).nodes(np.asarray(t)))
+    node = jax.tree.map(jnp.array, diffusion.TrigFlow(WIDTH).nodes(np.asarray(t)))
     wanted = (math.cos(t) * WIDTH * noise - math.sin(t) * data) / WIDTH
-    target = objectives.target(predicts, jnp.asarray(data), jnp.asarray(noise), node)
+    target = objectives.target(predicts, jnp.array(data), jnp.array(noise), node)
     np.testing.assert_allclose(target, wanted, rtol=1e-12)
-    x = jnp.asarray(math.cos(t) * data + math.sin(t) * WIDTH * noise)
+    x = jnp.array(math.cos(t) * data + math.sin(t) * WIDTH * noise)
     np.testing.assert_allclose(predicts.data(target, x, node), data, rtol=1e-10)
     np.testing.assert_allclose(predicts.noise(target, x, node), noise, rtol=1e-10)
     weight = objectives.output_weight(diffusion.EDMWeighting(WIDTH), predicts, node)
@@ -222,10 +232,10 @@ class Fixed(diffusion.AbstractLevels):
 @pytest.fixture(scope="module")
 def slopes():
     """Values, metrics and gradients of losses, from one program."""
-    x = jax.random.normal(KEY, (5, 3))
-    other = Net(*(jnp.asarray(a) for a in (U, W, A)))
+    x = jnp.array(X)
+    other = Net(*(jnp.array(a) for a in (U, W, A)))
     teacher = diffusion.Denoiser(other, diffusion.TrigVelocity(WIDTH))
-    late = training.Context(CONTEXT.key, jnp.asarray(3), None)
+    late = training.Context(CONTEXT.key, jnp.array(3), None)
 
     def of(loss, model=MODEL, context=CONTEXT):
         (value, metrics), slope = eqx.filter_value_and_grad(loss, has_aux=True)(model, x, context)
@@ -235,7 +245,7 @@ def slopes():
         **{"bound": None, "warmup_steps": 0, "levels": Fixed(0.8), **options}
     )
     head = diffusion.WeightedConsistency(MODEL, 2)
-    head = eqx.tree_at(lambda h: h.bias, head, jnp.asarray(0.7))
+    head = eqx.tree_at(lambda h: h.bias, head, jnp.array(0.7))
 
     @jax.jit
     def every():
@@ -249,7 +259,7 @@ def slopes():
         found["weighted"] = of(ours(), head)
         return found
 
-    return every()
+    return jax.tree.map(np.asarray, every())
 
 
 def test_the_gradient_is_that_of_small_steps(slopes):
@@ -264,7 +274,7 @@ def test_the_gradient_is_that_of_small_steps(slopes):
 
 
 def test_the_loss_is_a_loop_of_numpy(slopes):
-    x = np.asarray(jax.random.normal(KEY, (5, 3)))
+    x = X
     z = WIDTH * np.asarray(jax.random.normal(jax.random.split(CONTEXT.key)[1], (5, 3)))
     t, h = 0.8, 1e-3
     totals = np.zeros(4)
@@ -291,8 +301,7 @@ def test_the_loss_is_a_loop_of_numpy(slopes):
 
 def test_guidance_as_an_input():
     """The teacher is a function of the condition, which the network sees too."""
-    x = jax.random.normal(KEY, (5, 3))
-    strength = jnp.linspace(0.0, 2.0, 5)
+    x, strength = jnp.array(X), np.linspace(0.0, 2.0, 5)
     seen = lambda scale: diffusion.Denoiser(
         lambda x, node: net()(x, node, scale), diffusion.TrigVelocity(WIDTH)
     )
@@ -312,12 +321,14 @@ def test_guidance_as_an_input():
     (guided, found, wanted), made = every()
     # With one strength for all it is the loss of that teacher and network.
     np.testing.assert_allclose(found, wanted, rtol=1e-10)
-    assert abs(float(guided - found)) > 1e-6
+    assert abs(float(guided) - float(found)) > 1e-6
     np.testing.assert_allclose(*made, rtol=1e-10)
 
 
 def test_double_norm():
-    layer = diffusion.DoubleNorm(4, 3, groups=2, key=KEY)
+    with numpy_draws():
+        layer = diffusion.DoubleNorm(4, 3, groups=2, key=KEY)
+        single = diffusion.DoubleNorm(4, 3, key=KEY)
     hidden, condition = RNG.normal(size=(4, 5, 5)), RNG.normal(size=3)
     w, b = np.asarray(layer.scale.weight), np.asarray(layer.scale.bias)
     u, c = np.asarray(layer.shift.weight), np.asarray(layer.shift.bias)
@@ -326,13 +337,14 @@ def test_double_norm():
     normal = groups - groups.mean(axis=1, keepdims=True)
     normal = (normal / groups.std(axis=1, keepdims=True)).reshape(hidden.shape)
     wanted = normal * scaled(w @ condition + b) + scaled(u @ condition + c)
-    call = jax.jit(lambda h, k: jax.jvp(layer, (h, k), (h, k)))
-    found, moved = call(jnp.asarray(hidden), jnp.asarray(condition))
+
+    @jax.jit
+    def call(h, k):
+        return jax.jvp(layer, (h, k), (h, k)), single(h[:, 0, 0], k)
+
+    (found, moved), vector = jax.tree.map(np.asarray, call(hidden, condition))
     np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=1e-3)
     assert np.all(np.isfinite(moved))
-    vector = diffusion.DoubleNorm(4, 3, key=KEY)(
-        jnp.asarray(hidden[:, 0, 0]), jnp.asarray(condition)
-    )
     assert vector.shape == (4,)
 
 
