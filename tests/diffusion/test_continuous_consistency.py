@@ -62,16 +62,17 @@ class Exact(eqx.Module):
 
 def test_the_tangent_is_the_derivative_along_the_path():
     x, v = RNG.normal(size=(2, 4, 3))
-    found_output, found = TANGENT(MODEL, x, TIMES, v, np.ones(4))
+    found_output, found = map(np.asarray, TANGENT(MODEL, x, TIMES, v, np.ones(4)))
+    values = np.asarray(jax.jit(jax.vmap(MODEL))(x, TIMES))
     h = 1e-3
     for i, t in enumerate(TIMES):
         along = lambda s, i=i, t=t: value(x[i] + s * v[i], t + s)
         slope = (8 * (along(h) - along(-h)) - along(2 * h) + along(-2 * h)) / (12 * h)
         np.testing.assert_allclose(found[i], math.cos(t) * slope, rtol=0, atol=1e-8)
         np.testing.assert_allclose(found_output[i], outputs(x[i] / WIDTH, t), rtol=1e-12)
-        np.testing.assert_allclose(MODEL(jnp.array(x[i]), t), value(x[i], t), rtol=1e-12)
+        np.testing.assert_allclose(values[i], value(x[i], t), rtol=1e-12)
     # Without what is warmed up, the other part.
-    cold = TANGENT(MODEL, x, TIMES, v, np.zeros(4))[1]
+    cold = np.asarray(TANGENT(MODEL, x, TIMES, v, np.zeros(4))[1])
     outs = np.stack([outputs(a / WIDTH, t) for a, t in zip(x, TIMES, strict=True)])
     wanted = -(np.cos(TIMES)[:, None] ** 2) * (WIDTH * outs - v)
     np.testing.assert_allclose(cold, wanted, rtol=1e-10, atol=1e-12)
@@ -100,7 +101,8 @@ def test_paths_of_a_normal_law_have_no_tangent():
     v = rate[:, None] * x
     tangent = TANGENT(model, x, t, v, np.ones(3))[1]
     np.testing.assert_allclose(tangent, 0, atol=1e-12)
-    assert np.min(np.abs(TANGENT(model, x, t, -v, np.ones(3))[1]).max(axis=1)) > 1e-3
+    turned = np.asarray(TANGENT(model, x, t, -v, np.ones(3))[1])
+    assert np.min(np.abs(turned).max(axis=1)) > 1e-3
 
 
 def test_samples_of_the_exact_model():
@@ -125,13 +127,18 @@ def test_samples_of_the_exact_model():
     np.testing.assert_array_equal(end, 1)
 
 
-def test_a_teacher_goes_to_the_circle_and_back():
+@pytest.mark.always(1)
+@pytest.mark.parametrize(
+    ("schedule", "times"),
+    [
+        (diffusion.VariancePreserving(), (0.05, 0.5, 0.95)),
+        (diffusion.VarianceExploding(), (0.05, 1.0, 20.0)),
+    ],
+    ids=["vp", "ve"],
+)
+def test_a_teacher_goes_to_the_circle_and_back(schedule, times):
     """Data of any prediction, on its own schedule and on the circle."""
     base = lambda x, node: jnp.tanh(x + jnp.log(node.sigma))
-    schedules = {
-        diffusion.VarianceExploding(): (0.05, 1.0, 20.0),
-        diffusion.VariancePreserving(): (0.05, 0.5, 0.95),
-    }
     predictions = (
         diffusion.Preconditioned(WIDTH),
         diffusion.Preconditioned(0.9),
@@ -156,18 +163,18 @@ def test_a_teacher_goes_to_the_circle_and_back():
 
         return [of(predicts) for predicts in predictions]
 
-    for schedule, times in schedules.items():
-        there = schedule.nodes(np.array(times))
-        t = circle.time_at(np.log(there.alpha / there.sigma))
-        np.testing.assert_allclose(t, np.arctan(there.sigma / there.alpha / WIDTH), rtol=1e-12)
-        here = circle.nodes(t)
-        np.testing.assert_allclose(here.sigma / here.alpha, there.sigma / there.alpha, rtol=1e-10)
-        for i in range(3):
-            a, b = (diffusion.Node(*(jnp.array(v[i]) for v in nodes)) for nodes in (there, here))
-            for before, after, noisy, f in both(schedule, x, a, b):
-                np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-7)
-                wanted = math.cos(t[i]) * noisy - before[0]
-                np.testing.assert_allclose(f, wanted, rtol=1e-6, atol=1e-7)
+    there = schedule.nodes(np.array(times))
+    t = circle.time_at(np.log(there.alpha / there.sigma))
+    np.testing.assert_allclose(t, np.arctan(there.sigma / there.alpha / WIDTH), rtol=1e-12)
+    here = circle.nodes(t)
+    np.testing.assert_allclose(here.sigma / here.alpha, there.sigma / there.alpha, rtol=1e-10)
+    for i in range(3):
+        a, b = (diffusion.Node(*(jnp.array(v[i]) for v in nodes)) for nodes in (there, here))
+        found = jax.tree.map(np.asarray, both(schedule, x, a, b))
+        for before, after, noisy, f in found:
+            np.testing.assert_allclose(after, before, rtol=1e-6, atol=1e-7)
+            wanted = math.cos(t[i]) * noisy - before[0]
+            np.testing.assert_allclose(f, wanted, rtol=1e-6, atol=1e-7)
     # Minus that of EDM, in the same input.
     level = diffusion.Node(2.0, 1.0, 2.0)
 
@@ -208,14 +215,19 @@ def test_the_loss_of_the_slope_is_plain():
     predicts = diffusion.TrigVelocity(WIDTH)
     data, noise = RNG.normal(size=(2, 3))
     t = 0.9
-    node = jax.tree.map(jnp.array, diffusion.TrigFlow(WIDTH).nodes(np.asarray(t)))
+    node = diffusion.TrigFlow(WIDTH).nodes(np.asarray(t))
     wanted = (math.cos(t) * WIDTH * noise - math.sin(t) * data) / WIDTH
-    target = objectives.target(predicts, jnp.array(data), jnp.array(noise), node)
+    x = math.cos(t) * data + math.sin(t) * WIDTH * noise
+
+    @jax.jit
+    def every(x, data, noise, node):
+        target = objectives.target(predicts, data, noise, node)
+        back = predicts.data(target, x, node), predicts.noise(target, x, node)
+        return target, back, objectives.output_weight(diffusion.EDMWeighting(WIDTH), predicts, node)
+
+    target, back, weight = jax.tree.map(np.asarray, every(x, data, noise, node))
     np.testing.assert_allclose(target, wanted, rtol=1e-12)
-    x = jnp.array(math.cos(t) * data + math.sin(t) * WIDTH * noise)
-    np.testing.assert_allclose(predicts.data(target, x, node), data, rtol=1e-10)
-    np.testing.assert_allclose(predicts.noise(target, x, node), noise, rtol=1e-10)
-    weight = objectives.output_weight(diffusion.EDMWeighting(WIDTH), predicts, node)
+    np.testing.assert_allclose(back, (data, noise), rtol=1e-10)
     np.testing.assert_allclose(weight, 1, rtol=1e-12)
 
 
@@ -348,6 +360,7 @@ def test_double_norm():
     assert vector.shape == (4,)
 
 
+@numpy_draws()
 def test_bad_input():
     with pytest.raises(ValueError, match="sigma_data"):
         diffusion.ConsistencyModel(net(), 0.0)

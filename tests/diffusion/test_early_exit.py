@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn, numpy_draws
 
 from jaxopt_ext import diffusion, training
 from jaxopt_ext.diffusion import early_exit, networks
@@ -17,16 +18,22 @@ SIZE, WIDTH, BLOCKS = 2, 5, 4
 SCHEDULE = diffusion.VariancePreserving()
 EXITS = diffusion.ExitSchedule((4, 3, 1), (0.3, 0.55))
 TIME = diffusion.ScheduleTime(SCHEDULE)
-NETWORK = functools.cache(
-    lambda: diffusion.MLPDenoiser(
-        (SIZE,), WIDTH, BLOCKS, embedding=diffusion.Sinusoidal(2), key=KEY, dtype=jnp.float64
+
+
+@functools.cache
+@numpy_draws()
+def network_of_four():
+    embedding = diffusion.Sinusoidal(2)
+    return diffusion.MLPDenoiser(
+        (SIZE,), WIDTH, BLOCKS, embedding=embedding, key=KEY, dtype=jnp.float64
     )
-)
+
+
 X = np.random.default_rng(0).normal(size=(3, SIZE))
 
 
 def model(exits=EXITS, predicts=None):
-    network = diffusion.EarlyExit(NETWORK(), exits, TIME)
+    network = diffusion.EarlyExit(network_of_four(), exits, TIME)
     return diffusion.Denoiser(network, diffusion.Noise() if predicts is None else predicts)
 
 
@@ -34,7 +41,7 @@ def by_hand(x, sigma, alpha, depth):
     """The perceptron of so many blocks, in numpy."""
     silu = lambda a: a / (1 + np.exp(-a))
     apply = lambda layer, h: np.asarray(layer.weight) @ h + np.asarray(layer.bias)
-    net = NETWORK()
+    net = network_of_four()
     angles = 0.25 * np.log(sigma / alpha) / 1e4 ** (np.arange(2) / 2)
     hidden = silu(apply(net.first, np.concatenate([x, np.cos(angles), np.sin(angles)])))
     for block in net.blocks[:depth]:
@@ -51,7 +58,7 @@ class ByHand(diffusion.AbstractDenoiser):
 
     def noise(self, x, node):
         t, alpha, sigma = map(float, node)
-        return jnp.asarray([by_hand(np.asarray(a), sigma, alpha, depth_of(t)) for a in x])
+        return np.array([by_hand(np.asarray(a), sigma, alpha, depth_of(t)) for a in x])
 
     def data(self, x, node):
         return diffusion.Noise().data(self.noise(x, node), x, node)
@@ -77,8 +84,8 @@ def test_a_grid_that_stops_at_edges_has_equally_many_steps_in_each_bin():
     exits = diffusion.ExitSchedule((5, 4, 3, 2, 1))
     nodes = exploding.nodes(diffusion.karras(exploding, 40)[:-1])
     time = diffusion.KarrasTime(exploding.end, exploding.start)
-    single = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), nodes)
-    for found in (exits.at(time(nodes)), exits.at(time(single))):
+    single = jax.tree.map(lambda a: jnp.array(a, jnp.float32), nodes)
+    for found in (exits.at(time(nodes)), jax.jit(lambda n: exits.at(time(n)))(single)):
         # Times 1, 39/40, ..., 1/40: an edge belongs to the bin above it.
         np.testing.assert_array_equal(found, np.repeat([1, 2, 3, 4, 5], [9, 8, 8, 8, 7]))
     inner = SCHEDULE.nodes(np.linspace(0.1, 1, 7))
@@ -89,28 +96,29 @@ def test_a_grid_that_stops_at_edges_has_equally_many_steps_in_each_bin():
 
 
 def test_all_blocks_are_the_network_bit_for_bit():
-    node = jax.tree.map(jnp.asarray, SCHEDULE.nodes(np.array(0.4)))
-    whole = eqx.filter_jit(NETWORK())
+    node = jax.tree.map(jnp.array, SCHEDULE.nodes(np.array(0.4)))
+    whole = eqx.filter_jit(network_of_four())
     for exits in (diffusion.ExitSchedule((4,)), diffusion.ExitSchedule((4, 4))):
-        cut = eqx.filter_jit(diffusion.EarlyExit(NETWORK(), exits, TIME))
-        np.testing.assert_array_equal(cut(jnp.asarray(X), node), whole(jnp.asarray(X), node))
+        cut = eqx.filter_jit(diffusion.EarlyExit(network_of_four(), exits, TIME))
+        np.testing.assert_array_equal(cut(jnp.array(X), node), whole(jnp.array(X), node))
 
 
 def test_a_level_decides_how_many_blocks():
     times = np.array([0.1, 0.5, 0.9])
     nodes = SCHEDULE.nodes(times)
     wanted = [by_hand(x, n[2], n[1], depth_of(n[0])) for x, *n in zip(X, *nodes, strict=True)]
-    network, traced = model().network, jax.tree.map(jnp.asarray, nodes)
+    network, traced = model().network, jax.tree.map(jnp.array, nodes)
     call = eqx.filter_jit(lambda x, node: network(x, node))
-    np.testing.assert_allclose(call(jnp.asarray(X), traced), wanted, rtol=1e-10)  # one for each
+    np.testing.assert_allclose(call(jnp.array(X), traced), wanted, rtol=1e-10)  # one for each
     for i in range(3):  # one for all
-        found = call(jnp.asarray(X), jax.tree.map(lambda a, i=i: a[i], traced))
-        np.testing.assert_allclose(found[i], wanted[i], rtol=1e-10)
+        found = call(jnp.array(X), jax.tree.map(lambda a, i=i: jnp.array(a[i]), nodes))
+        np.testing.assert_allclose(np.asarray(found)[i], wanted[i], rtol=1e-10)
     # Guidance calls two models; networks behind a preconditioner see another time.
     guided = diffusion.Guided(model(), model(), 2.0)
-    at = lambda i: jax.tree.map(lambda a: a[i], traced)
-    np.testing.assert_allclose(guided.noise(jnp.asarray(X), at(2))[2], wanted[2], rtol=1e-10)
-    seen = model(predicts=diffusion.Preconditioned(1.0)).predicts.inputs(jnp.asarray(X), at(2))[1]
+    last = jax.tree.map(lambda a: a[2], nodes)
+    found = eqx.filter_jit(guided.noise)(jnp.array(X), jax.tree.map(jnp.array, last))
+    np.testing.assert_allclose(found[2], wanted[2], rtol=1e-10)
+    seen = diffusion.Preconditioned(1.0).inputs(X, last)[1]
     assert network.depth_at(seen) == 1
 
 
@@ -125,9 +133,9 @@ SAMPLERS = {
 def test_a_run_in_segments_is_a_loop_of_steps(name):
     sampler, times = SAMPLERS[name], np.linspace(0.9, 0.1, 10)
     found = diffusion.sample(
-        model(), sampler, SCHEDULE, times, jnp.asarray(X), denoise=True, trace=True
+        model(), sampler, SCHEDULE, times, jnp.array(X), denoise=True, trace=True
     )
-    table, slow, x = sampler.plan(SCHEDULE, times), ByHand(), jnp.asarray(X)
+    table, slow, x = sampler.plan(SCHEDULE, times), ByHand(), X
     memory = sampler.start(slow, x, SCHEDULE.nodes(times[0]))
     path = []
     for i in range(len(times) - 1):
@@ -160,14 +168,14 @@ def test_a_run_costs_the_blocks_of_its_schedule(name):
     wanted = sum(map(depth_of, calls)), BLOCKS * len(calls)
     assert diffusion.block_evaluations(model(), SAMPLERS[name], SCHEDULE, times) == wanted
     if name != "Heun":  # where a step sees two depths, one of two branches is taken
-        assert blocks_in(jax.make_jaxpr(run)(jnp.asarray(X)).jaxpr) == wanted[0]
+        assert blocks_in(jax.make_jaxpr(run)(jnp.array(X)).jaxpr) == wanted[0]
 
 
 def test_operations_that_the_compiler_counts():
-    net = diffusion.MLPDenoiser((SIZE,), 64, 3, key=KEY)
+    net = drawn(lambda: diffusion.MLPDenoiser((SIZE,), 64, 3, key=KEY))
     cut = diffusion.EarlyExit(net, diffusion.ExitSchedule((3, 2, 1)), TIME)
     arrays, rest = eqx.partition(cut, eqx.is_array)
-    node = jax.tree.map(jnp.asarray, SCHEDULE.nodes(np.array(0.5)))
+    node = jax.tree.map(jnp.array, SCHEDULE.nodes(np.array(0.5)))
 
     def operations(n):
         fun = lambda arrays, x: eqx.combine(arrays, rest).at_depth(n)(x, node)
@@ -183,13 +191,13 @@ def test_loss_of_mixed_depths_is_a_loop_over_samples():
     loss = diffusion.EarlyExitLoss(squares)
     times = np.array([0.4, 0.5, 0.9])
     nodes = SCHEDULE.nodes(times)
-    batch = jnp.asarray(X), jax.tree.map(jnp.asarray, nodes)
+    batch = jnp.array(X), jax.tree.map(jnp.array, nodes)
     value, gradient = eqx.filter_jit(eqx.filter_value_and_grad(lambda m: loss(m, batch, None)[0]))(
         model()
     )
     outputs = [by_hand(x, n[2], n[1], depth_of(n[0])) for x, *n in zip(X, *nodes, strict=True)]
     np.testing.assert_allclose(value, np.mean(np.square(outputs)), rtol=1e-10)
-    sizes = [float(jnp.max(jnp.abs(b.linear.weight))) for b in gradient.network.network.blocks]
+    sizes = [np.max(np.abs(b.linear.weight)) for b in gradient.network.network.blocks]
     assert sizes[3] == 0
     assert min(sizes[:3]) > 1e-5
 
@@ -207,7 +215,8 @@ UNETS = {
 
 
 def test_where_sides_join_the_map_that_merges_stays():
-    block = networks.ConvolutionBlock(3, 2, 1, key=KEY)
+    with numpy_draws():
+        block = networks.ConvolutionBlock(3, 2, 1, key=KEY)
     rng = np.random.default_rng(1)
     image, first, last = (
         rng.normal(size=(2, 4, 4)),
@@ -234,7 +243,7 @@ def test_ascending_sides_keep_what_merges_them(name):
     assert all("Join" in type(network.blocks[i]).__name__ for i in places)
     exits = diffusion.ExitSchedule((len(places), 1))
     x = jax.random.normal(KEY, (2, *network.shape))
-    nodes = jax.tree.map(jnp.asarray, SCHEDULE.nodes(np.array([0.2, 0.8])))
+    nodes = jax.tree.map(jnp.array, SCHEDULE.nodes(np.array([0.2, 0.8])))
     exit_network = diffusion.EarlyExit(network, exits, TIME)
 
     def folded(network, x, node, depth):
@@ -305,12 +314,12 @@ def test_bad_input():
     with pytest.raises(TypeError, match="network"):
         diffusion.EarlyExit(lambda x, node: x, EXITS, TIME)
     with pytest.raises(TypeError, match="exits"):
-        diffusion.EarlyExit(NETWORK(), (3, 2), TIME)
+        diffusion.EarlyExit(network_of_four(), (3, 2), TIME)
     with pytest.raises(TypeError, match="time"):
-        diffusion.EarlyExit(NETWORK(), EXITS, 1.0)
+        diffusion.EarlyExit(network_of_four(), EXITS, 1.0)
     with pytest.raises(TypeError, match="function"):
         diffusion.EarlyExitLoss(3)
-    plain = diffusion.Denoiser(NETWORK())
+    plain = diffusion.Denoiser(network_of_four())
     with pytest.raises(TypeError, match="EarlyExit"):
         diffusion.EarlyExitLoss(squares)(plain, None, None)
     with pytest.raises(TypeError, match="EarlyExit"):
