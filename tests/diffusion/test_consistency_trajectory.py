@@ -212,7 +212,8 @@ def test_places_in_the_grid():
 
 def test_gradients_flow_through_the_average_but_not_to_it():
     teacher = diffusion.GaussianMixture(MEAN[None], np.array([SCALE])).denoiser()
-    loss = diffusion.CTMLoss(VE, diffusion.karras(VE, 5), teacher)
+    spans = diffusion.UniformSpans(1)  # so that a jump is left on both sides
+    loss = diffusion.CTMLoss(VE, diffusion.karras(VE, 5), teacher, spans=spans)
     ours, average = jnp.array([0.2, -0.1]), jnp.array([-0.3, 0.25])
     batch = jnp.array(normal(4, 2, seed=2))
 
@@ -226,7 +227,9 @@ def test_gradients_flow_through_the_average_but_not_to_it():
         ends = jax.vmap(lambda m, x, n, s: last(m.jump(x, n, s), s), (None, 0, 0, 0))
         estimate = ends(Gauss(ours), drawn.noisy, drawn.here, drawn.there)
         goal = ends(Gauss(target), drawn.taught, drawn.middle, drawn.there)
-        return jnp.mean((estimate - goal) ** 2)
+        middle, there = drawn.middle.sigma, drawn.there.sigma
+        left = jnp.any(middle > there), jnp.any(there > end.sigma)
+        return jnp.mean((estimate - goal) ** 2), left
 
     def ask(ours, average):
         context = Context(CONTEXT.key, CONTEXT.step, Gauss(average))
@@ -234,9 +237,11 @@ def test_gradients_flow_through_the_average_but_not_to_it():
 
     found, (gradient, none) = jax.jit(jax.value_and_grad(ask, (0, 1)))(ours, average)
     assert not np.any(np.asarray(none))
-    np.testing.assert_allclose(found, value(ours, average, ours), rtol=1e-9)
+    wanted, left = value(ours, average, ours)
+    assert all(left)
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
     at = np.asarray(ours)
-    moved = lambda e: value(jnp.array(at + e), average, ours)
+    moved = lambda e: value(jnp.array(at + e), average, ours)[0]
     wanted = [(moved(e) - moved(-e)) / 2e-5 for e in 1e-5 * np.eye(2)]
     np.testing.assert_allclose(gradient, wanted, rtol=1e-6)
 
