@@ -284,15 +284,19 @@ def test_a_metric_in_one_network_disturbs_the_noise():
     assert np.max(np.abs(gradients[1] - gradients[0])) > 1e-3
 
 
-def test_networks_of_images_and_of_the_wrong_size():
+@pytest.mark.always(1)
+@pytest.mark.parametrize("shape", [(5, 1, 8, 8), (1, 8, 8)], ids=["batch", "sample"])
+def test_networks_of_images(shape):
     key = jax.random.key(0)
     with numpy_draws():
         base = diffusion.Denoiser(diffusion.MLPDenoiser((1, 8, 8), 8, 1, key=key))
         unet = diffusion.UNetDenoiser((2, 8, 8), (2,), 1, key=key)
     both = diffusion.CascadedDenoiser(base, unet)
-    for shape in ((5, 1, 8, 8), (1, 8, 8)):
-        x = jax.ShapeDtypeStruct(shape, float)
-        assert jax.eval_shape(lambda x: both.data(x, VP.nodes(0.5)), x).shape == shape
+    x = jax.ShapeDtypeStruct(shape, float)
+    assert jax.eval_shape(lambda x: both.data(x, VP.nodes(0.5)), x).shape == shape
+
+
+def test_networks_of_the_wrong_size():
     base, wide = diffusion.Denoiser(line(0, 1, 2, 2)), line(1, 2, 2, 2)
     with pytest.raises(ValueError, match="shape"):
         cascade().data(jnp.zeros((2, 4)), VP.nodes(0.5))
