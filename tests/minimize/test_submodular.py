@@ -189,7 +189,7 @@ def cut_minus_modular(seed, n=10, scale=1.0):
     return Cut(scale * (edges + edges.T)), Modular(scale * rng.normal(size=n))
 
 
-@pytest.mark.parametrize("kind", [np.float32, np.float64])
+@pytest.mark.parametrize("kind", [np.float64, pytest.param(np.float32, marks=pytest.mark.slow)])
 def test_submodular_functions_are_minimized_exactly(kind):
     """In any units; and so are their differences from a modular function, by the convex step of a
     function without curvature."""
