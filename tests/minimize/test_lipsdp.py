@@ -41,11 +41,9 @@ ACTIVATIONS = {
 }
 
 
-def _increments(activation, count, width=6, seed=0):
+def _points(count, width=6, seed=0):
     rng = np.random.default_rng(seed)
-    x = rng.normal(size=(2, count, width)) * 10.0 ** rng.uniform(-1, 1, (2, count, 1))
-    values = [np.asarray(jax.vmap(activation)(jnp.asarray(a))) for a in x]
-    return x[1] - x[0], values[1] - values[0]
+    return rng.normal(size=(2, count, width)) * 10.0 ** rng.uniform(-1, 1, (2, count, 1))
 
 
 @pytest.mark.parametrize(
@@ -58,14 +56,23 @@ def _increments(activation, count, width=6, seed=0):
 def test_constraints_hold_for_all_pairs(name):
     """And that of the ball is above the one that is said to be below it."""
     activation, width = ACTIVATIONS[name], 6
-    dx, dphi = _increments(activation, 10_000)
-    pairs = np.concatenate([dx, dphi], axis=1)
+    points = _points(10_000)
     signs = np.asarray(activation.signs(width))
-    rng = np.random.default_rng(1)
-    for _ in range(4):
-        drawn = rng.normal(size=signs.size)
-        drawn = np.where(signs, np.abs(drawn), drawn)
-        X = np.asarray(activation.matrix(jnp.asarray(drawn), width))
+    drawn = np.random.default_rng(1).normal(size=(4, signs.size))
+    drawn = np.where(signs, np.abs(drawn), drawn)
+
+    @jax.jit
+    def run(points, drawn, two):
+        matrix = lambda multipliers: activation.matrix(multipliers, width)
+        values = jax.vmap(jax.vmap(activation))(points)
+        return values, jax.vmap(matrix)(drawn), matrix(activation.ball(two, width))
+
+    unsigned = np.where(signs, 0, drawn[-1:])
+    values, matrices, ball = run(points, np.concatenate([drawn, unsigned]), 2.0)
+    dx, dphi = (np.asarray(a[1] - a[0]) for a in (points, np.asarray(values)))
+    pairs = np.concatenate([dx, dphi], axis=1)
+    *matrices, unsigned = np.asarray(matrices)
+    for X in matrices:
         np.testing.assert_allclose(X, X.T)
         forms = np.einsum("si,ij,sj->s", pairs, X, pairs)
         assert np.min(forms / np.sum(pairs**2, axis=1)) >= -1e-10
@@ -73,24 +80,23 @@ def test_constraints_hold_for_all_pairs(name):
     assert np.linalg.matrix_rank(passed) == len(passed)
     np.testing.assert_allclose(dphi @ passed.T, dx @ passed.T, atol=1e-10)
     if len(passed):  # where that vanishes, only multipliers with a sign are left
-        X = np.asarray(activation.matrix(jnp.where(signs, 0, jnp.asarray(drawn)), width))
         kept = np.linalg.svd(np.concatenate([passed, -passed], axis=1))[2][len(passed) :]
-        np.testing.assert_allclose(kept @ X @ kept.T, 0, atol=1e-10)
-    ball = activation.matrix(activation.ball(jnp.asarray(2.0), width), width)
+        np.testing.assert_allclose(kept @ unsigned @ kept.T, 0, atol=1e-10)
     length = float(activation.slope)
     gap = 2 * np.diag(np.repeat([length**2, -1.0], width)) - ball
     assert np.min(np.linalg.eigvalsh(gap)) > -1e-12
 
 
 def test_activations_do_what_they_say():
-    x = jnp.array([1.0, 3.0, -2.0, -5.0, 4.0])
-    np.testing.assert_array_equal(MaxMin()(x), [3, 1, -2, -5, 4])
-    np.testing.assert_array_equal(GroupSort(3)(x), [3, 1, -2, 4, -5])
-    v = np.array([0.6, 0.8])
+    x, v = np.array([1.0, 3.0, -2.0, -5.0, 4.0]), np.array([0.6, 0.8])
     reflection = Householder(v * 7)
-    np.testing.assert_allclose(reflection(jnp.array([1.0, 1.0])), [1, 1])
+    ends = np.array([[1.0, 1.0], [1.0, -1.0]])
+    run = jax.jit(lambda x, ends: (MaxMin()(x), GroupSort(3)(x), jax.vmap(reflection)(ends)))
+    pairs, threes, reflected = run(x, ends)
+    np.testing.assert_array_equal(pairs, [3, 1, -2, -5, 4])
+    np.testing.assert_array_equal(threes, [3, 1, -2, 4, -5])
     wanted = (np.eye(2) - 2 * np.outer(v, v)) @ [1, -1]
-    np.testing.assert_allclose(reflection(jnp.array([1.0, -1.0])), wanted)
+    np.testing.assert_allclose(reflected, [[1, 1], wanted])
     np.testing.assert_allclose(reflection.max_slope, np.max(np.abs(wanted)) + 0, rtol=0.5)
 
 
@@ -318,11 +324,15 @@ def test_from_equinox():
     mlp_of = lambda **kinds: eqx.nn.MLP(2, 2, 2, 1, **kinds, key=jax.random.key(0))
     mlp = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
     layers = from_equinox(mlp)
-    x = jnp.array([1.0, -2.0, 0.5])
-    y = x
-    for layer in layers:
-        y = layer(y)
-    np.testing.assert_allclose(y, mlp(x), atol=1e-6)
+
+    @eqx.filter_jit
+    def run(layers, mlp, x):
+        y = x
+        for layer in layers:
+            y = layer(y)
+        return y, mlp(x)
+
+    np.testing.assert_allclose(*run(layers, mlp, np.array([1.0, -2.0, 0.5])), atol=1e-6)
     assert isinstance(layers[1], SlopeRestricted)
     assert layers[0].weight is mlp.layers[0].weight
     tanh = eqx.nn.MLP(3, 2, 4, 1, jnp.sin, key=jax.random.key(0))
