@@ -36,9 +36,11 @@ def path(problem, solver, start, key=KEY):
     return jax.tree.map(join, start, found.trace), found
 
 
+SWEPT = jxt.Smooth(lambda x: 0.5 * x @ jnp.asarray(H) @ x)
+
+
 def test_a_cycle_is_a_sweep_of_gauss_seidel():
-    problem = jxt.Smooth(lambda x: 0.5 * x @ jnp.asarray(H) @ x)
-    eta, identity = 0.1, np.eye(D)
+    problem, eta, identity = SWEPT, 0.1, np.eye(D)
     upper, lower = np.triu(H), np.tril(H, -1)
     forward, _ = path(problem, CyclicProximal(eta, max_steps=3), jnp.asarray(X))
     x = X
@@ -47,8 +49,13 @@ def test_a_cycle_is_a_sweep_of_gauss_seidel():
         x = scipy.linalg.solve_triangular(
             identity + eta * lower, (identity - eta * upper) @ x, lower=True
         )
+
+
+@pytest.mark.slow
+def test_a_cycle_the_other_way_is_the_other_sweep():
+    eta, identity = 0.1, np.eye(D)
     solver = CyclicProximal(eta, order=Backward(), max_steps=3)
-    backward, _ = path(problem, solver, jnp.asarray(X))
+    backward, _ = path(SWEPT, solver, jnp.asarray(X))
     x = np.linalg.solve(identity + eta * np.triu(H, 1), (identity - eta * np.tril(H)) @ X)
     np.testing.assert_allclose(backward[1], x, atol=1e-12)
 
@@ -102,12 +109,24 @@ def test_variance_reduction_by_numpy(batch):
     found, solution = path(problem, solver, jnp.asarray(X))
     soft = lambda z: np.sign(z) * np.maximum(np.abs(z) - 0.01, 0)
     cuts = [slice(0, 3), slice(3, 5)]
-    x, previous, estimate, key, samples, tails = X, X, np.zeros(D), KEY, 0, 0
+    x, previous, estimate, samples, tails = X, X, np.zeros(D), 0, 0
+
+    @jax.jit
+    def drawn(key):
+        """Coins, and the rows for each of their sides."""
+
+        def once(key, _):
+            coin, draw, _, key = jax.random.split(key, 4)
+            sides = problem.draw(draw, batch or N), problem.draw(draw, 3)
+            return key, (jax.random.bernoulli(coin, 0.4), *sides)
+
+        return jax.lax.scan(once, key, length=12)[1]
+
+    coins, large, small = map(np.asarray, drawn(KEY))
     for k in range(12):
         np.testing.assert_allclose(found[k], x, rtol=1e-9, atol=1e-11)
-        coin, draw, _, key = jax.random.split(key, 4)
-        heads = k == 0 or bool(jax.random.bernoulli(coin, 0.4))
-        rows = np.asarray(problem.draw(draw, (batch or N) if heads else 3))
+        heads = k == 0 or coins[k]
+        rows = large[k] if heads else small[k]
         rows = np.arange(N) if heads and batch is None else rows
         samples += len(rows) * (1 if heads else 2)
         tails += not heads
@@ -178,13 +197,19 @@ def test_an_expectation():
             jxt.solve(problem, bad, jnp.zeros(3))
 
 
+@pytest.mark.slow
+def test_one_block_takes_what_is_not_separable():
+    problem = jxt.FiniteSum(loss, data=DATA, nonsmooth=prox.L2(0.1))
+    found = jxt.solve(problem, CyclicProximal(0.1, 1), jnp.asarray(X))
+    assert found.status == jxt.Status.converged
+
+
 def test_bad_input():
     lasso = jxt.FiniteSum(loss, data=DATA, nonsmooth=prox.L2(0.1))
     start = jnp.asarray(X)
     for solver in (CyclicProximal(0.1), VarianceReducedCyclic(0.1)):
         with pytest.raises(TypeError, match="separable"):
             jxt.solve(lasso, solver, start)
-    assert jxt.solve(lasso, CyclicProximal(0.1, 1), start).status == jxt.Status.converged
     whole = jxt.FiniteSum(tree_problem().loss, data=DATA, nonsmooth=prox.Simplex(1.0))
     with pytest.raises(TypeError, match="separable"):
         jxt.solve(whole, CyclicProximal(0.1, (("a", "b/c"), "b/d")), START)
