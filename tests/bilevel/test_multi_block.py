@@ -68,6 +68,7 @@ def solution():
     return x, y, np.einsum("mij,mj->mi", inverse, y - C)
 
 
+@pytest.mark.slow
 def test_the_residual_is_that_of_the_blocks_with_the_mean_above():
     x, y, v = point()
     found = jax.jit(lambda z: problem(chunk=2).residual(z))(
@@ -263,19 +264,15 @@ LAZY, EVERY = bilevel.MeasuredRows(), bilevel.AllRows()
 FORMS = [
     ("BSVRB", LAZY),
     ("BSVRBHessian", EVERY),
-    *(
-        pytest.param(name, moves, marks=pytest.mark.slow)
-        for name, moves in [
-            ("BSVRB", EVERY),
-            ("BSVRBHessian", LAZY),
-            ("RSVRB", EVERY),
-            ("BlockwiseSGD", LAZY),
-            ("BlockwiseSGD", EVERY),
-        ]
-    ),
+    ("BSVRB", EVERY),
+    ("BSVRBHessian", LAZY),
+    ("RSVRB", EVERY),
+    ("BlockwiseSGD", LAZY),
+    ("BlockwiseSGD", EVERY),
 ]
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(("name", "moves"), FORMS)
 def test_steps_are_a_loop_of_numpy(name, moves):
     start, method, noisy = point(), solver(name, moves), problem()
