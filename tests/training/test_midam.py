@@ -106,6 +106,7 @@ def test_steps_are_a_loop_of_numpy(kind, gamma, lagged):
             np.testing.assert_allclose(ours.pooling.outer(row), outer(kind, table[i])[0])
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("kind", [SmoothedMax, AttentionPooling])
 def test_whole_bags_without_memory_are_the_objective(kind):
     def objective(primal, alpha):
@@ -153,6 +154,7 @@ def sampler(size, lengths=(4,) * 4, **options):
     return training.BagSampler(rows, lengths, [1, 0, 1, 0], 1, 1, size, **options), rows
 
 
+@pytest.mark.slow
 def test_a_few_instances():
     """f1 is without bias, h is not; the table's error is that of a moving average."""
     few, rows = sampler(2)
@@ -214,22 +216,26 @@ def test_large_scores_in_single_precision():
         assert state.params.dtype == jnp.float32
 
 
-def test_other_poolings():
+def test_values_of_other_poolings():
     pooled = eqx.filter_jit(lambda pooling, *bag: pooling.outer(pooling.inner(*bag)))
     score = lambda pooling: pooled(pooling, jnp.array([1.0, 5, 9]), jnp.array([True, True, False]))
     assert score(training.MeanPooling()) == 3
     assert score(training.MaxPooling()) == 5
-    for pooling, reduce in [(training.MeanPooling(), jnp.mean), (training.MaxPooling(), jnp.max)]:
-        ours = MIDAM(linear, optax.sgd(1.0), N, pooling, gamma=1.0)
-        after, _ = STEP(ours, start(ours), ALL)
 
-        def loss(w, reduce=reduce):
-            h = reduce(X @ w[0], axis=1)
-            return training.auc_margin_loss(h, ALL.labels, *jnp.zeros(3))
 
-        np.testing.assert_allclose(
-            WEIGHTS - after.params, jax.jit(jax.grad(loss))(WEIGHTS), rtol=1e-10
-        )
+@pytest.mark.always(1)
+@pytest.mark.parametrize(
+    ("pooling", "reduce"), [(training.MaxPooling(), jnp.max), (training.MeanPooling(), jnp.mean)]
+)
+def test_steps_of_other_poolings(pooling, reduce):
+    ours = MIDAM(linear, optax.sgd(1.0), N, pooling, gamma=1.0)
+    after, _ = STEP(ours, start(ours), ALL)
+
+    def loss(w):
+        h = reduce(X @ w[0], axis=1)
+        return training.auc_margin_loss(h, ALL.labels, *np.zeros(3))
+
+    np.testing.assert_allclose(WEIGHTS - after.params, jax.jit(jax.grad(loss))(WEIGHTS), rtol=1e-10)
 
 
 def test_bad_input():
