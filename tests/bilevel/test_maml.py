@@ -105,7 +105,7 @@ def test_meta_gradients_are_differences_of_their_objective():
     np.testing.assert_allclose(found["free"][0], found["three"][0], rtol=1e-12)
 
 
-def test_adaptation_and_single_precision():
+def test_adaptation():
     one = jax.tree.map(lambda a: np.asarray(a)[0], BATCH.support)
     method = METHODS["three"]
     u = _flat(W)
@@ -113,6 +113,10 @@ def test_adaptation_and_single_precision():
         u = u - ALPHA * _derivatives(u, *map(np.asarray, one))[0]
     adapted = jax.jit(lambda w, s: method.adapt(w, s, 2))(W, one)
     np.testing.assert_allclose(_flat(adapted), u, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_single_precision():
     single = lambda t: jax.tree.map(lambda a: np.asarray(a).astype(np.float32), t)
     run = _gradients()[1]
     found = run(single(W), single(BATCH))
