@@ -42,23 +42,29 @@ def test_consensus_point_by_numpy():
     assert np.isnan(mean(np.full(9, np.inf), points, 3.0)).all()
 
 
-def _one_step(**options):
-    problem, start = BOWL, jnp.array([3.0, -2.0])
-    solver = ConsensusBased(2000, inverse_temperature=2.0, drift=1.5, step_size=0.04, **options)
+def _one_step(*many):
+    """With each of some options, in one program."""
+    start = np.array([3.0, -2.0])
+    given = {"inverse_temperature": 2.0, "drift": 1.5, "step_size": 0.04}
 
-    @jax.jit
-    def once(key):
-        state = solver.init(problem, start, key)
-        x, after = solver.step(problem, start, state)
+    def once(key, options):
+        solver = ConsensusBased(2000, **given, **options)
+        state = solver.init(BOWL, start, key)
+        x, after = solver.step(BOWL, start, state)
         return state.particles, x, after.particles
 
-    return map(np.asarray, once(jax.random.key(1)))
+    run = jax.jit(lambda key: [once(key, options) for options in many])
+    return jax.tree.map(np.asarray, run(jax.random.key(1)))
 
 
 def test_one_step_by_numpy():
     weigh = lambda p: np.exp(-2 * (0.5 * p[:, 0] ** 2 + 2 * p[:, 1] ** 2))
     mean = lambda p: weigh(p) @ p / weigh(p).sum()
-    before, x, still = _one_step(noise=0.0)
+    (before, x, still), *kicked = _one_step(
+        {"noise": 0.0},
+        {"noise": 0.7, "geometry": Anisotropic()},
+        {"noise": 0.7, "geometry": Isotropic()},
+    )
     difference = before - mean(before)  # of the positions before the step
     np.testing.assert_allclose(before.mean(axis=0), [3, -2], atol=0.1)
     np.testing.assert_allclose(still, before - 0.06 * difference, rtol=1e-9, atol=1e-9)
@@ -66,8 +72,8 @@ def test_one_step_by_numpy():
     # The same normal numbers for both, recovered from the kicks.
     lengths = np.linalg.norm(difference, axis=1, keepdims=True)
     normals = [
-        ([*_one_step(noise=0.7, geometry=geometry)][2] - still) / (0.7 * 0.2 * scale)
-        for geometry, scale in ((Anisotropic(), difference), (Isotropic(), lengths))
+        (after - still) / (0.7 * 0.2 * scale)
+        for (*_, after), scale in zip(kicked, (difference, lengths), strict=True)
     ]
     np.testing.assert_allclose(normals[0], normals[1], rtol=1e-6, atol=1e-6)
     np.testing.assert_allclose(np.cov(normals[0].T), np.eye(2), atol=0.12)
@@ -197,16 +203,25 @@ def kinked(target, unit):
     return jxt.Smooth(kink), ConsensusBased(tol=1e-6, **QUICK | {"max_steps": 1500})
 
 
-def test_sets_and_kinks_and_holes():
-    target = jnp.array([2.0, -0.3])
-    inside = jxt.Constrained(lambda x: jnp.sum((x - target) ** 2), prox.Box(-1.0, 1.0))
-    for solver in (
+@pytest.mark.always(1)
+@pytest.mark.parametrize(
+    "solver",
+    [
         ConsensusBased(tol=1e-2, **QUICK),
         ConsensusHopping(100, optax.exponential_decay(0.5, 10, 0.7), 1e5, 1e-2, 300),
-    ):
-        solution = jxt.solve(inside, solver, jnp.zeros(2))
-        assert solution.status == jxt.Status.converged
-        np.testing.assert_allclose(solution.value, [1, -0.3], atol=0.01)
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_sets(solver):
+    target = np.array([2.0, -0.3])
+    inside = jxt.Constrained(lambda x: jnp.sum((x - target) ** 2), prox.Box(-1.0, 1.0))
+    solution = jxt.solve(inside, solver, np.zeros(2))
+    assert solution.status == jxt.Status.converged
+    np.testing.assert_allclose(solution.value, [1, -0.3], atol=0.01)
+
+
+def test_kinks_and_holes():
+    target = np.array([2.0, -0.3])
     solution = jxt.solve(*kinked(target, 1.0), jnp.ones(2))
     np.testing.assert_allclose(solution.value, target, atol=0.01)
     # The gradient is no less than one near it: that is not called converged.
