@@ -52,12 +52,13 @@ def by_hand(blocks, gamma, steps):
     return path
 
 
+@pytest.mark.always(2)
 @pytest.mark.parametrize(
     ("blocks", "parts", "gamma"),
     [
-        (1, [slice(0, 7)], 0.0),
         (3, [slice(0, 3), slice(3, 6), slice(6, 7)], 0.3),
         (None, [slice(j, j + 1) for j in range(7)], 0.0),
+        (1, [slice(0, 7)], 0.0),
     ],
 )
 def test_equals_the_recursion_and_keeps_the_theorem(blocks, parts, gamma):
@@ -74,6 +75,7 @@ def test_equals_the_recursion_and_keeps_the_theorem(blocks, parts, gamma):
         assert gap <= distance / (2 * total) + 1e-12
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize("solver", [minimize.ACODER(blocks=None), minimize.ACODER(100.0, 0.0, 2)])
 def test_converges_without_a_bound_and_with_a_loose_one(solver):
     best = jxt.solve(PROBLEM, minimize.FISTA(tol=1e-12), jnp.zeros(7)).value
@@ -120,8 +122,9 @@ def fit(w, row):
     return 0.5 * (row[0] @ w - row[1]) ** 2
 
 
+@pytest.mark.always(1)
 @pytest.mark.parametrize(
-    ("blocks", "parts"), [(1, [slice(0, 7)]), (3, [slice(0, 3), slice(3, 6), slice(6, 7)])]
+    ("blocks", "parts"), [(3, [slice(0, 3), slice(3, 6), slice(6, 7)]), (1, [slice(0, 7)])]
 )
 def test_variance_reduction_equals_the_recursion_without_noise(blocks, parts):
     problem = jxt.FiniteSum(fit, (jnp.asarray(X), jnp.asarray(Y)), prox.L1(LAM), sampling=All())
