@@ -154,7 +154,6 @@ def test_relatives():
         relative(training.Trim, ratio=0.5),
         relative(training.Trim, keep=lambda label: label > 0),
     )
-    state, _ = found[0]
     large = 2.0 * (ce >= np.sort(ce)[2])
     kept = np.asarray(BATCH.label1) > 0
     assert 0 < kept.sum() < 4
@@ -168,6 +167,16 @@ def test_relatives():
     for (after, metrics), weights in zip(found, each, strict=True):
         assert metrics["finite"]
         np.testing.assert_allclose(after.params, moved_by(weights), rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_relatives_with_a_memory():
+    """Losses of the step before are what weights are multiplied by."""
+    ce = losses(np.ones(D))[0][np.asarray(BATCH.index)]
+    tilted = np.exp(ce - ce.max())
+    tilted /= tilted.sum()
+    pair = lambda weights: np.stack([weights, np.zeros(4)], axis=1)
+    ((state, _),) = one_step(relative(training.Reweight))
     again = dataclasses.replace(state, params=jnp.ones(D))
     methods = relative(training.Reweight), relative(training.DroReweight, entropy=0.5)
     for (after, _), power in zip(one_step(*methods, states=[again] * 2), (2, 1.5), strict=True):
