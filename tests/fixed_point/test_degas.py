@@ -89,9 +89,11 @@ class Blockwise:
 
 
 def test_maps_that_know_their_blocks():
-    schedule = fp.UniformDelay(6)
-    whole = run(fp.DelayAgnostic(schedule, blocks=4), lambda x: Blockwise()(x), jnp.zeros(D), 50)
-    parts = run(fp.DelayAgnostic(schedule, blocks=4), Blockwise(), jnp.zeros(D), 50)
+    solver = fp.DelayAgnostic(fp.UniformDelay(6), blocks=4)
+    both = jax.jit(
+        lambda x: [run(solver, f, x, 50) for f in (lambda x: Blockwise()(x), Blockwise())]
+    )
+    whole, parts = both(np.zeros(D))
     np.testing.assert_allclose(parts.value, whole.value, rtol=1e-12)
 
 
@@ -114,6 +116,7 @@ def test_dominance_is_enough_at_any_delay(schedule):
     np.testing.assert_allclose(solution.value, x, atol=1e-11)
 
 
+@pytest.mark.slow
 def test_stale_own_blocks_blow_up():
     delayed = fp.ConstantDelay(50)
     solver = fp.ARock(delayed, averaging=1.0, max_steps=8000)
