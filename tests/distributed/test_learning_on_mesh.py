@@ -39,7 +39,7 @@ METHODS = {
     "several gossip steps": (dd.ring, lambda _: dd.dfedsam_mgs(loss, 0.05, 2, batch_size=3)),
     "chebyshev": (
         dd.ring,
-        lambda _: dd.DecentralizedFederated(loss, LOCAL, dd.ChebyshevGossip(3, SPECTRUM)),
+        lambda _: dd.DecentralizedFederated(loss, LOCAL, dd.ChebyshevAverage(3, SPECTRUM)),
     ),
     "server": (None, lambda _: dd.fedsam(loss, 0.05, 2, batch_size=3)),
     "relabelled": (dd.complete, relabelled),

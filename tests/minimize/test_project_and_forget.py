@@ -40,6 +40,7 @@ from jaxopt_ext.minimize import (
 from jaxopt_ext.minimize.bregman import MetricPoint
 
 RNG = np.random.default_rng(11)
+SLOW = pytest.mark.slow
 
 
 def symmetric(upper):
@@ -70,6 +71,7 @@ def least(objective, x, *constraints):
     return problem.value, x.value
 
 
+@SLOW
 def test_nearest_metric_equals_the_program_with_all_triangles():
     n = 6
     D = symmetric(RNG.uniform(size=(n, n)))
@@ -127,7 +129,6 @@ def test_few_half_spaces_are_remembered_of_many():
         assert found.solution.trace["remembered"][-1] < share * every
 
 
-SLOW = pytest.mark.slow
 DISCREPANCIES = {
     "squares": (None, lambda x, d, w: 0.5 * cp.sum(cp.multiply(w, cp.square(x - d))), 1),
     "entropy": (RelativeEntropy(), lambda x, d, w: cp.sum(cp.multiply(w, cp.kl_div(x, d))), 1),
@@ -136,9 +137,8 @@ DISCREPANCIES = {
 }
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n == "entropy" else SLOW) for n in DISCREPANCIES]
-)
+@SLOW
+@pytest.mark.parametrize("name", DISCREPANCIES)
 def test_every_discrepancy_is_least_or_within_its_fraction(name):
     n = 6
     discrepancy, objective, factor = DISCREPANCIES[name]
@@ -187,6 +187,11 @@ def by_hand(d, n, rounds, sweeps):
     return x, sizes
 
 
+# Tests that take these share their compiled rounds.
+SPREAD = symmetric(np.random.default_rng(1).uniform(size=(6, 6)))
+FOUR_ROUNDS = ProjectAndForget(max_steps=4, capacity=1, tol=1e-8)
+
+
 def test_a_bar_moves_once_a_round(monkeypatch):
     moves = []
 
@@ -196,19 +201,15 @@ def test_a_bar_moves_once_a_round(monkeypatch):
 
     module = importlib.import_module("jaxopt_ext.minimize.project_and_forget")
     monkeypatch.setattr(module, "progress_bar", bar)
-    D = np.random.default_rng(0).uniform(size=(6, 6))
-    solution = metric_nearness(D + D.T - 2 * np.diag(np.diag(D)), progress=False).solution
+    solution = metric_nearness(SPREAD, solver=FOUR_ROUNDS, progress=False).solution
     assert len(moves) == solution.steps > 1
-    assert all(move[:3] == (1000, 1, False) for move in moves)
+    assert all(move[:3] == (4, 1, False) for move in moves)
     assert moves[-1][3]["remembered"] == solution.trace["remembered"][-1]
 
 
 def test_rounds_equal_a_loop_in_python():
-    n = 6
-    D = symmetric(np.random.default_rng(1).uniform(size=(n, n)))
-    solver = ProjectAndForget(max_steps=4, capacity=1, tol=1e-8)
-    found = metric_nearness(D, solver=solver)
-    wanted, sizes = by_hand(pairs(D), n, 4, 2)
+    found = metric_nearness(SPREAD, solver=FOUR_ROUNDS)
+    wanted, sizes = by_hand(pairs(SPREAD), 6, 4, 2)
     np.testing.assert_allclose(pairs(found.distances), wanted, atol=1e-9)
     np.testing.assert_array_equal(found.solution.trace["visited"], sizes)
     assert found.solution.status == jxt.Status.step_limit
@@ -236,17 +237,23 @@ def test_each_projection_lands_on_its_hyperplane(dtype):
         Entropy(x, weights),
         MatrixQuadratic(x, jnp.asarray(root @ root.T + 6 * np.eye(6), dtype)),
     )
-    for bregman in cases:
-        many = jnp.full(20, 1e3, dtype)  # so that no visit stops short
-        correct = lambda r, z, on, f=bregman: f.correct(x, r, z, on)
-        visit = jax.jit(jax.vmap(correct, in_axes=(0, 0, None)))
-        found, dual = visit(rows, many, True)
+    many = np.full(20, 1e3, dtype)  # so that no visit stops short
+
+    @jax.jit
+    def run(rows, many, on):
+        each = []
+        for bregman in cases:
+            correct = lambda r, z, f=bregman: f.correct(x, r, z, on)
+            found, dual = jax.vmap(correct)(rows, many)
+            each.append((found, dual, jax.vmap(jax.grad(bregman))(found) - jax.grad(bregman)(x)))
+        return each
+
+    for (found, dual, moved), (stays, same, _) in zip(
+        run(rows, many, True), run(rows, many, False), strict=True
+    ):
         on = np.sum(A * np.asarray(found), axis=1) - b
         np.testing.assert_allclose(on, 0, atol=30 * tol)
-        slope = jax.jit(jax.vmap(jax.grad(bregman)))
-        moved = slope(found) - slope(x[None])
         np.testing.assert_allclose(moved, (many - dual)[:, None] * A, atol=300 * tol)
-        stays, same = visit(rows, many, False)
         np.testing.assert_allclose(stays, np.tile(x, (20, 1)), rtol=1e-6)
         np.testing.assert_array_equal(same, many)
         assert found.dtype == dtype
@@ -338,6 +345,7 @@ def test_learned_metric_keeps_its_pairs_and_has_derivatives():
     np.testing.assert_allclose(slopes[0] + 2 * slopes[1], (ahead - behind) / 2e-5, rtol=1e-5)
 
 
+@SLOW
 def test_derivatives_of_nearest_metrics_equal_differences():
     n = 6
     D, W = symmetric(RNG.uniform(size=(n, n))), symmetric(RNG.uniform(1, 2, (n, n)))
@@ -361,6 +369,7 @@ def _program(rng, m=30, n=5):
     return root @ root.T + np.eye(n), 5 * rng.normal(size=n), A, lower, upper
 
 
+@SLOW
 def test_programs_with_few_slots_and_drawn_rows():
     """One slot more than rows are active is enough."""
     P, q, A, l, u = _program(np.random.default_rng(3))
@@ -393,22 +402,26 @@ def test_programs_without_a_solution_say_so():
     assert status(eye, [0.0, 0, 1], [inf, inf, 2]) == jxt.Status.infeasible
     assert status(np.diag([1.0, 0]), [0.0, 0, -1], [1.0, 1, 1]) == jxt.Status.breakdown
     assert status(np.diag([1.0, -1]), [0.0, 0, -1], [1.0, 1, 1]) == jxt.Status.breakdown
-    assert status(eye, [0.0, 0, -1], [1.0, 1, 1]) == jxt.Status.converged
+
+
+@SLOW
+def test_lists_without_a_solution_say_so():
     apart = ListOracle.from_matrix(np.array([[1.0, 1], [-1, -1]]), np.array([-1.0, 0]))
     assert project_with_oracle(Quadratic(np.ones(2)), apart).status == jxt.Status.infeasible
 
 
-def test_lists_and_a_dense_quadratic():
+@SLOW
+@pytest.mark.parametrize("probability", [1.0, 0.5])
+def test_lists_and_a_dense_quadratic(probability):
     P, c, A, _, u = _program(np.random.default_rng(5))
     u = u + 0.5 * np.abs(A @ c)
     x = cp.Variable(5)
     _, wanted = least(lambda x: cp.quad_form(x - c, cp.psd_wrap(P)), x, A @ x <= u)
-    for probability in (1.0, 0.5):
-        oracle = ListOracle.from_matrix(A, u, probability)
-        solver = ProjectAndForget(tol=1e-8, max_steps=3000, sweeps=10)
-        found = project_with_oracle(MatrixQuadratic(c, P), oracle, solver=solver)
-        assert found.status == jxt.Status.converged
-        np.testing.assert_allclose(found.value.primal, wanted, atol=1e-6)
+    oracle = ListOracle.from_matrix(A, u, probability)
+    solver = ProjectAndForget(tol=1e-8, max_steps=3000, sweeps=10)
+    found = project_with_oracle(MatrixQuadratic(c, P), oracle, solver=solver)
+    assert found.status == jxt.Status.converged
+    np.testing.assert_allclose(found.value.primal, wanted, atol=1e-6)
 
 
 @SLOW
@@ -472,10 +485,10 @@ def test_bad_input():
         ProjectAndForget(forget=3)
     with pytest.raises(TypeError, match="host"):
         jax.jit(lambda D: metric_nearness(D).distances)(D)
-    far = symmetric(RNG.uniform(size=(6, 6)) ** 4)
     with pytest.raises(RuntimeError, match="limit"):
-        metric_nearness(far, solver=ProjectAndForget(max_steps=1), throw=True)
-    spoiled = D.copy()
+        metric_nearness(SPREAD, solver=FOUR_ROUNDS, throw=True)
+    spoiled = SPREAD.copy()
     spoiled[0, 1] = spoiled[1, 0] = np.nan
-    assert metric_nearness(spoiled).solution.status == jxt.Status.nonfinite
+    found = metric_nearness(spoiled, solver=FOUR_ROUNDS)
+    assert found.solution.status == jxt.Status.nonfinite
     assert minimize.complete_graph(3).tolist() == [[0, 1], [0, 2], [1, 2]]

@@ -99,12 +99,11 @@ def test_plan():
         zeroth_order_plan(d, M, R, 0.0)
 
 
-SLOWER = [
-    pytest.param(m, marks=pytest.mark.slow) for m in (MirrorBatch(), Restarted(0.5, power=1.0))
-]
+METHODS = AcceleratedBatch(), MirrorBatch(), Restarted(0.5, power=1.0)
 
 
-@pytest.mark.parametrize("method", [AcceleratedBatch(), *SLOWER], ids=lambda m: type(m).__name__)
+@pytest.mark.always(1)
+@pytest.mark.parametrize("method", METHODS, ids=lambda m: type(m).__name__)
 def test_a_plan_reaches_its_accuracy(method):
     d, eps = 16, 0.1
     plan = zeroth_order_plan(d, 1.0, 1.0, eps, method)
@@ -165,6 +164,44 @@ def test_a_direction_asks_the_same_sample_twice():
     assert np.mean(np.abs(B)) - least_absolute(None) > 0.1
 
 
+def test_a_saddle_step_by_numpy():
+    """Over balls, of both players at once: the value is the point in the middle."""
+    K, radius = np.random.default_rng(3).normal(size=(3, 4)), 0.3
+    smoothing, ball = SphereSmoothing(radius, 5), prox.L2Ball(1.0)
+    problem = jxt.MinMax(lambda x, y: x @ K @ y + 0.5 * (x @ x) - 0.2 * (y @ y), ball, ball)
+    solver = ZerothOrder(MirrorProxBatch(), smoothing, 2.0)
+    start = jxt.PrimalDual(np.full(3, 0.5), np.full(4, -0.5))
+
+    @jax.jit
+    def run(z):
+        value, after = solver.step(problem, z, solver.init(problem, z, KEY))
+        keys = jax.random.split(jax.random.split(KEY)[0])
+        directions = [smoothing.sphere.draw(key, z, 5)[0] for key in keys]
+        return value, after.method.point, directions
+
+    value, point, directions = run(start)
+    flat = lambda z: np.concatenate(jax.tree.leaves(z), axis=-1)
+    phi = lambda z: z[:3] @ K @ z[3:] + 0.5 * (z[:3] @ z[:3]) - 0.2 * (z[3:] @ z[3:])
+    into = lambda v: v / max(1, np.linalg.norm(v))
+    z, t = flat(start), radius / (7**0.5 * 2)
+
+    def moved(at, directions):
+        around = (phi(at + radius * e) - phi(at - radius * e) for e in directions)
+        slope = sum(7 / (2 * radius) * d * e / 5 for d, e in zip(around, directions, strict=True))
+        ahead = z - t * slope * np.repeat([1, -1], (3, 4))
+        return np.concatenate([into(ahead[:3]), into(ahead[3:])])
+
+    middle = moved(z, flat(directions[0]))
+    np.testing.assert_allclose(flat(value), middle, rtol=1e-9)
+    np.testing.assert_allclose(flat(point), moved(middle, flat(directions[1])), rtol=1e-9)
+    with pytest.raises(TypeError, match="no method for a Smooth"):
+        jxt.solve(jxt.Smooth(jnp.sum), solver, np.ones(2))
+    plain = dataclasses.replace(solver, method=AcceleratedBatch())
+    with pytest.raises(TypeError, match="no method for a MinMax"):
+        jxt.solve(problem, plain, start)
+
+
+@pytest.mark.slow
 def test_saddle_points_at_the_steps_of_the_plan():
     """Over balls, where the gap has a closed form."""
     K, eps, pull = RNG.normal(size=(3, 4)) / 2, 0.2, 0.3
@@ -185,13 +222,7 @@ def test_saddle_points_at_the_steps_of_the_plan():
 
     solution = jxt.solve(problem, solver, start, key=KEY)
     assert gap(solution.value) <= eps, gap(solution.value)
-    assert gap(start) > 3 * eps
-    # One player's sign turned would drive it away.
-    with pytest.raises(TypeError, match="no method for a Smooth"):
-        jxt.solve(jxt.Smooth(jnp.sum), solver, jnp.ones(2))
-    plain = dataclasses.replace(solver, method=AcceleratedBatch())
-    with pytest.raises(TypeError, match="no method for a MinMax"):
-        jxt.solve(problem, plain, start)
+    assert gap(start) > 3 * eps  # one player's sign turned would drive it away
 
 
 def test_p_norm_steps_are_minimizers():
@@ -244,13 +275,14 @@ def test_confirmed_solves_and_derivatives():
         return jxt.solve(problem, solver, jnp.zeros(3))
 
     theta = jnp.array([1.0, -1.0, 0.5])
-    solution = jax.jit(solved)(theta)
+    with_value = lambda t: (lambda found: (found.value, found))(solved(t))
+    jacobian, solution = jax.jit(jax.jacobian(with_value, has_aux=True))(theta)
     assert solution.status == jxt.Status.converged
     assert np.linalg.norm(H @ solution.value - theta) <= 1e-4
-    jacobian = jax.jit(jax.jacobian(lambda t: solved(t).value))(theta)
     np.testing.assert_allclose(jacobian, np.linalg.inv(H), atol=1e-9)
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_has_a_status():
     solver = ZerothOrder(AcceleratedBatch(), SphereSmoothing(0.1, 2), max_steps=20)
     hole = jxt.solve(jxt.Smooth(lambda x: jnp.sum(jnp.log(x))), solver, -jnp.ones(2))
