@@ -66,6 +66,7 @@ def test_steps_are_those_of_the_papers_controller():
     np.testing.assert_allclose(out.value, wanted, rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_tolerances_are_met_and_cost():
     model, x = denoiser(), jnp.asarray(START)
     exact = closed(3, exact_noise(model), START, atol=1e-8, rtol=1e-6)[0]
@@ -83,6 +84,7 @@ def test_tolerances_are_met_and_cost():
     assert np.sqrt(np.mean((first.value - exact) ** 2)) > 1e-2
 
 
+@pytest.mark.slow
 def test_a_batch_shares_its_steps_and_vmap_does_not():
     method = DPMSolverAdaptive(2, batch_ndim=0)
     run = lambda x: sample_adaptive(denoiser(), method, SCHEDULE, x)

@@ -114,7 +114,8 @@ def narrow(num):
     return mixture, mixture.sample(jax.random.key(7), num)
 
 
-@pytest.mark.parametrize("num_steps", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("num_steps", [100, 1000])
 def test_the_gap_of_an_exact_model_is_small_and_that_of_a_wide_one_is_not(num_steps):
     mixture, data = narrow(1500 if num_steps == 1000 else 400)
     times = diffusion.uniform_time(SCHEDULE, num_steps)

@@ -83,6 +83,7 @@ def test_the_measured_part_is_noised_and_the_rest_is_guided():
     assert abs(noise.std() - 1) < 0.05
 
 
+@pytest.mark.slow
 def test_noise_of_the_step_and_of_the_measurement_are_apart():
     x = np.tile(RNG.normal(size=(1, 2)), (4000, 1))
     both = diffusion.Inpainting(np.array([True, False]))
@@ -230,6 +231,7 @@ def test_colour_blur_and_views_run():
         assert gap < (0.5 if options.get("consistency") else 1e-6), measurement
 
 
+@pytest.mark.slow
 def test_pytrees_and_meshes():
     mask = {"a": np.array([True]), "b": (np.array([False]),)}
     exact = gaussian()

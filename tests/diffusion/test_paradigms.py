@@ -130,7 +130,7 @@ def test_a_window_of_one_is_the_sequential_run_and_a_settled_one_equals_it(name)
     assert int(found.rounds) <= 31
 
 
-@pytest.mark.always(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["memory", "DDPM", "DDIM"])
 def test_few_rounds_find_nearly_the_same(name):
     wanted = sequential(SAMPLERS[name], 200).value
@@ -150,6 +150,7 @@ def test_vmap_gives_each_sample_its_window():
     assert len({int(e.rounds) for e in map(run, X)}) > 1
 
 
+@pytest.mark.slow
 def test_pytrees():
     cut = lambda x: {"a": x[..., :1], "b": (x[..., 1:],)}
     join = lambda x: jnp.concatenate([x["a"], x["b"][0]], -1)

@@ -74,8 +74,12 @@ def paper(order, variant, noise, corrector, times=TIMES, final=10):
 VARIANTS = {"bh1": BH1(), "bh2": BH2(), "vary": Varying()}
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("noise", [False, True])
+FORMS = [(noise, variant) for noise in (False, True) for variant in VARIANTS]
+TWO = (False, "bh2"), (True, "bh1")
+
+
+@pytest.mark.always(2)
+@pytest.mark.parametrize(("noise", "variant"), [*TWO, *(form for form in FORMS if form not in TWO)])
 def test_equals_the_paper(variant, noise):
     form = NoiseForm() if noise else DataForm()
     for order, corrector in ((1, True), (2, False), (2, True), (4, True)):
@@ -110,6 +114,7 @@ def test_the_corrector_adds_an_order(form):
         assert abs(slope - order - (kind is UniPC)) < 0.2, (order, kind, slope)
 
 
+@pytest.mark.slow
 def test_a_corrected_pndm_is_better_and_costs_the_same():
     times = diffusion.uniform_time(SCHEDULE, 40)
     calls = itertools.count()

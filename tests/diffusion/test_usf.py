@@ -73,6 +73,7 @@ def known():
     }
 
 
+@pytest.mark.slow
 def test_known_samplers_are_decisions_of_one_program(trace_count):
     samplers = known()
     decisions = [as_decision(sampler, SCHEDULE, TIMES) for sampler in samplers.values()]
