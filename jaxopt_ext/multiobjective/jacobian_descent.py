@@ -54,7 +54,9 @@ class UPGrad(AbstractWeighting):
     \\pi_J(g) = \\arg\\min_{d : J d \\ge 0} \\|d - g\\|,$$
 
     with $p_i = 1/m$ unless given. But for the ridge that `reg_eps` puts on $G = J J^\\top$ it does
-    not conflict, $J A(J) \\ge -\\mathrm{reg\\_eps}\\, \\mathrm{tr}(G)\\, w$; it is linear under scaling, $c \\mapsto A(\\mathrm{diag}(c) J)$ is linear in $c > 0$; and it is a weighting,
+    not conflict, $J A(J) \\ge -\\mathrm{reg\\_eps}\\, \\mathrm{tr}(G)\\, w$;
+    it is linear under scaling, $c \\mapsto A(\\mathrm{diag}(c) J)$ is linear in $c > 0$;
+    and it is a weighting,
     $A(J) = J^\\top w$ with $w = \\sum_i \\arg\\min_{v \\ge p_i e_i} v^\\top G v$, the solutions of
     $m$ programs, found in one batch. With one objective it is its gradient, to the last digit.
 
