@@ -105,12 +105,11 @@ class LeastSquaresFallback(lx.AbstractLinearSolver[lx.AbstractLinearOperator]):
             second = lambda b: _lsqr(product, b, tolerance, limit)
             x, solved = loops.if_due(~first.solved, second, unit, first)
         else:
-            matrix = product
-            first = _Answer(*solve_checked(matrix, unit, tolerance))
+            first = _Answer(*solve_checked(product, unit, tolerance))
             # The matrix is an operand too: what depends on nothing in the loop, its singular
             # values, would be found before it is known whether they are asked for.
             second = lambda s: _pseudo_solve(s[0], s[1], tolerance, limit)
-            x, solved = loops.if_due(~first.solved, second, (matrix, unit), first)
+            x, solved = loops.if_due(~first.solved, second, (product, unit), first)
         finite = tree.all_finite(x)
         return tree.scale(x, scale), solved & finite if self.strict else finite
 

@@ -60,6 +60,14 @@ def _each(row, kind, name):
     return pytest.param(row, kind, id=name, marks=() if alone else pytest.mark.slow)
 
 
+def _first_kinds(always):
+    """Each row with its first problem type; slow where `always(row, kind)` does not hold."""
+    marks = lambda row, kind: () if always(row, kind) else pytest.mark.slow
+    firsts = [(row, _kinds(row)[0]) for row in ROWS]
+    cases = [pytest.param(*first, id=first[0].name, marks=marks(*first)) for first in firsts]
+    return pytest.mark.parametrize(("row", "kind"), cases)
+
+
 FIRST = [_each(row, _kinds(row)[0], row.name) for row in ROWS]
 FEW = [_each(row, kind, f"{row.name}-{kind.__name__}") for row in ROWS for kind in _kinds(row)]
 
@@ -248,18 +256,7 @@ def _central_differences(kind):
     return _weights(kind) @ (ahead - behind) / (2 * step)
 
 
-@pytest.mark.parametrize(
-    ("row", "kind"),
-    [
-        pytest.param(
-            row,
-            _kinds(row)[0],
-            id=row.name,
-            marks=() if _derived(row, _kinds(row)[0]) else pytest.mark.slow,
-        )
-        for row in ROWS
-    ],
-)
+@_first_kinds(_derived)
 def test_gradient_equals_central_differences_of_the_oracle(row, kind):
     for check in ("gradient", "jit", "vmap"):
         _skip(row, check)
@@ -337,18 +334,7 @@ ASKED = ("bilevel.BAMM", "stochastic.StochasticModelBased")
 """Of the solvers that ask for the residual near the end only, two; the others' are slow tests."""
 
 
-@pytest.mark.parametrize(
-    ("row", "kind"),
-    [
-        pytest.param(
-            row,
-            _kinds(row)[0],
-            id=row.name,
-            marks=() if row.public in ASKED else pytest.mark.slow,
-        )
-        for row in ROWS
-    ],
-)
+@_first_kinds(lambda row, kind: row.public in ASKED)
 def test_goes_on_where_it_converged(row, kind):
     """A state that says solved is none that says diverged."""
     problem = CASES[kind].build(_theta(CASES[kind], jnp.float64))
