@@ -150,18 +150,23 @@ def test_it_traces_in_shard_map():
         np.testing.assert_allclose(found, np.linalg.solve(A, vectors.T).T, rtol=1e-6, atol=1e-7)
 
 
-def test_implicit_derivatives_in_shard_map():
+LINE = 2.5 * np.eye(4) - np.eye(4, k=1) - np.eye(4, k=-1)
+TILTED = LINE + 0.1 * np.eye(4, k=1)  # of which no symmetry is known
+COLORED = {"coloring": Coloring.red_black((4,))}
+
+
+@pytest.mark.always(1)
+@pytest.mark.parametrize(
+    "cases",
+    [
+        [(SOR(1.2, 1e-12), LINE, False), (SOR(1.2, 1e-12, **COLORED), TILTED, True)],
+        [(SSORCG(1.2, 1e-12, **COLORED), LINE, False), (lx.LU(), TILTED, False)],
+    ],
+    ids=["SOR", "others"],
+)
+def test_implicit_derivatives_in_shard_map(cases):
     """Of a solution for each device, and, with a sum over them in the problem, of one for all."""
-    line = 2.5 * np.eye(4) - np.eye(4, k=1) - np.eye(4, k=-1)
-    tilted = line + 0.1 * np.eye(4, k=1)  # of which no symmetry is known
     vectors = np.random.default_rng(2).normal(size=(2, 4))
-    coloring = Coloring.red_black((4,))
-    cases = [
-        (SOR(1.2, 1e-12), line, False),
-        (SOR(1.2, 1e-12, coloring=coloring), tilted, True),
-        (SSORCG(1.2, 1e-12, coloring=coloring), line, False),
-        (lx.LU(), tilted, False),
-    ]
 
     def each(vectors, scale):
         def score(scale, solver, matrix, together):
@@ -171,7 +176,7 @@ def test_implicit_derivatives_in_shard_map():
 
             problem = (
                 jxt.RootFinding(gap)
-                if matrix is tilted
+                if matrix is TILTED
                 else jxt.Smooth(lambda x: 0.5 * scale * x @ matrix @ x - vectors[0] @ x)
             )
             b = jax.lax.pmean(vectors[0], "i") if together else vectors[0]
@@ -190,9 +195,9 @@ def test_implicit_derivatives_in_shard_map():
 
 
 @eqx.filter_jit
-def _outcome(solver, matrix, vector):
+def _outcome(solver, matrix, vector, **options):
     operator = lx.MatrixLinearOperator(matrix, lx.symmetric_tag)
-    out = lx.linear_solve(operator, vector, solver, throw=False)
+    out = lx.linear_solve(operator, vector, solver, options=options, throw=False)
     return out.result._value, out.value, out.stats["num_steps"]
 
 
@@ -204,33 +209,35 @@ def outcome(solver, matrix, vector):
 
 
 def test_what_becomes_of_ugly_systems():
-    ones = np.ones(2)
-    status, x, _ = outcome(SOR(), [[0.0, 1.0], [1.0, 0.0]], ones)  # a zero on the diagonal
-    assert status == "breakdown"
-    assert np.isnan(x).all()
-    status, x, _ = outcome(SOR(), [[1.0, 3.0], [3.0, 1.0]], ones)  # diverges
-    assert status == "breakdown"
-    assert np.isnan(x).all()
-    assert outcome(SSORCG(), [[1.0, 3.0], [3.0, 1.0]], [1.0, -1.0])[0] == "breakdown"
-    assert outcome(SOR(), np.eye(2), [np.nan, 1])[0] == "breakdown"
-    status, x, steps = outcome(SOR(max_steps=3), A, B)
-    assert (status, steps) == ("max_steps_reached", 3)
-    assert np.isfinite(x).all()
-    assert outcome(SOR(), np.eye(2), np.zeros(2))[::2] == ("successful", 0)
+    def beside_a_one(pair):
+        return scipy.linalg.block_diag(pair, 1.0)
+
+    sor, swap, far = SOR(rtol=1e-12), [[0.0, 1.0], [1.0, 0.0]], [[1.0, 3.0], [3.0, 1.0]]
+    ones = np.ones(3)
+    for pair in (swap, far):  # a zero on the diagonal; sweeps that diverge
+        status, x, _ = outcome(sor, beside_a_one(pair), ones)
+        assert status == "breakdown"
+        assert np.isnan(x).all()
+    assert outcome(SSORCG(), beside_a_one(far), [1.0, -1.0, 0.0])[0] == "breakdown"
+    assert outcome(sor, np.eye(3), [np.nan, 1, 1])[0] == "breakdown"
+    assert outcome(sor, np.eye(3), np.zeros(3))[::2] == ("successful", 0)
     # Two unknowns of one colour are coupled.
-    assert outcome(SOR(coloring=Coloring([0, 0])), [[2.0, 1.0], [1.0, 2.0]], ones)[0] == "breakdown"
-    # Badly scaled, and solved all the same.
+    coupled = SOR(coloring=Coloring([0, 0, 1]))
+    assert outcome(coupled, beside_a_one([[2.0, 1.0], [1.0, 2.0]]), ones)[0] == "breakdown"
+    # Badly scaled, and solved all the same, but not in three sweeps.
+    line = 2 * np.eye(3) - 0.5 * np.eye(3, k=1) - 0.5 * np.eye(3, k=-1)
     scale = np.array([1e-6, 1.0, 1e6])
-    matrix = scale[:, None] * (2 * np.eye(3) - 0.5 * np.eye(3, k=1) - 0.5 * np.eye(3, k=-1)) * scale
-    status, x, _ = outcome(SOR(rtol=1e-12), matrix, scale)
+    matrix = scale[:, None] * line * scale
+    status, x, _ = outcome(sor, matrix, scale)
     assert status == "successful"
     np.testing.assert_allclose(matrix @ x, scale, atol=1e-5)
-    y0 = jnp.asarray(np.linalg.solve(A, B))
-    operator = lx.MatrixLinearOperator(jnp.asarray(A))
-    warm = lx.linear_solve(
-        operator, jnp.asarray(B), SOR(max_steps=1), options={"y0": y0}, throw=False
-    )
-    np.testing.assert_allclose(warm.value, y0)
+    status, x, steps = outcome(SOR(rtol=1e-12, max_steps=3), matrix, scale)
+    assert (status, steps) == ("max_steps_reached", 3)
+    assert np.isfinite(x).all()
+    y0 = np.linalg.solve(line, ones)
+    _, warm, steps = _outcome(sor, line, ones, y0=y0)
+    np.testing.assert_allclose(warm, y0, rtol=1e-12)
+    assert steps <= 1
 
 
 @pytest.mark.parametrize("omega", [0.0, 2.0, -1.0, np.nan])

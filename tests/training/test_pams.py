@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from drawn import drawn
 
 from jaxopt_ext.training import (
     EDSR,
@@ -51,41 +52,44 @@ def test_derivatives_by_the_formulas(clip, dtype):
 
 
 def test_the_range_stays_positive_and_can_come_back():
-    for alpha in (0.0, -100.0, 1e-9):
-        value, slope = jax.value_and_grad(lambda a: pams_quantize(jnp.float32(3), a))(
-            jnp.float32(alpha)
-        )
-        np.testing.assert_allclose(value, 1e-6, rtol=1e-5)
-        assert slope == 1
+    clipped = jax.vmap(jax.value_and_grad(lambda a: pams_quantize(jnp.float32(3), a)))
+    value, slope = jax.jit(clipped)(np.array([0.0, -100.0, 1e-9], np.float32))
+    np.testing.assert_allclose(value, 1e-6, rtol=1e-5)
+    assert np.all(slope == 1)
 
 
 def test_weights_take_the_nearest_level_and_pass_derivatives():
-    w = jnp.asarray(RNG.normal(size=(3, 4)))
-    weights = jnp.cos(jnp.arange(12.0).reshape(3, 4))
-    slope = jax.grad(lambda w: jnp.sum(weights * quantize_weights(w, 3)))(w)
+    w, weights = RNG.normal(size=(2, 3, 4))
+    found, pull = jax.vjp(jax.jit(lambda w: quantize_weights(w, 3)), w)
+    (slope,) = pull(weights)
     m = np.abs(w).max() + 1e-8
     levels = m * np.arange(-3, 4) / 3
     nearest = levels[np.argmin(np.abs(w[..., None] - levels), -1)]
-    np.testing.assert_allclose(quantize_weights(w, 3), nearest, atol=1e-12)
+    np.testing.assert_allclose(found, nearest, atol=1e-12)
     np.testing.assert_array_equal(slope, weights)
-    assert np.all(quantize_weights(jnp.zeros(3)) == 0)
+    assert np.all(quantize_weights(np.zeros((3, 4)), 3) == 0)
 
 
 @pytest.mark.parametrize("implementation", ["xla", pytest.param("pallas", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("bits", [8, pytest.param(4, marks=pytest.mark.slow)])
 def test_integers_equal_the_simulation(bits, implementation):
     shapes = (4, 16, 3, 3), (4,), (2, 16, 6, 5)
-    w, b, x = (jnp.asarray(RNG.normal(size=s), jnp.float32) for s in shapes)
+    w, b, x = (jnp.array(RNG.normal(size=s).astype(np.float32)) for s in shapes)
     layer = QuantConv2d(w, b, 1.5, bits)
-    simulated = jax.jit(lambda x: layer(x))(x)
-    exact = layer.integer(x, implementation=implementation)
+    # The levels are the same to the bit.
+    q = 2 ** (bits - 1) - 1
+
+    @jax.jit
+    def all_of(x):
+        exact = layer.integer(x, implementation=implementation)
+        levels = quantize(x, layer.alpha, bits).astype(jnp.float32) * (layer.alpha / q)
+        return layer(x), exact, levels, pams_quantize(x, layer.alpha, bits)
+
+    simulated, exact, *levels = all_of(x)
     assert exact.dtype == jnp.float32
     scale = np.abs(simulated).max()
     np.testing.assert_allclose(exact, simulated, atol=1e-6 * scale, rtol=1e-6)
-    # The levels are the same to the bit.
-    q = 2 ** (bits - 1) - 1
-    levels = quantize(x, layer.alpha, bits).astype(jnp.float32) * (layer.alpha / q)
-    np.testing.assert_array_equal(levels, pams_quantize(x, layer.alpha, bits))
+    np.testing.assert_array_equal(*levels)
 
 
 def test_running_mean_of_the_maxima():
@@ -101,49 +105,58 @@ def test_running_mean_of_the_maxima():
 
 
 def test_transfer():
-    x = jnp.asarray(RNG.normal(size=(2, 3, 4, 5)))
-    assert attention_transfer(x, 3 * x) < 1e-30  # scale does not matter, sample by sample
-    single = x.astype(jnp.float32)
-    assert attention_transfer(1e-14 * single, single) < 1e-12
-    y = jnp.asarray(RNG.normal(size=(2, 1, 4, 5)))
-    assert attention_transfer(x, y) > 1e-4
-    assert np.all(jax.grad(attention_transfer, 1)(x, y) == 0)
-    assert np.all(jax.grad(attention_transfer)(0 * x, y) == 0)  # no NaN
+    x, y = RNG.normal(size=(2, 2, 3, 4, 5))
+    transfer = jax.jit(jax.value_and_grad(attention_transfer, (0, 1)))
+    assert transfer(x, 3 * x)[0] < 1e-30  # scale does not matter, sample by sample
+    single = x.astype(np.float32)
+    assert transfer(np.float32(1e-14) * single, single)[0] < 1e-12
+    value, (_, by_teacher) = transfer(x, y)
+    assert value > 1e-4
+    assert np.all(by_teacher == 0)
+    assert np.all(transfer(0 * x, y)[1][0] == 0)  # no NaN
+    narrow = transfer(np.concatenate([x, x, x], axis=1), x)[0]
+    assert narrow < 1e-30  # of as many channels as there are
+
+
+def small(blocks, features, scale):
+    return drawn(lambda: EDSR(blocks, features, scale, key=jax.random.key(0)), scale=0.1)
 
 
 def test_network():
-    key = jax.random.key(0)
-    network = EDSR(2, 4, 3, key=key)
-    x = jax.random.uniform(jax.random.key(1), (2, 1, 6, 5))
-    image, features, maxima = eqx.filter_jit(EDSR.observe)(network, x)
+    network = small(2, 4, 3)
+    fine = network.quantized(16)
+    x = np.random.default_rng(1).uniform(size=(2, 1, 6, 5))
+    assert len(fine.ranges) == 5 + 3
+
+    @jax.jit
+    def all_of(x):
+        image, features, maxima = network.observe(x)
+        assert maxima == []
+        image16, _, maxima = fine.observe(x)
+        ranges = jnp.stack([jnp.max(m) for m in maxima])
+        clipped = jax.vmap(lambda r: fine.with_ranges(list(r)).observe(x)[0])
+        # The maxima come in the order of the ranges: clipping there changes nothing, half of it
+        # does.
+        cuts = clipped(jnp.concatenate([ranges[None], ranges * (1 - 0.7 * jnp.eye(8))]))
+        return image, features, image16, cuts, network.up(features)
+
+    image, features, image16, (same, *cuts), y = jax.tree.map(np.asarray, all_of(x))
     assert image.shape == (2, 1, 18, 15)
     assert features.shape == (2, 4, 6, 5)
-    assert maxima == []
-    fine = network.quantized(16)
-    image16, _, maxima = eqx.filter_jit(EDSR.observe)(fine, x)
-    assert len(maxima) == len(fine.ranges) == 5 + 3
     np.testing.assert_allclose(image16, image, atol=5e-3)
-    # The maxima come in the order of the ranges: clipping there changes nothing, half of it does.
-    ranges = [jnp.max(m) for m in maxima]
-    same = eqx.filter_jit(EDSR.observe)(fine.with_ranges(ranges), x)[0]
     np.testing.assert_allclose(same, image, atol=1e-3)
-    for i, r in enumerate(ranges):
-        cut = [0.3 * r if i == j else s for j, s in enumerate(ranges)]
-        model = fine.with_ranges(cut)
-        assert np.abs(eqx.filter_jit(EDSR.observe)(model, x)[0] - image).max() > 1e-3, i
+    for i, cut in enumerate(cuts):
+        assert np.abs(cut - image).max() > 1e-3, i
     # Pixels, by a loop over the channels that become them.
-    h = np.asarray(features)
-    y = np.asarray(network.up(features))
     pixels = np.zeros((2, 4, 18, 15))
     for c in range(4):
         for s in range(9):
             pixels[:, c, s // 3 :: 3, s % 3 :: 3] = y[:, 9 * c + s]
     np.testing.assert_allclose(network.tail(jnp.asarray(pixels)), image, atol=1e-5)
-    assert h.shape[1] == 4
 
 
 def test_bytes_by_the_formula():
-    network = EDSR(4, 16, 2, key=jax.random.key(0))
+    network = small(4, 16, 2)
     weights, biases = 9 * 16 * 16 * 9, 9 * 16
     assert network.body_bytes() == 4 * (weights + biases)
     assert network.quantized(8).body_bytes() == weights + 4 * (biases + 9 + 9 + 5)
@@ -151,8 +164,8 @@ def test_bytes_by_the_formula():
 
 
 def test_gradients_reach_ranges_and_weights_with_bits_as_data():
-    network = EDSR(1, 2, 2, key=jax.random.key(0)).quantized(jnp.asarray(4))
-    x = jax.random.uniform(jax.random.key(1), (3, 1, 4, 4))
+    network = small(1, 2, 2).quantized(jnp.array(4))
+    x = np.random.default_rng(1).uniform(size=(3, 1, 4, 4))
 
     @eqx.filter_jit
     def slope(network, bits):
@@ -165,7 +178,7 @@ def test_gradients_reach_ranges_and_weights_with_bits_as_data():
         return eqx.filter_grad(score)(network)
 
     for bits in (4, 8):
-        g = slope(network.with_ranges([jnp.float32(0.1)] * 5), jnp.asarray(bits))
+        g = slope(network.with_ranges([jnp.array(0.1)] * 5), jnp.asarray(bits))
         assert all(np.any(a) for a in g.ranges)
         assert np.any(g.blocks[0][0].weight)
 
