@@ -118,13 +118,15 @@ def _plain(row, problem, kind, dtype, tol=None, seed=0):
 def _type(row, kind):
     """The precision of a row's plain solves.
 
-    Of one solver for each problem type they are in double precision too. Those of the others are
-    in single precision, which is asked for anyway, and what is compiled for a batch is compared
-    with the independent solutions in their place; with each other both are in slow tests.
+    Of one solver for each of the core's problem types they are in double precision too. Those of
+    the others are in single precision, which is asked for anyway, and what is compiled for a batch
+    is compared with the independent solutions in their place; with each other both are in slow
+    tests.
     """
     first = kind is _kinds(row)[0] and LEADING.get(_alike(row), row) is row
     can = not any(map(row.reason, ("float32", "jit", "vmap", "oracle")))
-    return jnp.float32 if first and can and not _derived(row, kind) else jnp.float64
+    core = not row.system and _derived(row, kind)
+    return jnp.float32 if first and can and not core else jnp.float64
 
 
 SCALES = np.array([[1.0], [1.1], [0.5]])
@@ -185,7 +187,9 @@ def test_agrees_with_an_independent_solution(row, kind):
         found = CASES[kind].primal(solution.value)
         status, residual = solution.status._value, solution.residual
     else:
-        found, (status, residual), *_ = jax.tree.map(lambda a: a[0], _together(row, kind, False))
+        found, (status, residual), *_ = jax.tree.map(
+            lambda a: a[0], _together(row, kind, _derived(row, kind))
+        )
     assert status == jxt.Status.converged._value, jxt.Status[status]
     assert residual <= 1e-9
     np.testing.assert_allclose(found, _oracle(kind), atol=3e-7)
