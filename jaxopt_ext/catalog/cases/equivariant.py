@@ -3,12 +3,11 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ...linalg import equivariant
 from ..shapes.function import AbstractFunctionCase
-from .mixture import typed
+from .draws import draws
 
 SETTINGS = (
     (equivariant.Orthogonal(), 3, 2, 2),
@@ -23,26 +22,21 @@ class EquivariantCase(AbstractFunctionCase):
     """A layer of each group with two channels in and one out, on tensors of random entries."""
 
     def draw(self, seed: int, dtype: Any):
-        return typed(_drawn(jax.random.key(seed)), dtype)
+        rng = np.random.default_rng(seed)
+        layers, points = [], []
+        for group, n, k, l in SETTINGS:
+            make = lambda settings=(n, k, l, 2, 1, group): equivariant.EquivariantLinear(
+                *settings, key=jax.random.key(0)
+            )
+            layers.append(draws(make, rng, dtype))
+            points.append(jax.device_put(rng.normal(size=(2, *[n] * k)).astype(dtype)))
+        return layers, points
 
     def call(self, *arguments):
         return [layer(x) for layer, x in zip(*arguments, strict=True)]
 
     def reference(self, *arguments):
         return [_dense(*pair) for pair in zip(*arguments, strict=True)]
-
-
-@jax.jit
-def _drawn(key):
-    keys = jax.random.split(key, 2 * len(SETTINGS))
-    layers, points = [], []
-    for (group, n, k, l), one, other in zip(SETTINGS, keys[::2], keys[1::2], strict=True):
-        layer = equivariant.EquivariantLinear(n, k, l, 2, 1, group, key=one)
-        layers.append(layer)
-        points.append(jax.random.normal(other, (2, *[n] * k)))
-    # A bias of zeros would hide what it is multiplied with.
-    filled = jax.tree.map(lambda a: a + 0.1 * jnp.arange(a.size).reshape(a.shape), layers)
-    return filled, points
 
 
 def _dense(layer, x):

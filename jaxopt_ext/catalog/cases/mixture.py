@@ -1,5 +1,6 @@
 """Pairs of transformer blocks with a mixture of experts, token by token."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,21 +11,9 @@ import numpy as np
 
 from ...distributed import scmoe
 from ..shapes.function import AbstractFunctionCase
+from .draws import draws
 
 DIM, HEADS, EXPERTS, LENGTH = 4, 2, 4, 3
-
-
-def typed(tree, dtype):
-    """The floating arrays of a tree in another type; changed on the host that compiles nothing."""
-    convert = lambda a: jax.device_put(np.asarray(a).astype(dtype))
-    return jax.tree.map(lambda a: convert(a) if eqx.is_inexact_array(a) else a, tree)
-
-
-@eqx.filter_jit
-def _drawn(make, key):
-    pair, x = jax.random.split(key)
-    pair = make(DIM, HEADS, EXPERTS, hidden=5, key=pair)
-    return pair, jax.random.normal(x, (2, LENGTH, DIM))
 
 
 class MixtureCase(AbstractFunctionCase):
@@ -38,7 +27,10 @@ class MixtureCase(AbstractFunctionCase):
     make: Callable[..., scmoe.MoEPair] = eqx.field(static=True)
 
     def draw(self, seed: int, dtype: Any):
-        return typed(_drawn(self.make, jax.random.key(seed)), dtype)
+        rng = np.random.default_rng(seed)
+        make = functools.partial(self.make, DIM, HEADS, EXPERTS, hidden=5)
+        pair = draws(lambda: make(key=jax.random.key(0)), rng, dtype)
+        return pair, jax.device_put(rng.normal(size=(2, LENGTH, DIM)).astype(dtype))
 
     def call(self, *arguments):
         pair, x = arguments
