@@ -410,7 +410,8 @@ CASES: dict[type, Case] = {
         np.array([0.9, -2.0, -0.6, 0.2, 0.1]),
         pytree=lambda theta: jxt.Constrained(
             lambda t: (
-                0.5 * jnp.sum((jnp.asarray(A, theta.dtype) @ _join(t) - B) ** 2) + theta @ _join(t)
+                0.5 * jnp.sum((_cast(A, like=theta)[0] @ _join(t) - _cast(B, like=theta)[0]) ** 2)
+                + theta @ _join(t)
             ),
             prox.Simplex(1.0),
         ),
