@@ -249,10 +249,8 @@ def test_a_compiled_batch_equals_plain_solves(row, kind):
         return
     rest = [_plain(row, case.build(theta), kind, jnp.float64) for theta in thetas[1:]]
     solutions = [_reference(row, kind), *rest]
-    for solution, value, code, atol in zip(
-        solutions, values, codes, (1e-8, 1e-7, 1e-7), strict=True
-    ):
-        np.testing.assert_allclose(value, case.primal(solution.value), rtol=0, atol=atol)
+    for solution, value, code in zip(solutions, values, codes, strict=True):
+        np.testing.assert_allclose(value, case.primal(solution.value), rtol=0, atol=1e-7)
         assert int(code) == int(solution.status._value)
 
 
