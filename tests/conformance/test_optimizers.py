@@ -357,7 +357,7 @@ def _odd_updates(row):
     return jax.jit(lambda trees: {kind: firsts[kind](trees[kind]) for kind in kinds})(kinds)
 
 
-@EACH
+@ONCE
 @pytest.mark.parametrize("kind", ODD)
 def test_odd_leaves(row, kind):
     _skip(row, kind)
