@@ -221,19 +221,20 @@ def task_conflict(
     data = jnp.asarray(data)
     batches = Drawn(data, batch_size, draw_key)
 
-    @eqx.filter_jit
-    def run(model, loss, data, batches, context, train_key):
-        losses, gradients = group_gradients(loss, groups, model, data, context)
-        products = programs.gram(gradients)
-        norms = jnp.sqrt(jnp.diagonal(products))
-        cosines = products / (norms[:, None] * norms)
+    return _conflict(model, loss, tx, groups, num_steps, data, batches, context, train_key)
 
-        def train(loss_of_group):
-            method = GradientStep(loss_of_group, tx)
-            tuned = fit(method, model, batches, num_steps, key=train_key).params
-            return group_losses(loss, groups, tuned, data, context)
 
-        after = _of_groups(train, loss, groups, data.dtype)
-        return TaskConflict(cosines, losses, after - losses)
+@eqx.filter_jit
+def _conflict(model, loss, tx, groups, num_steps, data, batches, context, train_key):
+    losses, gradients = group_gradients(loss, groups, model, data, context)
+    products = programs.gram(gradients)
+    norms = jnp.sqrt(jnp.diagonal(products))
+    cosines = products / (norms[:, None] * norms)
 
-    return run(model, loss, data, batches, context, train_key)
+    def train(loss_of_group):
+        method = GradientStep(loss_of_group, tx)
+        tuned = fit(method, model, batches, num_steps, key=train_key).params
+        return group_losses(loss, groups, tuned, data, context)
+
+    after = _of_groups(train, loss, groups, data.dtype)
+    return TaskConflict(cosines, losses, after - losses)

@@ -261,5 +261,8 @@ def _resume(path, method, state, batches, num_steps):
         done, found, metrics = files.load(path, (0, arrays, jax.tree.map(stacked, one)))
     except RuntimeError as error:
         raise ValueError(f"{path} holds another run: {error}") from error
-    place = lambda value, twin: jax.device_put(value, twin.sharding)
+    # Where nothing was placed, a placed array would be another program.
+    place = lambda value, twin: (
+        jax.device_put(value, twin.sharding) if twin.committed else jnp.asarray(value)
+    )
     return done, eqx.combine(jax.tree.map(place, found, arrays), rest), metrics
