@@ -59,7 +59,7 @@ EACH_GROUP = pytest.mark.parametrize(
 
 
 @pytest.mark.parametrize("dtype", [np.float64, FLOAT32])
-@EACH_GROUP
+@pytest.mark.parametrize("group", GROUPS)
 def test_values_of_the_paper_s_library(group, dtype):
     found = results(J.astype(dtype), group)
     for (rule, wanted), row in zip(GROUPS[group], found, strict=True):
