@@ -11,6 +11,7 @@ from jaxopt_ext import diffusion, training
 from jaxopt_ext.core import distances
 
 from .. import Outcome
+from . import _digits
 
 CLAIM = (
     "A consistency trajectory model, distilled from the exact denoiser of a mixture in the plane, "
@@ -36,14 +37,14 @@ TIMES, NUM, LEVELS = diffusion.karras(SCHEDULE, 17), 1000, (0.05, 0.3, 1.0, 5.0)
 MEANS, SCALES = ((-1.0, 0.0), (0.5, 0.5), (0.25, -1.0)), (0.3, 0.4, 0.25)
 
 
-def loss_of(name, exact):
-    spans, teacher = diffusion.UniformSpans(6), exact.denoiser()
+def loss_of(name, teacher, scale):
+    spans = diffusion.UniformSpans(6)
     if name == "consistency":
         targets = diffusion.LastTarget()
         return diffusion.CTMLoss(
             SCHEDULE, TIMES, teacher, spans=spans, targets=targets, averaged_target=True
         )
-    term = diffusion.denoising_term(SCHEDULE, 0.8)
+    term = diffusion.denoising_term(SCHEDULE, scale)
     return diffusion.CTMLoss(
         SCHEDULE, TIMES, teacher, spans=spans, denoising=term, denoising_weight=0.1
     )
@@ -61,7 +62,8 @@ def measure(name, seeds, rates):
         network = diffusion.TrajectoryNetwork(network, key=keys[1])
         model = diffusion.TrajectoryModel(network, diffusion.Preconditioned(0.8))
         tx = optax.adam(lambda t: rate * 0.5 * (1 + jnp.cos(jnp.pi * t / STEPS)))
-        step = training.GradientStep(loss_of(name, exact), tx, diffusion.ExponentialAverage(0.99))
+        loss = loss_of(name, exact.denoiser(), 0.8)
+        step = training.GradientStep(loss, tx, diffusion.ExponentialAverage(0.99))
         batches = training.Fresh(lambda key: exact.sample(key, 128), keys[2])
         model = training.fit(step, model, batches, STEPS, key=keys[3], progress=False).params
 
@@ -89,6 +91,38 @@ def measure(name, seeds, rates):
     return jax.vmap(one)(seeds, rates)
 
 
+def on_digits(name, seed):
+    """A row of distances of samples with 1, 2 and 4 jumps, after distilling the digits' teacher."""
+    keys = jax.random.split(jax.random.key(seed), 5)
+    scale, steps = diffusion.beds.SIGMA_DATA, 600
+    network = diffusion.MLPDenoiser((8, 8), 256, 3, key=keys[0])
+    network = diffusion.TrajectoryNetwork(network, key=keys[1])
+    model = diffusion.TrajectoryModel(network, diffusion.Preconditioned(scale))
+    tx = optax.adam(optax.cosine_decay_schedule(1e-3, steps))
+    loss = loss_of(name, diffusion.digits_teacher(), scale)
+    step = training.GradientStep(loss, tx, diffusion.ExponentialAverage(0.99))
+    batches = training.Drawn(jnp.asarray(diffusion.digits().train), 128, keys[2])
+    model = training.fit(step, model, batches, steps, key=keys[3], progress=False).params
+    row, x = {}, _digits.noise(SCHEDULE, seed)
+    for n in (1, 2, 4) if name == "trajectory" else (1,):
+        times = diffusion.karras(SCHEDULE, n)
+        found = diffusion.sample(model, diffusion.GammaSampler(), SCHEDULE, times, x).value
+        row |= {
+            f"{n} jumps, MMD": _digits.mmd(found),
+            f"{n} jumps, Frechet": _digits.frechet(found),
+        }
+    return row
+
+
+def digits_rows():
+    rows = []
+    for name in RATES:
+        found = [on_digits(name, seed) for seed in REPORTED[:2]]
+        means = {key: float(np.mean([row[key] for row in found])) for key in found[0]}
+        rows.append({"model": f"{name}, digits"} | means)
+    return rows
+
+
 def tune():
     """How RATES were found."""
     for name in RATES:
@@ -111,12 +145,15 @@ def run() -> Outcome:
     far, errors, _ = means["trajectory"]
     nearer = far[0] < means["consistency"][0][0]
     steady = np.all(far[1:] <= 1.05 * far[:-1])
-    return Outcome(table, bool(nearer and steady and np.all(errors < 0.06)), NOTE)
+    return Outcome(table + digits_rows(), bool(nearer and steady and np.all(errors < 0.06)), NOTE)
 
 
 NOTE = (
     "Of the consistency model one jump, or several with gamma 1, is all to compare: it is only "
     "trained to jump to the end. On the tuning seed the rates gave the trajectory model distances "
     "of 0.328, 0.227, 0.111, 0.075 and 0.122, the consistency model 0.341, 0.302, 0.205, 0.094 and "
-    "0.168. The denoising loss has a fixed weight here, not that of the gradients' sizes."
+    "0.168. The denoising loss has a fixed weight here, not that of the gradients' sizes. "
+    "Digits, of which nothing is claimed: both distilled from one teacher in 600 steps at one "
+    "rate, 1000 times the squared MMD and the Frechet distance to the test images, means of 2 "
+    "seeds."
 )

@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxopt_ext import diffusion
+from jaxopt_ext.core import distances
 
 from .. import Outcome
-from . import _bed as bed
+from . import _bed as bed, _digits
 
 CLAIM = (
     "On a mixture of three Gaussians with its exact denoiser DPM-Solver-v3 of order 2, with the "
@@ -21,6 +22,7 @@ SETTINGS = (
 )
 
 SEEDS = range(30, 35)
+COUNTS = (5, 6, 7, 8)
 
 
 def run() -> Outcome:
@@ -52,8 +54,52 @@ def run() -> Outcome:
             table.append(row)
     holds = all(row["v3"] <= 0.7 * min(row["2M"], row["UniPC-2"]) for row in table)
     return Outcome(
-        table,
+        [{"data": "mixture"} | row for row in table] + _learned(),
         holds,
         "Reference: an explicit Runge-Kutta method of order 8 in double precision. The paper's own "
-        "corrector, by divided differences through one output more, and order 1 stand beside it.",
+        "corrector, by divided differences through one output more, and order 1 stand beside it. "
+        "Digits, of which nothing is claimed: for a trained denoiser the same distance to 50 steps "
+        "of 2M from the same starts, and 1000 times the squared MMD to such samples from others, "
+        "means of 3 seeds.",
     )
+
+
+def _learned():
+    """The same on digits, with a trained denoiser."""
+    schedule, model = diffusion.VariancePreserving(), diffusion.digits_teacher()
+    train = jnp.asarray(diffusion.digits().train)
+    draw = lambda key, num: jax.random.choice(key, train, (num,))
+    statistics = diffusion.model_statistics(model, schedule, draw, jax.random.key(100))
+    multistep = diffusion.DPMSolverPP(diffusion.MultiStep(2))
+    samplers = {
+        "DDIM": diffusion.DDIM(),
+        "2M": multistep,
+        "UniPC-2": diffusion.UniPC(2),
+        "v3": diffusion.DPMSolverV3(statistics, 2, corrector=diffusion.Interpolation()),
+    }
+
+    def made(sampler, count, x):
+        times = diffusion.uniform_log_snr(schedule, count)
+        return diffusion.sample(model, sampler, schedule, times, x).value
+
+    starts = [_digits.noise(schedule, seed) for seed in SEEDS[:3]]
+    long = [made(multistep, 50, x) for x in starts]
+    others = made(multistep, 50, _digits.noise(schedule, 99))
+    distance, mmd = {}, {}
+    for name, sampler in samplers.items():
+        for count in COUNTS:
+            found = [made(sampler, count, x) for x in starts]
+            gaps = [bed.rms(*map(_rows, pair)) for pair in zip(found, long, strict=True)]
+            distance[name, count] = sum(gaps) / len(gaps)
+            apart = [1000 * float(distances.squared_mmd(a, others)) for a in found]
+            mmd[name, count] = sum(apart) / len(apart)
+    return [
+        {"data": f"digits, {kind}", "evaluations": count}
+        | {name: values[name, count] for name in samplers}
+        for kind, values in (("distance", distance), ("MMD", mmd))
+        for count in COUNTS
+    ]
+
+
+def _rows(images):
+    return images.reshape(len(images), -1)

@@ -1,12 +1,14 @@
 """Search for a sampler's decisions against the best known sampler at equal evaluations."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxopt_ext import diffusion
+from jaxopt_ext.core import distances
 
 from .. import Outcome
-from . import _bed as bed
+from . import _bed as bed, _digits
 
 CLAIM = (
     "On a mixture of three Gaussians with its exact denoiser the sampler that search finds with "
@@ -52,12 +54,12 @@ def population(calls):
     ]
 
 
-def losses(decisions, x, exact):
-    model = bed.mixture().denoiser()
-    found = diffusion.sample_decisions(
-        model, decisions, bed.SCHEDULE, x, mean=np.asarray(bed.mixture().moments()[0])
-    )
-    return np.sqrt(np.mean(np.sum((np.asarray(found) - exact) ** 2, -1), -1))
+def losses(decisions, x, exact, law=None):
+    """Root mean square distances; `law` is a denoiser and the mean of its data."""
+    model, mean = law or (bed.mixture().denoiser(), np.asarray(bed.mixture().moments()[0]))
+    found = diffusion.sample_decisions(model, decisions, bed.SCHEDULE, x, mean=mean)
+    squares = (np.asarray(found) - exact) ** 2
+    return np.sqrt(np.mean(squares.reshape(*squares.shape[:2], -1).sum(-1), -1))
 
 
 def searched(calls, budget, predictor, seed, train):
@@ -91,22 +93,63 @@ def trial(calls, seed):
     return dict(zip(chosen, losses(list(chosen.values()), *other).tolist(), strict=True))
 
 
+def learned(seed):
+    """The same at 5 evaluations of a trained denoiser of digits: 1000 times the squared MMD to
+    samples of 50 steps from other starts."""
+    data, model = jnp.asarray(diffusion.digits().train), diffusion.digits_teacher()
+    law, known = (model, np.asarray(data.mean(0))), population(5)
+    grid = diffusion.uniform_log_snr(bed.SCHEDULE, 50)
+    long = lambda x: (
+        diffusion.sample(
+            model, diffusion.DPMSolverPP(diffusion.MultiStep(2)), bed.SCHEDULE, grid, x
+        ).value
+    )
+    start = lambda offset, num: _digits.noise(bed.SCHEDULE, 1000 * offset + seed, num)
+    train = start(0, TRAIN)
+    exact = np.asarray(long(train))
+    mutation = diffusion.Mutation(bed.SCHEDULE, mean=True)
+    found = diffusion.search(
+        lambda decisions: losses(decisions, train, exact, law),
+        known,
+        250,
+        mutation=mutation,
+        key=jax.random.key(seed),
+        batch=BATCH,
+    )
+    chosen = {
+        "best known": known[int(np.argmin(found.losses[: len(known)]))],
+        "evolution, 250": found.best,
+    }
+    x, others = start(1, 597), long(start(2, 597))
+    made = diffusion.sample_decisions(model, list(chosen.values()), bed.SCHEDULE, x, mean=law[1])
+    far = losses(list(chosen.values()), x, np.asarray(long(x)), law)
+    row = {f"{name}, distance": float(value) for name, value in zip(chosen, far, strict=True)}
+    for name, samples in zip(chosen, made, strict=True):
+        row[f"{name}, MMD"] = 1000 * float(distances.squared_mmd(jnp.asarray(samples), others))
+    return row
+
+
 def run() -> Outcome:
     table = []
     with jax.enable_x64(True):
         for calls in (5, 7):
             rows = [trial(calls, seed) for seed in SEEDS]
             means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
-            table.append({"evaluations": calls, **means})
+            table.append({"data": "mixture", "evaluations": calls, **means})
     few, more = table
     holds = few["evolution, 500"] <= 0.6 * few["best known"]
     holds &= more["evolution, 500"] <= more["best known"]
     holds &= few["with a predictor, 250"] <= few["evolution, 500"]
+    rows = [learned(seed) for seed in SEEDS]
+    means = {name: float(np.mean([row[name] for row in rows])) for name in rows[0]}
+    table.append({"data": "digits", "evaluations": 5, **means})
     return Outcome(
         table,
         bool(holds),
         "Reference: an explicit Runge-Kutta method of order 8 in double precision. Errors are on "
-        "starts that neither side has seen.",
+        "starts that neither side has seen. Digits, of which nothing is claimed: a trained "
+        "denoiser, distances to 50 steps of 2M, and 1000 times the squared MMD to such samples "
+        "from starts that nobody has seen.",
         why="ours: both parts against known samplers hold; our small predictor makes 250 trials "
         "better than 250 of plain evolution, but not as good as 500",
     )
