@@ -44,6 +44,7 @@ KINDS = {
     "early, mild": (MILD, RAMP),
     "early, strong": (STRONG, RAMP),
     "four blocks": (diffusion.ExitSchedule((4,)), RAMP),
+    "early, mild, reversed": (diffusion.ExitSchedule((3, 3, 4, 5, 6)), RAMP),
 }
 BASE = diffusion.DenoisingLoss(diffusion.LogNormal(), diffusion.EDMWeighting(SIGMA_DATA))
 
@@ -174,6 +175,6 @@ def run() -> Outcome:
 
 
 NOTE = (
-    "Early exit before finetuning is the whole network cut. Four blocks at all levels, "
-    "finetuned alike, and time are reported, not judged."
+    "Early exit before finetuning is the whole network cut. Four blocks at all levels and "
+    "exits in the reverse order, finetuned alike, and time are reported, not judged."
 )
