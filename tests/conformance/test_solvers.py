@@ -30,6 +30,7 @@ CHECKS = (
 )
 
 
+@functools.cache
 def _kinds(row):
     """The problem types of a row that the suite has a case for."""
     skipped = row.opt_outs.get("problems", "")
@@ -170,6 +171,7 @@ def _weights(kind):
     return np.sin(1 + np.arange(len(_oracle(kind))))
 
 
+@functools.cache
 def _derived(row, kind):
     """Whether derivatives are checked always: with one solver for each problem type, as they belong
     to the problem, and take four times as long to compile as a solve does."""
