@@ -140,9 +140,8 @@ def least_ratio():
     return 2 / longest
 
 
-@pytest.mark.parametrize(
-    "mode", [minimize.Direct(), pytest.param(minimize.Parametric(), marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [minimize.Direct(), minimize.Parametric()])
 def test_scale_is_kept_and_the_best_of_starts_is_the_best(mode):
     problem = jxt.Fractional(
         lambda x: jnp.sum(x**2), None, denominators.SquaredSumOfMagnitudes(PCA)
