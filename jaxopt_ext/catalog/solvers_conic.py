@@ -31,7 +31,7 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         "minimize.SketchedSQP",
         "Hong, Na, Mahoney, Kolar, Constrained Optimization via Exact Augmented Lagrangian and "
         "Randomized Iterative Sketching, ICML 2023, arXiv:2305.18379",
-        lambda: jxt.minimize.SketchedSQP(max_sketches=3000),
+        lambda: jxt.minimize.SketchedSQP(max_sketches=1000),
         claim="minimize/sketched_sqp",
         system=("S054",),
         opt_outs={"problems": "NonlinearProgram: the suite's has inequalities"},
@@ -40,7 +40,7 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         "Augmented Lagrangian",
         "minimize.AugmentedLagrangian",
         "Hestenes, Multiplier and Gradient Methods, 1969",
-        lambda: jxt.minimize.AugmentedLagrangian(),
+        lambda: jxt.minimize.AugmentedLagrangian(jxt.minimize.FISTA(max_steps=500)),
         claim="minimize/sketched_sqp",
         system=("S054",),
     ),

@@ -310,7 +310,10 @@ MEASURES = {
 """What a solver's docstring says its error bounds, where that is not the residual's norm."""
 
 
-SOLVES = {"Augmented Lagrangian": 30}
+SOLVES = {
+    "Augmented Lagrangian": 15,
+    "Exact augmented Lagrangian with sketched Newton steps": 10,
+}
 """Steps of those whose each step is a solve, which is most of the time; in as few they converge on
 the same problems."""
 
