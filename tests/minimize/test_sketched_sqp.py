@@ -194,6 +194,7 @@ def test_the_augmented_lagrangian_agrees_with_slsqp(name, inner):
     np.testing.assert_allclose(problem.fun(solution.value.primal), _by_slsqp(name), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_augmented_lagrangian_finds_multipliers():
     """Of an equation, an inequality that holds with equality and one that does not, and bounds."""
     program = jxt.NonlinearProgram(
