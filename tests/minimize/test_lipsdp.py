@@ -57,18 +57,20 @@ def test_constraints_hold_for_all_pairs(name):
     """And that of the ball is above the one that is said to be below it."""
     activation, width = ACTIVATIONS[name], 6
     points = _points(10_000)
-    signs = np.asarray(activation.signs(width))
-    drawn = np.random.default_rng(1).normal(size=(4, signs.size))
-    drawn = np.where(signs, np.abs(drawn), drawn)
+    size = jax.eval_shape(lambda: activation.signs(width)).shape
+    drawn = np.random.default_rng(1).normal(size=(4, *size))
 
     @jax.jit
     def run(points, drawn, two):
         matrix = lambda multipliers: activation.matrix(multipliers, width)
         values = jax.vmap(jax.vmap(activation))(points)
-        return values, jax.vmap(matrix)(drawn), matrix(activation.ball(two, width))
+        signs = activation.signs(width)
+        signed = jnp.where(signs, jnp.abs(drawn), drawn)
+        drawn = jnp.concatenate([signed, jnp.where(signs, 0, drawn[-1:])])
+        constants = activation.passed(width), activation.slope
+        return values, jax.vmap(matrix)(drawn), matrix(activation.ball(two, width)), *constants
 
-    unsigned = np.where(signs, 0, drawn[-1:])
-    values, matrices, ball = run(points, np.concatenate([drawn, unsigned]), 2.0)
+    values, matrices, ball, passed, slope = run(points, drawn, 2.0)
     dx, dphi = (np.asarray(a[1] - a[0]) for a in (points, np.asarray(values)))
     pairs = np.concatenate([dx, dphi], axis=1)
     *matrices, unsigned = np.asarray(matrices)
@@ -76,14 +78,13 @@ def test_constraints_hold_for_all_pairs(name):
         np.testing.assert_allclose(X, X.T)
         forms = np.einsum("si,ij,sj->s", pairs, X, pairs)
         assert np.min(forms / np.sum(pairs**2, axis=1)) >= -1e-10
-    passed = np.asarray(activation.passed(width))
+    passed = np.asarray(passed)
     assert np.linalg.matrix_rank(passed) == len(passed)
     np.testing.assert_allclose(dphi @ passed.T, dx @ passed.T, atol=1e-10)
     if len(passed):  # where that vanishes, only multipliers with a sign are left
         kept = np.linalg.svd(np.concatenate([passed, -passed], axis=1))[2][len(passed) :]
         np.testing.assert_allclose(kept @ unsigned @ kept.T, 0, atol=1e-10)
-    length = float(activation.slope)
-    gap = 2 * np.diag(np.repeat([length**2, -1.0], width)) - ball
+    gap = 2 * np.diag(np.repeat([float(slope) ** 2, -1.0], width)) - ball
     assert np.min(np.linalg.eigvalsh(gap)) > -1e-12
 
 
@@ -91,13 +92,17 @@ def test_activations_do_what_they_say():
     x, v = np.array([1.0, 3.0, -2.0, -5.0, 4.0]), np.array([0.6, 0.8])
     reflection = Householder(v * 7)
     ends = np.array([[1.0, 1.0], [1.0, -1.0]])
-    run = jax.jit(lambda x, ends: (MaxMin()(x), GroupSort(3)(x), jax.vmap(reflection)(ends)))
-    pairs, threes, reflected = run(x, ends)
+
+    @jax.jit
+    def run(x, ends):
+        return MaxMin()(x), GroupSort(3)(x), jax.vmap(reflection)(ends), reflection.max_slope
+
+    pairs, threes, reflected, steepest = run(x, ends)
     np.testing.assert_array_equal(pairs, [3, 1, -2, -5, 4])
     np.testing.assert_array_equal(threes, [3, 1, -2, 4, -5])
     wanted = (np.eye(2) - 2 * np.outer(v, v)) @ [1, -1]
     np.testing.assert_allclose(reflected, [[1, 1], wanted])
-    np.testing.assert_allclose(reflection.max_slope, np.max(np.abs(wanted)) + 0, rtol=0.5)
+    np.testing.assert_allclose(steepest, np.max(np.abs(wanted)) + 0, rtol=0.5)
 
 
 def _network(sizes, activation, seed=0):
@@ -306,23 +311,30 @@ def test_a_classifier_of_digits():
 def test_verification_looks_at_eigenvalues_only():
     """A certificate by hand: lengths do not grow in a sorted pair."""
     layers = [Affine(3 * np.eye(2)), MaxMin(), Affine(np.eye(2))]
-    proof = lambda rho, lam: LipschitzCertificate(
-        jnp.sqrt(rho),
-        jnp.array([[rho]]),
-        (jnp.array([[lam, 0.0, 0.0]]),),
-        jnp.array(0.0),
-        jxt.Status.converged,
-    )
-    assert verify(proof(9.0, 1.0), layers, EuclideanNorm())
-    assert not verify(proof(8.9, 1.0), layers)
-    assert not verify(proof(9.0, 0.9), layers)
-    assert not verify(proof(9.0, 1.1), layers)
-    assert norm_product(layers) == 3
+
+    @jax.jit
+    def run(rho, lam):
+        proof = lambda rho, lam: LipschitzCertificate(
+            jnp.sqrt(rho),
+            rho[None, None],
+            (jnp.stack([lam, 0 * lam, 0 * lam])[None],),
+            jnp.array(0.0),
+            jxt.Status.converged,
+        )
+        holds = lambda rho, lam: verify(proof(rho, lam), layers, EuclideanNorm())
+        return jax.vmap(holds)(rho, lam), norm_product(layers)
+
+    holds, product = run(np.array([9.0, 8.9, 9.0, 9.0]), np.array([1.0, 1.0, 0.9, 1.1]))
+    np.testing.assert_array_equal(holds, [True, False, False, False])
+    assert product == 3
 
 
 def test_from_equinox():
-    mlp_of = lambda **kinds: eqx.nn.MLP(2, 2, 2, 1, **kinds, key=jax.random.key(0))
-    mlp = eqx.nn.MLP(3, 2, 4, 1, key=jax.random.key(0))
+    key = jax.random.key(0)
+    mlp_of = lambda activation=jax.nn.relu, **kinds: eqx.nn.MLP(
+        3, 2, 4, 1, activation, **kinds, key=key
+    )
+    mlp = mlp_of()
     layers = from_equinox(mlp)
 
     @eqx.filter_jit
@@ -335,12 +347,12 @@ def test_from_equinox():
     np.testing.assert_allclose(*run(layers, mlp, np.array([1.0, -2.0, 0.5])), atol=1e-6)
     assert isinstance(layers[1], SlopeRestricted)
     assert layers[0].weight is mlp.layers[0].weight
-    tanh = eqx.nn.MLP(3, 2, 4, 1, jnp.sin, key=jax.random.key(0))
+    tanh = mlp_of(jnp.sin)
     with pytest.raises(ValueError, match="slopes"):
         from_equinox(tanh)
     assert len(from_equinox(tanh, SlopeRestricted(-1.0, 1.0, jnp.sin))) == 3
     with pytest.raises(TypeError, match="MLP"):
-        from_equinox(eqx.nn.Linear(2, 2, key=jax.random.key(0)))
+        from_equinox(eqx.nn.Linear(3, 4, key=key))
     assert len(from_equinox(mlp_of(final_activation=jax.nn.identity))) == 3
     for final in (jnp.tanh, lambda x: 3 * x):
         with pytest.raises(ValueError, match="final"):
@@ -350,7 +362,7 @@ def test_from_equinox():
         return 5 * jax.nn.relu(x)
 
     with pytest.raises(ValueError, match="slopes"):
-        from_equinox(mlp_of(activation=relu))
+        from_equinox(mlp_of(relu))
 
 
 def test_bad_input():
