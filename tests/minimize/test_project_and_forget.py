@@ -230,26 +230,22 @@ def test_each_projection_lands_on_its_hyperplane(dtype):
         lambda a: jnp.asarray(a, dtype if a.dtype.kind == "f" else None),
         HalfSpaces.from_matrix(A, b),
     )
-    weights, x = jnp.asarray(rng.uniform(1, 3, 6), dtype), jnp.asarray(rng.uniform(1, 2, 6), dtype)
+    weights, x = rng.uniform(1, 3, 6).astype(dtype), rng.uniform(1, 2, 6).astype(dtype)
     root = rng.normal(size=(6, 6))
-    cases = (
-        Quadratic(x, weights),
-        Entropy(x, weights),
-        MatrixQuadratic(x, jnp.asarray(root @ root.T + 6 * np.eye(6), dtype)),
-    )
+    matrix = (root @ root.T + 6 * np.eye(6)).astype(dtype)
     many = np.full(20, 1e3, dtype)  # so that no visit stops short
 
     @jax.jit
-    def run(rows, many, on):
+    def run(x, rows, many, on):
         each = []
-        for bregman in cases:
+        for bregman in (Quadratic(x, weights), Entropy(x, weights), MatrixQuadratic(x, matrix)):
             correct = lambda r, z, f=bregman: f.correct(x, r, z, on)
             found, dual = jax.vmap(correct)(rows, many)
             each.append((found, dual, jax.vmap(jax.grad(bregman))(found) - jax.grad(bregman)(x)))
         return each
 
     for (found, dual, moved), (stays, same, _) in zip(
-        run(rows, many, True), run(rows, many, False), strict=True
+        run(x, rows, many, True), run(x, rows, many, False), strict=True
     ):
         on = np.sum(A * np.asarray(found), axis=1) - b
         np.testing.assert_allclose(on, 0, atol=30 * tol)
@@ -441,16 +437,16 @@ def test_what_is_a_metric_stays_in_single_precision_too():
 
 
 def test_bad_input():
-    D = symmetric(RNG.uniform(size=(4, 4)))
+    D = SPREAD
     cases = [
         (lambda: metric_nearness(D[:3]), "square"),
         (lambda: metric_nearness(np.triu(D)), "symmetric"),
-        (lambda: metric_nearness(D + np.eye(4)), "diagonal"),
+        (lambda: metric_nearness(D + np.eye(6)), "diagonal"),
         (lambda: metric_nearness(-D), "negative"),
         (lambda: metric_nearness(D, np.ones((3, 3))), "fit"),
-        (lambda: metric_nearness(D, -np.ones((4, 4))), "weights"),
+        (lambda: metric_nearness(D, -np.ones((6, 6))), "weights"),
         (lambda: metric_nearness(0 * D, discrepancy=RelativeEntropy()), "center"),
-        (lambda: metric_nearness(D, oracle=ShortestPathOracle(5)), "variables"),
+        (lambda: metric_nearness(D, oracle=ShortestPathOracle(7)), "variables"),
         (lambda: metric_nearness(D, solver=ProjectAndForget(forget=ForgetAll())), "random"),
         (lambda: correlation_clustering(0 * D), "no edge"),
         (lambda: correlation_clustering(D, 0.0), "gamma"),

@@ -126,7 +126,7 @@ class LearnedMetricCase(AbstractFunctionCase):
             held, z = list(active), np.zeros(5)
             for _ in range(60):
                 matrix, slack, gap = at(z)
-                if not held:
+                if not held or np.max(np.abs(gap[held])) <= 1e-14:
                     break
                 cross = np.einsum("ki,ij,lj->kl", v, matrix, v)
                 slope = np.outer(sign, sign) * cross**2 + np.diag(slack**2 / gamma)
