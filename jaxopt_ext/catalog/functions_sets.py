@@ -29,6 +29,7 @@ FUNCTIONS_SETS: tuple[Row, ...] = (
         _PAPER,
         lambda: CutCase(submodular.SubmodularCDCA(inner_steps=3)),
         claim="minimize/submodular",
+        relative=True,
         system=("S044",),
         opt_outs=_DISCRETE | {"single": _SAME, "vmap": _SAME},
     ),

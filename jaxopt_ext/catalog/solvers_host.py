@@ -44,6 +44,7 @@ SOLVERS_HOST: tuple[Row, ...] = (
         _PAPER,
         lambda: ClusteringCase(),
         claim="minimize/project_and_forget",
+        relative=True,
         system=("S061",),
         host=_HOST,
         opt_outs=_OUTSIDE,

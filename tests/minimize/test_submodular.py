@@ -95,12 +95,13 @@ def test_values_and_greedy_vectors_by_brute_force(name):
 
     @jax.jit
     def ask(sets, x):
-        prefix = lambda S: fun.lovasz(S.astype(x.dtype))
-        found = jax.vmap(fun.value)(sets), jax.vmap(prefix)(sets)
-        return found, fun.greedy_vector(x), fun.lovasz(x), fun.marginals(sets[5])
+        points = jnp.concatenate([sets.astype(x.dtype), x[None]])
+        extended = jax.vmap(fun.lovasz)(points)
+        return jax.vmap(fun.value)(sets), extended, fun.greedy_vector(x), fun.marginals(sets[5])
 
-    found, vertex, lovasz, marginals = ask(jnp.asarray(sets), jnp.asarray(x))
-    for each in found:
+    given, extended, vertex, marginals = ask(sets, x)
+    *prefix, lovasz = np.asarray(extended)
+    for each in (given, prefix):
         np.testing.assert_allclose(each, values, atol=1e-12)
     assert np.all(ones @ np.asarray(vertex) <= values + 1e-9)
     np.testing.assert_allclose(lovasz, -best.fun, atol=1e-9)
@@ -200,14 +201,13 @@ def test_submodular_functions_are_minimized_exactly(kind):
     sets = masks(10)
     y = (scales[:, None] * np.random.default_rng(0).normal(size=(8, 10))).astype(kind)
 
-    @jax.jit
-    @jax.vmap
-    def run(fun, y):
+    def one(pair):
+        fun, y = pair
         values = jax.vmap(fun.value)(jnp.asarray(sets))
         moved = MinimumNormPoint()(fun, y, 0.0)
         return MinimumNormPoint().minimize(fun), values, moved
 
-    found, values, moved = run(funs, y)
+    found, values, moved = jax.jit(lambda *pairs: jax.lax.map(one, pairs))(funs, y)
     values, moved = np.asarray(values), np.asarray(moved)
     wanted = values.min(axis=1)
     atol = 1e-9 if kind == np.float64 else 1e-5
