@@ -3,11 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxopt_ext as jxt
 from jaxopt_ext.minimize import AugmentedLagrangian
 
 
+@pytest.mark.slow
 def test_rounding_does_not_raise_the_penalty():
     """With a tolerance that single precision cannot reach: the answer stays as good as it gets."""
     rng = np.random.default_rng(0)

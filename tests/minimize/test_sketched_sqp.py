@@ -261,7 +261,8 @@ def test_elliptic_control(solver):
     np.testing.assert_allclose(solution.value.primal["y"], wanted[n : 2 * n], atol=1e-5)
 
 
-@pytest.mark.parametrize("sizes", [(5, 2), pytest.param((30, 7), marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(5, 2), (30, 7)])
 def test_lanczos_bounds_are_those_of_the_matrix(sizes):
     """Exact with enough steps: of the null space too, whose dimension is less."""
     n, m = sizes
