@@ -31,7 +31,7 @@ SOLVERS_CONIC: tuple[Row, ...] = (
         "minimize.SketchedSQP",
         "Hong, Na, Mahoney, Kolar, Constrained Optimization via Exact Augmented Lagrangian and "
         "Randomized Iterative Sketching, ICML 2023, arXiv:2305.18379",
-        lambda: jxt.minimize.SketchedSQP(max_sketches=1000),
+        lambda: jxt.minimize.SketchedSQP(max_sketches=300),
         claim="minimize/sketched_sqp",
         system=("S054",),
         opt_outs={"problems": "NonlinearProgram: the suite's has inequalities"},

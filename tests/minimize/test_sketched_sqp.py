@@ -143,7 +143,7 @@ def test_exact_steps_are_those_of_newton():
     assert whole >= 3
 
 
-@pytest.mark.always(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", ["tall", "zero row"])
 @pytest.mark.parametrize("kind", ["rows", "free rows", "gaussian"])
 def test_sketches_solve_systems(kind, shape):
