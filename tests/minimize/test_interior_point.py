@@ -103,24 +103,33 @@ def test_scalings(cone):
     """$Wz = W^{-T}s$, and what a scaling, its inverse and its transpose have to do."""
     rng = np.random.default_rng(2)
 
-    def interior():
-        a = jnp.asarray(rng.normal(size=cone.shape))
-        a = symmetrized(a) if len(cone.shape) == 3 else a
-        return cone.product(a, a) + 0.1 * cone.unit(a.dtype)
+    @jax.jit
+    def ask(drawn):
+        def interior(a):
+            a = symmetrized(a) if len(cone.shape) == 3 else a
+            return cone.product(a, a) + 0.1 * cone.unit(a.dtype)
 
-    s, z, a, b = interior(), interior(), interior(), interior() - 2 * interior()
-    w, point = cone.scaling(s, z)
-    near = lambda x, y: np.testing.assert_allclose(x, y, atol=1e-10)
-    near(cone.scale(w, z), point)
-    near(cone.scale_slack(w, s), point)
-    near(cone.unscale(w, cone.scale(w, b)), b)
-    near(cone.unscale_slack(w, cone.scale_slack(w, b)), b)
-    near(jnp.vdot(cone.scale(w, a), b), jnp.vdot(a, cone.unscale_slack(w, b)))
-    near(cone.product(point, cone.divide(point, b)), b)
-    reach = cone.reach(point, b)
+        s, z, a, outer, inner = map(interior, drawn)
+        b = outer - 2 * inner
+        w, point = cone.scaling(s, z)
+        reach = cone.reach(point, b)
+        pairs = (
+            (cone.scale(w, z), point),
+            (cone.scale_slack(w, s), point),
+            (cone.unscale(w, cone.scale(w, b)), b),
+            (cone.unscale_slack(w, cone.scale_slack(w, b)), b),
+            (jnp.vdot(cone.scale(w, a), b), jnp.vdot(a, cone.unscale_slack(w, b))),
+            (cone.product(point, cone.divide(point, b)), b),
+        )
+        ends = [cone.interior(point + share / reach * b) for share in (0.999, 1.001)]
+        return pairs, reach, ends
+
+    pairs, reach, (inside, outside) = ask(rng.normal(size=(5, *cone.shape)))
+    for found, wanted in pairs:
+        np.testing.assert_allclose(found, wanted, atol=1e-10)
     assert reach > 0
-    assert cone.interior(point + 0.999 / reach * b)
-    assert not cone.interior(point + 1.001 / reach * b)
+    assert inside
+    assert not outside
 
 
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
@@ -180,11 +189,11 @@ def test_operators_are_taken():
 
     rng = np.random.default_rng(4)
     c, A = rng.normal(size=3), rng.normal(size=(6, 3))
-    plain, lazy = (
-        jxt.solve(jxt.LinearProgram(c, a, -np.ones(6), np.ones(6)), InteriorPoint()).value
-        for a in (A, lx.MatrixLinearOperator(jnp.asarray(A)))
-    )
-    np.testing.assert_allclose(plain.primal, lazy.primal, atol=1e-12)
+    rows = lx.MatrixLinearOperator(jnp.asarray(A))
+    problem = jxt.LinearProgram(c, rows, -np.ones(6), np.ones(6))
+    found = jxt.solve(problem, InteriorPoint(tol=1e-9)).value
+    wanted = _highs(c, A, -np.ones(6), np.ones(6))
+    np.testing.assert_allclose(found.primal, wanted.x, atol=1e-8)
 
 
 def test_bad_hyperparameters():
