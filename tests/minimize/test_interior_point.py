@@ -196,6 +196,19 @@ def test_operators_are_taken():
     np.testing.assert_allclose(found.primal, wanted.x, atol=1e-8)
 
 
+@pytest.mark.slow
+def test_operators_are_taken_as_their_matrices_are():
+    import lineax as lx
+
+    rng = np.random.default_rng(4)
+    c, A = rng.normal(size=3), rng.normal(size=(6, 3))
+    plain, lazy = (
+        jxt.solve(jxt.LinearProgram(c, a, -np.ones(6), np.ones(6)), InteriorPoint()).value
+        for a in (A, lx.MatrixLinearOperator(jnp.asarray(A)))
+    )
+    np.testing.assert_allclose(plain.primal, lazy.primal, atol=1e-12)
+
+
 def test_bad_hyperparameters():
     with pytest.raises(TypeError, match="path"):
         InteriorPoint(0.5)
