@@ -23,6 +23,7 @@ DPM_SOLVERS: tuple[Row, ...] = (
         claim="diffusion/dpm_solver",
         system=("S155",),
         order=3,
+        counts=(40, 80),
     ),
     FunctionRow(
         "Adaptive DPM-Solver",

@@ -52,5 +52,6 @@ TRAJECTORIES: tuple[Row, ...] = (
         claim="diffusion/consistency_trajectory",
         system=("S138",),
         order=1,
+        counts=(40, 80),
     ),
 )

@@ -17,6 +17,7 @@ UNIPC: tuple[SamplerRow, ...] = (
         claim="diffusion/unipc",
         system=("S099",),
         order=3,
+        counts=(40, 80),
     ),
     SamplerRow(
         "UniP, the predictor of UniPC",
@@ -26,6 +27,7 @@ UNIPC: tuple[SamplerRow, ...] = (
         claim="diffusion/unipc",
         system=("S099",),
         order=2,
+        counts=(40, 80),
     ),
     SamplerRow(
         "UniC, a corrector for any sampler",
@@ -35,6 +37,7 @@ UNIPC: tuple[SamplerRow, ...] = (
         claim="diffusion/unipc",
         system=("S099",),
         order=2,
+        counts=(40, 80),
     ),
     SamplerRow(
         "USF, a unified sampling framework",
