@@ -15,22 +15,25 @@ class AggregationCase(AbstractFunctionCase):
     """Two perceptrons of one block on one vector, with all weights drawn."""
 
     def network(self, dtype):
-        """The networks, before their weights are drawn."""
+        """Shapes of weights, and the rest of the networks."""
         embedding = diffusion.Sinusoidal(FREQUENCIES)
         options = {"embedding": embedding, "key": jax.random.key(0)}
         make = lambda: diffusion.MLPDenoiser((2,), WIDTH, 1, dtype=dtype, **options)
-        pair = make(), make()
-        return diffusion.AggregatedNetwork.create(pair, hidden=3, groups=GROUPS, **options)
+        merged = lambda: diffusion.AggregatedNetwork.create(
+            (make(), make()), hidden=3, groups=GROUPS, **options
+        )
+        is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
+        return eqx.partition(eqx.filter_eval_shape(merged), is_shape)
 
     def draw(self, seed, dtype):
         rng = np.random.default_rng(seed)
-        weights = eqx.filter(self.network(dtype), eqx.is_inexact_array)
-        drawn = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), dtype), weights)
+        shapes, _ = self.network(dtype)
+        drawn = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), dtype), shapes)
         x, sigma = rng.normal(size=2), np.exp(rng.normal())
         return drawn, jnp.asarray(x, dtype), jnp.asarray(sigma, dtype)
 
     def call(self, weights, x, sigma):
-        rest = eqx.filter(self.network(x.dtype), eqx.is_inexact_array, inverse=True)
+        _, rest = self.network(x.dtype)
         node = diffusion.Node(sigma, jnp.ones_like(sigma), sigma)
         return eqx.combine(weights, rest)(x, node)
 
