@@ -69,7 +69,7 @@ def test_a_jump_is_the_identity_at_its_own_level_and_its_slope_is_the_denoiser()
         out = jax.jvp(lambda s: random.jump(x, level(t), level(s)), (t,), (jnp.ones(()),))[1]
         return same, out - (x - random.data(x, level(t))) / t
 
-    cast = lambda a: a.astype(jnp.float32) if eqx.is_inexact_array(a) else a
+    cast = lambda a: jnp.array(np.asarray(a, np.float32)) if eqx.is_inexact_array(a) else a
     narrow = jax.tree.map(cast, random)
     only = random.denoiser()
     node, target = (jax.tree.map(jnp.array, vp.nodes(t)) for t in (0.8, 0.5))
@@ -203,8 +203,8 @@ def test_places_in_the_grid():
     loss = diffusion.CTMLoss(VE, diffusion.karras(VE, 5), solver=diffusion.GammaSampler())
     batch = jnp.zeros((500, 2))
     plan = jax.tree.map(jnp.array, loss.plan)
-    draw = jax.jit(jax.vmap(lambda key: loss._draw(EXACT, batch, plan, key)[:3]))
-    nodes = draw(jax.random.split(jax.random.key(0), 400))
+    each = jax.vmap(lambda key: loss._draw(EXACT, batch, plan, key)[:3])
+    nodes = jax.jit(lambda key: each(jax.random.split(key, 400)))(jax.random.key(0))
     times = diffusion.karras(VE, 5)[::-1]
     here, middle, there = (5 - np.searchsorted(times, np.asarray(n.t) - 1e-9) for n in nodes)
     span = middle - here
@@ -220,37 +220,43 @@ def test_places_in_the_grid():
     )
 
 
-def test_gradients_flow_through_the_average_but_not_to_it():
+def test_gradients_flow_through_the_average_but_not_to_it(monkeypatch):
     spans = diffusion.UniformSpans(1)  # so that a jump is left on both sides
     loss = diffusion.CTMLoss(VE, diffusion.karras(VE, 5), EXACT, spans=spans)
-    ours, average = jnp.array([0.2, -0.1]), jnp.array([-0.3, 0.25])
-    batch = jnp.array(normal(4, 2, seed=2))
+    ours, average = np.array([0.2, -0.1]), np.array([-0.3, 0.25])
+    batch, draw, seen = jnp.array(normal(4, 2, seed=2)), diffusion.CTMLoss._draw, []
 
-    @jax.jit
-    def value(ours, average, target):
-        """By hand: `target` is what the goal's side is computed with."""
-        plan = jax.tree.map(jnp.array, loss.plan)
-        drawn = loss._draw(Gauss(ours), batch, plan, jax.random.split(CONTEXT.key)[0])
-        end = jax.tree.map(lambda a: a[-1], plan.nodes)
-        last = lambda x, s: Gauss(average).jump(x, s, end)
-        ends = jax.vmap(lambda m, x, n, s: last(m.jump(x, n, s), s), (None, 0, 0, 0))
-        estimate = ends(Gauss(ours), drawn.noisy, drawn.here, drawn.there)
-        goal = ends(Gauss(target), drawn.taught, drawn.middle, drawn.there)
-        middle, there = drawn.middle.sigma, drawn.there.sigma
-        left = jnp.any(middle > there), jnp.any(there > end.sigma)
-        return jnp.mean((estimate - goal) ** 2), left
+    def kept(self, *args):
+        seen.append(draw(self, *args))
+        return seen[-1]
+
+    monkeypatch.setattr(diffusion.CTMLoss, "_draw", kept)
 
     def ask(ours, average):
         context = Context(CONTEXT.key, CONTEXT.step, Gauss(average))
-        return loss(Gauss(ours), batch, context)[0]
+        return loss(Gauss(ours), batch, context)[0], seen.pop()
 
-    found, (gradient, none) = jax.jit(jax.value_and_grad(ask, (0, 1)))(ours, average)
+    both = jax.value_and_grad(ask, (0, 1), has_aux=True)
+    (found, drawn), (gradient, none) = jax.jit(both)(jnp.array(ours), jnp.array(average))
     assert not np.any(np.asarray(none))
-    wanted, left = value(ours, average, ours)
-    assert all(left)
-    np.testing.assert_allclose(found, wanted, rtol=1e-9)
-    at = np.asarray(ours)
-    moved = lambda e: value(jnp.array(at + e), average, ours)[0]
+
+    def jump(bend, x, sigma, target):
+        ratio = np.sqrt((SCALE**2 + target**2) / (SCALE**2 + sigma**2))
+        return MEAN + ratio * (x - MEAN) + bend * (sigma - target)
+
+    here, middle, there = (np.asarray(n.sigma)[:, None] for n in drawn[:3])
+    noisy, taught = np.asarray(drawn.noisy), np.asarray(drawn.taught)
+    assert np.any(middle > there)
+    assert np.any(there > 0.02)
+
+    def value(ours, target):
+        """By hand: `target` is what the goal's side is computed with."""
+        estimate = jump(average, jump(ours, noisy, here, there), there, 0.02)
+        goal = jump(average, jump(target, taught, middle, there), there, 0.02)
+        return np.mean((estimate - goal) ** 2)
+
+    np.testing.assert_allclose(found, value(ours, ours), rtol=1e-9)
+    moved = lambda e: value(ours + e, ours)
     wanted = [(moved(e) - moved(-e)) / 2e-5 for e in 1e-5 * np.eye(2)]
     np.testing.assert_allclose(gradient, wanted, rtol=1e-6)
 
