@@ -24,7 +24,7 @@ def _loss():
         schedule,
         np.array(_TIMES),
         solver=diffusion.Heun(),
-        denoising=diffusion.denoising_term(schedule, 0.5),
+        denoising=diffusion.DenoisingLoss(diffusion.LogNormal(), diffusion.EDMWeighting(0.5)),
         denoising_weight=diffusion.AdaptiveWeight(lambda model: model.network.shift),
     )
 
