@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn import numpy_draws
 
 from jaxopt_ext import diffusion, training
 from jaxopt_ext.diffusion import objectives
@@ -56,6 +57,15 @@ class Base(eqx.Module):
         return jnp.tanh(self.weight @ x + jnp.log(node.sigma))
 
 
+class Chosen(eqx.Module):
+    """One of the weightings, by its number."""
+
+    index: jax.Array
+
+    def __call__(self, log_snr):
+        return jnp.stack([weighting(log_snr) for weighting in WEIGHTINGS.values()])[self.index]
+
+
 @pytest.fixture(scope="module")
 def losses():
     """Values and gradients of all predictions under all weightings."""
@@ -64,20 +74,21 @@ def losses():
     levels = diffusion.UniformTime(VP, low=0.01)
 
     @jax.jit
-    def every(weight):
-        def of(form, weighting):
-            def value(weight):
+    def every(weight, numbers):
+        def of(form):
+            def value(weight, index):
                 model = diffusion.Denoiser(Base(weight, form), PREDICTIONS[form])
-                return diffusion.DenoisingLoss(levels, weighting)(model, x, CONTEXT)[0]
+                return diffusion.DenoisingLoss(levels, Chosen(index))(model, x, CONTEXT)[0]
 
-            return jax.value_and_grad(value)(weight)
+            return jax.vmap(jax.value_and_grad(value), (None, 0))(weight, numbers)
 
-        return {
-            form: {name: of(form, weighting) for name, weighting in WEIGHTINGS.items()}
-            for form in PREDICTIONS
-        }
+        return {form: of(form) for form in PREDICTIONS}
 
-    return every(weight)
+    found = jax.tree.map(np.asarray, every(weight, np.arange(len(WEIGHTINGS))))
+    return {
+        form: dict(zip(WEIGHTINGS, zip(*pair, strict=True), strict=True))
+        for form, pair in found.items()
+    }
 
 
 def test_transforms_of_one_network_have_one_loss(losses):
@@ -175,36 +186,43 @@ def test_targets_give_data_and_noise_back():
 
 
 def test_laws_of_levels():
-    draw = lambda levels, size=4000: levels.draw(KEY, size, jnp.float32)
-    nodes = draw(diffusion.UniformTime(VP))
+    laws = {
+        "uniform": (diffusion.UniformTime(VP), 4000),
+        "mirrored": (diffusion.UniformTime(VP, antithetic=True), 5),
+        "normal": (diffusion.LogNormal(-0.4, 1.5), 4000),
+        "pair": (diffusion.LogNormal(-0.4, 1.5, antithetic=True), 4),
+        "chain": (diffusion.DiscreteTimes(VP, 10), 4000),
+        "both": (diffusion.DiscreteTimes(VP, 10, antithetic=True), 6),
+        "part": (diffusion.UniformTime(VP).parts(4)[1], 4000),
+    }
+    draw = jax.jit(lambda: {k: law.draw(KEY, size, jnp.float32) for k, (law, size) in laws.items()})
+    drawn = jax.tree.map(np.asarray, draw())
+    nodes = drawn["uniform"]
     assert nodes.alpha.dtype == jnp.float32
-    assert abs(float(jnp.mean(nodes.t)) - 0.5) < 0.02
+    assert abs(float(np.mean(nodes.t)) - 0.5) < 0.02
     np.testing.assert_allclose(nodes.alpha**2 + nodes.sigma**2, 1, rtol=1e-5)
-    mirrored = draw(diffusion.UniformTime(VP, antithetic=True), 5).t
+    mirrored = drawn["mirrored"].t
     np.testing.assert_allclose(mirrored[:2] + mirrored[3:], 1.001, rtol=1e-5)
-    normal = draw(diffusion.LogNormal(-0.4, 1.5))
-    logs = np.log(np.asarray(normal.sigma))
+    logs = np.log(drawn["normal"].sigma)
     assert abs(np.mean(logs) + 0.4) < 0.1
     assert abs(np.std(logs) - 1.5) < 0.1
-    np.testing.assert_array_equal(normal.alpha, 1)
-    pair = np.log(draw(diffusion.LogNormal(-0.4, 1.5, antithetic=True), 4).sigma)
+    np.testing.assert_array_equal(drawn["normal"].alpha, 1)
+    pair = np.log(drawn["pair"].sigma)
     np.testing.assert_allclose(pair[:2] + pair[2:], -0.8, rtol=1e-5)
-    chain = draw(diffusion.DiscreteTimes(VP, 10))
-    steps = np.round(np.asarray(chain.t) * 10, 5)
+    chain = drawn["chain"]
+    steps = np.round(chain.t * 10, 5)
     assert set(steps.tolist()) == set(range(1, 11))
     wanted = VP.nodes(np.asarray(chain.t, np.float64))
     np.testing.assert_allclose(chain.sigma, wanted.sigma, rtol=1e-6)
-    both = draw(diffusion.DiscreteTimes(VP, 10, antithetic=True), 6).t
+    both = drawn["both"].t
     np.testing.assert_allclose(both[:3] + both[3:], 1.1, rtol=1e-6)
     parts = diffusion.UniformTime(VP).parts(4)
     assert (parts[0].low, parts[-1].high) == (VP.end, VP.start)
     assert all(a.high == b.low for a, b in itertools.pairwise(parts))
-    assert float(jnp.max(draw(parts[1]).t)) <= parts[1].high + 1e-6
+    assert float(np.max(drawn["part"].t)) <= parts[1].high + 1e-6
 
 
 def test_labels_are_dropped():
-    seen = []
-
     class Sees(eqx.Module):
         def __call__(self, x, node, label):
             return x * jnp.where(label < 0, 10.0, label)
@@ -212,11 +230,14 @@ def test_labels_are_dropped():
     x = jnp.ones((400, 1))
     labels = jnp.zeros(400, jnp.int32)
     model = diffusion.Denoiser(Sees(), diffusion.Data())
-    for dropout in (0.0, 0.25, 1.0):
-        loss = diffusion.DenoisingLoss(
-            diffusion.LogNormal(std=1e-6, mean=-20.0), diffusion.ConstantWeighting(), dropout
-        )
-        seen.append(float(loss(model, (x, labels), CONTEXT)[0]))
+    levels, weighting = diffusion.LogNormal(std=1e-6, mean=-20.0), diffusion.ConstantWeighting()
+
+    @jax.jit
+    def values(x, labels):
+        every = [diffusion.DenoisingLoss(levels, weighting, rate) for rate in (0.0, 0.25, 1.0)]
+        return [loss(model, (x, labels), CONTEXT)[0] for loss in every]
+
+    seen = np.asarray(values(x, labels))
     # Without labels the output is ten times the data, with them zero.
     np.testing.assert_allclose(seen[::2], [1, 81], rtol=1e-4)
     assert abs((seen[1] - 1) / 80 - 0.25) < 0.08
@@ -244,7 +265,8 @@ def test_bad_input():
 
 def test_the_size_of_the_data_is_no_parameter():
     """In a fit inside of `jit` it would be trained, and in double precision."""
-    network = diffusion.MLPDenoiser((2,), 4, 1, key=KEY, dtype=jnp.float32)
+    with numpy_draws():
+        network = diffusion.MLPDenoiser((2,), 4, 1, key=KEY, dtype=jnp.float32)
     model = diffusion.Denoiser(network, diffusion.Preconditioned(0.8))
     loss = diffusion.DenoisingLoss(diffusion.LogNormal(), diffusion.EDMWeighting(0.8))
     method = training.GradientStep(loss, optax.sgd(0.1))
