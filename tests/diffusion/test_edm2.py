@@ -1,19 +1,19 @@
 """The training of EDM2, and averages found afterwards."""
 
-import functools
-
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from drawn import numpy_draws
 from scipy import integrate, optimize
 
 from jaxopt_ext import diffusion, training
 from jaxopt_ext.diffusion import edm2, posthoc
 
 KEY = jax.random.key(0)
+NUMPY = np.random.default_rng(0)
 
 
 def test_the_loss_is_a_loop_of_numpy_and_its_minimum_the_logarithm_of_the_error():
@@ -149,39 +149,46 @@ def test_bad_input():
 
 def test_dropout_is_between_the_layers_of_a_block_and_in_losses_only():
     rate, key = 0.4, jax.random.key(3)
-    kept = edm2.dropped(jnp.ones(20_000), rate, key, 1)
-    np.testing.assert_allclose(jnp.unique(kept), [0, 1 / (1 - rate)])
-    assert abs(jnp.mean(kept) - 1) < 0.03
-    assert not np.array_equal(kept, edm2.dropped(jnp.ones(20_000), rate, key, 2))
-
-    @jax.jit
-    def outputs(condition):
+    pair = jax.jit(lambda: [edm2.dropped(jnp.ones(20_000), rate, key, place) for place in (1, 2)])
+    kept, other = map(np.asarray, pair())
+    np.testing.assert_allclose(np.unique(kept), [0, 1 / (1 - rate)])
+    assert abs(np.mean(kept) - 1) < 0.03
+    assert not np.array_equal(kept, other)
+    with numpy_draws():
         layer = edm2.MPLayer(6, 3, rate, 1, key=KEY)
-        hidden = jax.random.normal(KEY, (6,))
+        block = edm2.MPBlock(2, 2, 3, ascending=True, dropout=rate, key=KEY)
+    with numpy_draws():
+        network = diffusion.EDM2MLP((3,), 8, dropout=rate, key=KEY)
+    with numpy_draws():
+        networks = diffusion.EDM2MLP((3,), 8, key=KEY), network
+    hidden, images, x = (jnp.array(NUMPY.normal(size=n)) for n in (6, (2, 4, 4), (4, 3)))
+
+    @eqx.filter_jit
+    def outputs(layer, block, condition, hidden, images):
         seen = diffusion.pixel_norm(hidden)
         inner = diffusion.mp_silu(layer.first(diffusion.mp_silu(seen)))
         told = condition, edm2.Dropping(condition, key)
         between = inner, edm2.dropped(inner, rate, key, 1)
         wanted = [diffusion.mp_sum(seen, layer.second(x), edm2.BALANCE) for x in between]
-        images = jax.random.normal(KEY, (2, 4, 4))
-        block = edm2.MPBlock(2, 2, 3, ascending=True, dropout=rate, key=KEY)
         return [layer(hidden, c) for c in told], wanted, [block(images, c) for c in told]
 
-    found, wanted, blocks = outputs(jnp.ones(3))
+    found, wanted, blocks = outputs(layer, block, jnp.ones(3), hidden, images)
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
     assert not np.allclose(*blocks)
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def losses(rate):
-        network = diffusion.EDM2MLP((3,), 8, dropout=rate, key=KEY)
-        network = eqx.tree_at(lambda network: network.gain, network, jnp.ones(()))
-        model = diffusion.Denoiser(network, diffusion.Preconditioned(0.8))
+    @eqx.filter_jit
+    def losses(networks, x):
         loss = diffusion.DenoisingLoss(diffusion.LogNormal(), diffusion.EDMWeighting(0.8))
-        context = lambda k: training.Context(jax.random.key(k), jnp.ones((), jnp.int32), None)
-        x = jax.random.normal(KEY, (4, 3))
-        return model.data(x, diffusion.Node(1.0, 1.0, 1.0)), loss(model, x, context(0))[0]
+        context = training.Context(jax.random.key(0), jnp.ones((), jnp.int32), None)
+        out = []
+        for network in networks:
+            network = eqx.tree_at(lambda network: network.gain, network, jnp.ones(()))
+            model = diffusion.Denoiser(network, diffusion.Preconditioned(0.8))
+            node = diffusion.Node(1.0, 1.0, 1.0)
+            out.append((model.data(x, node), loss(model, x, context)[0]))
+        return out
 
-    (plain, loss), (same, other) = losses(0.0), losses(rate)
+    (plain, loss), (same, other) = losses(networks, x)
     np.testing.assert_array_equal(plain, same)
     assert abs(loss - other) > 1e-3
     for make in (diffusion.EDM2MLP, diffusion.EDM2UNet):
