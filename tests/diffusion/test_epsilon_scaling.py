@@ -81,37 +81,26 @@ def test_errors_of_the_predicted_data_widen_a_step_by_the_known_variance():
     times, error, draws = np.array([0.5, 0.4]), 0.8, 20_000
     _, a, s = SCHEDULE.nodes(times)
     data = np.array([[0.7, -1.0]])
-    wrong = data + error * RNG.normal(size=(draws, 2))
-    model = diffusion.Denoiser(lambda x, node: wrong, diffusion.Data())
-    found = diffusion.exposure_bias(
-        model,
-        diffusion.DDIM(1.0),
-        SCHEDULE,
-        times,
-        jnp.asarray(data),
-        jax.random.key(1),
-        draws=draws,
-    )
+    spread = jnp.array(RNG.normal(size=(draws, 2)))
+
+    def bias(error):
+        error = jnp.array(error)
+        model = diffusion.Denoiser(lambda x, node: data + error * spread, diffusion.Data())
+        run = diffusion.DDIM(1.0), SCHEDULE, times, jnp.array(data), jax.random.key(1)
+        return np.asarray(diffusion.exposure_bias(model, *run, draws=draws))
+
+    found, exact = bias(error), bias(0.0)
     beta = 1 - (a[0] / a[1]) ** 2
     wide = np.sqrt(s[1] ** 2 + (a[1] * beta / s[0] ** 2 * error) ** 2)
-    exact = diffusion.exposure_bias(
-        diffusion.Denoiser(lambda x, node: jnp.broadcast_to(data, x.shape), diffusion.Data()),
-        diffusion.DDIM(1.0),
-        SCHEDULE,
-        times,
-        jnp.asarray(data),
-        jax.random.key(1),
-        draws=draws,
-    )
     noise = 4 * wide / np.sqrt(4 * draws)
     assert abs(np.sqrt(found[0]) - (wide - s[1])) < noise < (wide - s[1]) / 2
     assert np.sqrt(exact[0]) < noise
 
 
 def narrow(num):
-    means = jnp.asarray(np.random.default_rng(7).normal(size=(4, 8)))
-    mixture = diffusion.GaussianMixture(means, jnp.full(4, 0.35))
-    return mixture, mixture.sample(jax.random.key(7), num)
+    means = np.random.default_rng(7).normal(size=(4, 8))
+    mixture = diffusion.GaussianMixture(means, np.full(4, 0.35))
+    return mixture, jax.jit(lambda key: mixture.sample(key, num))(jax.random.key(7))
 
 
 @pytest.mark.slow
@@ -133,7 +122,8 @@ def test_the_gap_of_an_exact_model_is_small_and_that_of_a_wide_one_is_not(num_st
 
 
 def test_norms_are_those_of_a_loop():
-    data = {"a": X[:, :1], "b": X[:, 1:]}
+    x = np.asarray(X)
+    data = {"a": jnp.array(x[:, :1]), "b": jnp.array(x[:, 1:])}
     model = diffusion.Denoiser(lambda x, node: jax.tree.map(lambda a: a * (1 + node.sigma), x))
     times = diffusion.uniform_time(SCHEDULE, 3)
     found = diffusion.noise_norm_gap(
@@ -156,7 +146,8 @@ def test_a_fit_finds_the_divisor_that_was_taken_away():
     times = diffusion.uniform_time(SCHEDULE, 20)
     tried = np.array([1.0, 1.25, 1.5, 1.75])
     run = diffusion.DDIM(), SCHEDULE, times, data, jax.random.key(3)
-    fitted = diffusion.fit_scale(wide, *run, candidates=tried, distance=distances.energy_distance)
+    distance = jax.jit(distances.energy_distance)
+    fitted = diffusion.fit_scale(wide, *run, candidates=tried, distance=distance)
     assert fitted.uniform == 1.5
     np.testing.assert_allclose(np.mean(fitted.linear.values), fitted.uniform, rtol=1e-6)
     ratio = diffusion.noise_norm_gap(wide, *run).ratio
