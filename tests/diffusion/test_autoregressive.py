@@ -86,13 +86,17 @@ def test_the_bound_over_all_orders_and_steps_is_the_entropy():
     def bounds(x, key):
         keys = jax.random.split(key, 4000)
         each = model.elbo, lambda x, k: model.elbo(x, k, policy=policy), model.elbo_per_step
-        return [jax.vmap(bound)(x, keys) for bound in each]
+        loss = diffusion.AutoregressiveLoss()(model, x, training.Context(key, 0, None))[0]
+        return [*(jax.vmap(bound)(x, keys) for bound in each), loss]
 
     found = bounds(jnp.array(STATES[rows]), jax.random.key(0))
-    whole, planned, each = map(np.asarray, found)
+    whole, planned, each, loss = map(np.asarray, found)
     for draws, wanted in ((whole, steps.sum()), (planned, steps[0] + 2 * steps[1] + steps[3])):
         assert abs(draws.mean() - wanted) < 4 * draws.std() / 4000**0.5
     assert np.all(np.abs(each.mean(0) - steps) < 4 * each.std(0) / 4000**0.5)
+    # The loss is in bits, of one coordinate.
+    bits = 4 * np.log(2)
+    assert abs(loss + steps.sum() / bits) < 4 * whole.std() / bits / 4000**0.5
 
 
 LEVELS = {
@@ -133,7 +137,7 @@ def test_stages_together_have_the_probability_of_the_table(levels, direct):
     np.testing.assert_allclose(found, np.log(JOINT), rtol=1e-9)
 
 
-@pytest.mark.always(1)  # what samples in any order does so in the test below too
+@pytest.mark.always(1)  # each of its stages is drawn in any order
 @pytest.mark.parametrize("kind", ["upscale", "agnostic"])
 def test_samples_have_the_law_of_the_table(kind):
     model = agnostic() if kind == "agnostic" else upscale(LEVELS["bits"], False)
@@ -143,6 +147,7 @@ def test_samples_have_the_law_of_the_table(kind):
     assert np.abs(counts - JOINT).sum() < 0.06
 
 
+@pytest.mark.slow  # policies are those of the coder, and draws those of the test above
 def test_one_call_for_all_coordinates_has_independent_ones():
     model = agnostic()
     run = jax.jit(lambda key: model.sample(key, 20_000, np.array([0])))
@@ -156,7 +161,7 @@ def test_one_call_for_all_coordinates_has_independent_ones():
 
 @pytest.mark.parametrize(
     "budgets",
-    [(1, 3, 12), pytest.param(tuple(range(1, 13)), marks=pytest.mark.slow)],
+    [(3, 12), pytest.param(tuple(range(1, 13)), marks=pytest.mark.slow)],
 )
 def test_the_best_policy_equals_brute_force(budgets):
     loss = np.sort(np.random.default_rng(3).exponential(size=12))[::-1] + 0.1
@@ -180,10 +185,10 @@ def test_the_best_policy_equals_brute_force(budgets):
     np.testing.assert_allclose(last, loss.sum())
 
 
+@pytest.mark.slow  # the loss above is the bound only if each is drawn as often
 def test_steps_are_spread_over_the_batch():
-    draw = lambda k: diffusion.antithetic_steps(k, 8, 12)
-    keys = jax.random.split(jax.random.key(1), 3000)
-    many = np.asarray(jax.jit(jax.vmap(draw))(keys))
+    draw = jax.vmap(lambda k: diffusion.antithetic_steps(k, 8, 12))
+    many = np.asarray(jax.jit(lambda key: draw(jax.random.split(key, 3000)))(jax.random.key(1)))
     assert all(np.all(np.bincount(steps // 3, minlength=4) == 2) for steps in many)
     shares = np.bincount(many.ravel(), minlength=12) / many.size
     assert np.abs(shares - 1 / 12).max() < 0.01
@@ -220,7 +225,8 @@ def test_one_sample_alone_comes_back_alone():
     np.testing.assert_array_equal(diffusion.decompress(model, data, key), x)
 
 
-@pytest.mark.parametrize("stages", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.slow  # that the loss is the bound is seen above
+@pytest.mark.parametrize("stages", [1, 2])
 def test_training_lowers_the_bound_of_a_small_network(stages):
     first, second = jax.random.split(jax.random.key(0))
     make = eqx.filter_jit(lambda key: diffusion.MaskedMLP(4, 3, 32, 1, stages, key=key))
