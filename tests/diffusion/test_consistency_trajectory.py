@@ -198,7 +198,7 @@ def test_exact_jumps_for_a_teacher_leave_no_loss():
 
 
 def test_places_in_the_grid():
-    loss = diffusion.CTMLoss(VE, diffusion.karras(VE, 5), solver=diffusion.GammaSampler())
+    loss = diffusion.CTMLoss(VE, diffusion.karras(VE, 5))
     batch = jnp.zeros((500, 2))
     plan = jax.tree.map(jnp.array, loss.plan)
     each = jax.vmap(lambda key: loss._draw(EXACT, batch, plan, key)[:3])
