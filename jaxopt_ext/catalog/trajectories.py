@@ -24,6 +24,7 @@ def _loss():
         schedule,
         np.array(_TIMES),
         solver=diffusion.Heun(),
+        spans=diffusion.UniformSpans(1),
         targets=diffusion.LastTarget(),
         denoising=diffusion.DenoisingLoss(diffusion.LogNormal(), diffusion.EDMWeighting(0.5)),
         denoising_weight=diffusion.AdaptiveWeight(lambda model: model.network.shift),
