@@ -42,8 +42,7 @@ SOLVERS_COORDINATE: tuple[SolverRow, ...] = (
         lambda: jxt.minimize.VRACODER(20, blocks=3),
         system=("S074",),
         claim="minimize/acoder",
-        opt_outs=_ONE_ARRAY
-        | {"gradient": "tests/minimize/test_acoder.py asks, where time does not matter"},
+        opt_outs=_ONE_ARRAY,
     ),
     SolverRow(
         "Coordinate descent for ratios",

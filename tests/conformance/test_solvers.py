@@ -171,13 +171,17 @@ def _weights(kind):
     return np.sin(1 + np.arange(len(_oracle(kind))))
 
 
+LONG = ("minimize.VRACODER",)
+"""What takes long to compile, where another solver can be asked."""
+
+
 @functools.cache
 def _derived(row, kind):
     """Whether derivatives are checked always: with one solver for each problem type, as they belong
     to the problem, and take four times as long to compile as a solve does."""
     checks = ("gradient", "jit", "vmap")
     able = [r for r in ROWS if kind is _kinds(r)[0] and not any(map(r.reason, checks))]
-    able.sort(key=lambda r: "float32" in r.opt_outs)
+    able.sort(key=lambda r: ("float32" in r.opt_outs, r.public in LONG))
     return bool(able) and able[0] is row
 
 

@@ -2,7 +2,6 @@
 
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -143,29 +142,6 @@ def test_variance_reduction_equals_the_recursion_without_noise(blocks, parts):
     solver = minimize.VRACODER(5, 20, L, 0.0, blocks, restart=False, tol=0.0, max_steps=6)
     found = jxt.solve(problem, solver, jnp.asarray(START), trace=lambda problem, x, state: x).trace
     np.testing.assert_allclose(found, vr_by_hand(parts, 5, 6), atol=1e-11)
-
-
-@pytest.mark.slow
-def test_derivatives_of_variance_reduction_equal_differences():
-    """In both modes, of a ridge regression."""
-    solver = minimize.VRACODER(20, blocks=3, tol=1e-9, max_steps=20_000)
-    direction, weights = np.cos(np.arange(7)), np.sin(1 + np.arange(7))
-
-    def score(ridge):
-        data = jnp.asarray(X), jnp.asarray(Y)
-        problem = jxt.FiniteSum(fit, data, prox.L2Squared(ridge))
-        return jnp.vdot(weights, jxt.solve(problem, solver, jnp.zeros(7)).value)
-
-    def by_numpy(ridge):
-        return weights @ np.linalg.solve(X.T @ X / 20 + np.diag(ridge), X.T @ Y / 20)
-
-    ridge = np.linspace(0.5, 1.0, 7)
-    forward = jax.jvp(score, (ridge,), (direction,))[1]
-    reverse = jnp.vdot(jax.grad(score)(ridge), direction)
-    h = 1e-4 * direction
-    wanted = (by_numpy(ridge + h) - by_numpy(ridge - h)) / 2e-4
-    np.testing.assert_allclose(reverse, wanted, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(forward, reverse, rtol=1e-6, atol=1e-8)
 
 
 @pytest.mark.slow
