@@ -123,11 +123,14 @@ def run() -> Outcome:
     enough = one < 2.2 and two < 1.9 and 5 * one <= before[0] and 5 * two <= before[1]
     near = two <= 1.1 * path
     worse = np.min(found["logarithm"][0][:, 0]) >= 3 * one
+    why = (
+        f"scale: after {STEPS} steps of distillation one step has a distance of {one:.2f}, two "
+        f"have {two:.2f} and the denoiser in 18 steps {path:.2f}"
+    )
     return Outcome(
         table,
         bool(enough and near and worse),
         f"Below the thresholds and a fifth of the denoiser: {bool(enough)}; within 1.1 of 18 steps "
         f"of Heun: {bool(near)}; 3 times better than with the logarithm: {bool(worse)}.",
-        why=f"scale: after {STEPS} steps of distillation one step has a distance of {one:.2f}, two "
-        f"have {two:.2f} and the denoiser in 18 steps {path:.2f}",
+        why,
     )
