@@ -393,44 +393,43 @@ class SketchedSQP(AbstractSolver):
         found = self._direction(model, r, n, state, slope)
         z = found.z
 
-        def merit(p):
-            value, r = problem.lagrangian(*unravel(p)), residual(p)
+        def merit(p, r):
+            value = problem.lagrangian(*unravel(p)).astype(p.dtype)
             return (
-                value.astype(p.dtype)
+                value
                 + 0.5 * found.feasibility * jnp.sum(r[n:] ** 2)
                 + 0.5 * found.stationarity * jnp.sum(r[:n] ** 2)
             )
 
-        here, fall = merit(point), jnp.vdot(slope(found.feasibility, found.stationarity), z)
+        here, fall = merit(point, r), jnp.vdot(slope(found.feasibility, found.stationarity), z)
         armijo = self.armijo.astype(r.dtype)
         # What the values of the merit function cannot tell apart.
         rounding = 10 * jnp.finfo(r.dtype).eps * jnp.abs(here)
 
-        def enough(length):
-            return merit(point + length * z) <= here + length * armijo * fall + rounding
-
         def halve(carry):
-            length, tries, _ = carry
-            return 0.5 * length, tries + 1, enough(0.5 * length)
+            length, tries, _, _ = carry
+            length = 0.5 * length
+            p = point + length * z
+            ahead = residual(p)
+            fits = merit(p, ahead) <= here + length * armijo * fall + rounding
+            return length, tries + 1, ahead, fits
 
-        one = jnp.ones((), r.dtype)
-        length, _, fits = loops.while_loop(
-            lambda carry: ~carry[2] & (carry[1] < 40) & jnp.isfinite(size),
+        twice = jnp.asarray(2, r.dtype)
+        length, _, ahead, fits = loops.while_loop(
+            lambda carry: ~carry[3] & (carry[1] <= 40) & jnp.isfinite(size),
             halve,
-            (one, jnp.asarray(0, jnp.int32), enough(one)),
+            (twice, jnp.asarray(0, jnp.int32), r, jnp.asarray(False)),
         )
         # Not a number must stay visible.
         length = jnp.where(fits | ~jnp.isfinite(here), length, 0)
-        new = point + length * z
         stuck = (model.constraint < self.singular) | (length == 0)
-        value = unravel(new)
         verdict = Status.where(stuck, Status.breakdown, Status.running)
-        return value, _State(
+        return unravel(point + length * z), _State(
             found.key,
             found.feasibility,
             found.stationarity,
             found.accuracy,
-            tree.norm(problem.residual(value)).astype(r.dtype),
+            jnp.where(length == 0, size, tree.norm(ahead)),
             length,
             state.sketches + found.sketches,
             verdict,
