@@ -1,5 +1,7 @@
 """Cutting planes: their bodies by numpy and scipy, their minima by linear programs."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import lapack
@@ -74,9 +76,11 @@ def _check_guarantees(size, solvers):
         if not (isinstance(solver, CenterOfGravity) and n > 2):
             assert (values - lower)[:, -1].max() < 0.5
         assert (values[:, -1] - best).max() < 5e-3
-        # There is a kink where the minimum is: nobody says converged.
-        assert not (status == jxt.Status.converged._value).any()
-        assert (residual > 0).all()
+        # There is a kink where the minimum is: nobody says converged but at a corner of the box.
+        said = status == jxt.Status.converged._value
+        assert said.sum() <= size // 10
+        assert (values[said, -1] - best[said] <= 1e-12).all()
+        assert (residual[~said] > 0).all()
 
 
 FEW = [
@@ -93,7 +97,9 @@ def test_gaps_are_below_guarantees_and_certificates(solver):
 
 @pytest.mark.slow
 def test_gaps_of_many_are_below_guarantees_and_certificates():
-    _check_guarantees(20, [*FEW, (3, CenterOfGravity(1.0, max_steps=STEPS))])
+    """To the end, also where the minimum is a corner of the box and the residual gets small."""
+    pairs = [*FEW, (3, CenterOfGravity(1.0, max_steps=STEPS))]
+    _check_guarantees(20, [(n, dataclasses.replace(solver, tol=0.0)) for n, solver in pairs])
 
 
 def _numpy_ellipsoid(A, b, radius, steps):
