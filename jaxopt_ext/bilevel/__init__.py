@@ -19,7 +19,7 @@
   `ExchangedChains`, `AveragedChain` or `OwnChains`, and an `AbstractSeries`, `OwnTruncation`,
   `CommonTruncation` or `WholeSeries`.
 
-Where the lower level has a solver, `jax.grad` of $F(x, \mathrm{solve}(\dots))$ is the
+Where the lower level has a solver, `jax.grad` of $F(x, \\mathrm{solve}(\\dots))$ is the
 hypergradient too, and nothing here is needed.
 """
 

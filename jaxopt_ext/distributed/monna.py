@@ -235,12 +235,13 @@ def at_honest(
 
     def average(rows):
         nodes = jnp.arange(honest)
-        if missing:
-            heard = lambda i: _heard(
-                i, jnp.arange(len(rows)) >= honest, missing, jax.random.fold_in(key, i)
-            )
-        else:
-            heard = lambda i: None
+        bad = jnp.arange(len(rows)) >= honest
+
+        def heard(i):
+            if key is None or not missing:
+                return None
+            return _heard(i, bad, missing, jax.random.fold_in(key, i))
+
         return jnp.mean(
             jax.vmap(lambda i: rule(rows, rows[i], rows[i], mask=heard(i)))(nodes), axis=0
         )
