@@ -38,13 +38,20 @@ TIMES = diffusion.karras(SCHEDULE, 40)
 RAMP = diffusion.KarrasTime(SCHEDULE.end, SCHEDULE.start)
 
 
+class Backwards(eqx.Module):
+    """Exits near the data come first, those near noise last."""
+
+    def __call__(self, node):
+        return 1 - RAMP(node)
+
+
 MILD, STRONG = diffusion.ExitSchedule((6, 5, 4, 3, 3)), diffusion.ExitSchedule((5, 3, 2, 1, 1))
 KINDS = {
     "whole": None,
     "early, mild": (MILD, RAMP),
     "early, strong": (STRONG, RAMP),
     "four blocks": (diffusion.ExitSchedule((4,)), RAMP),
-    "early, mild, reversed": (diffusion.ExitSchedule((3, 3, 4, 5, 6)), RAMP),
+    "early, mild, reversed": (MILD, Backwards()),
 }
 BASE = diffusion.DenoisingLoss(diffusion.LogNormal(), diffusion.EDMWeighting(SIGMA_DATA))
 
