@@ -140,9 +140,9 @@ DISCREPANCIES = {
 @SLOW
 @pytest.mark.parametrize("name", DISCREPANCIES)
 def test_every_discrepancy_is_least_or_within_its_fraction(name):
-    n = 6
+    n, rng = 6, np.random.default_rng(0)  # draws of its own: some take many more rounds
     discrepancy, objective, factor = DISCREPANCIES[name]
-    D, W = symmetric(RNG.uniform(0.1, 1, (n, n))), symmetric(RNG.uniform(1, 2, (n, n)))
+    D, W = symmetric(rng.uniform(0.1, 1, (n, n))), symmetric(rng.uniform(1, 2, (n, n)))
     d, w, x, T = pairs(D), pairs(W), cp.Variable(n * (n - 1) // 2), triangles(n)
     best, wanted = least(lambda x: objective(x, d, w), x, T @ x <= 0)
     options = {} if discrepancy is None else {"discrepancy": discrepancy}
