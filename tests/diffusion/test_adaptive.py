@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec as P
+from mixture_noise import mixture_noise
 
 from jaxopt_ext import diffusion
 from jaxopt_ext.core.solution import Status
@@ -70,11 +71,7 @@ def exact_noise(shift=0.0):
 
     def noise(x, l):
         _, a, s = SCHEDULE.nodes(SCHEDULE.time_at(l))
-        variances = a**2 * scales**2 + s**2
-        gaps = x[:, None] - a * means
-        weights = np.exp(-0.5 * np.sum(gaps**2, -1) / variances) / variances
-        weights /= weights.sum(1, keepdims=True)
-        return s * np.sum((weights / variances)[..., None] * gaps, 1)
+        return mixture_noise(x, a, s, means, scales)
 
     return noise
 

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from mixture_noise import mixture_noise
 
 from jaxopt_ext import diffusion
 from jaxopt_ext.diffusion import BDIA, EDICT, DDIMInversion, EulerIncrement, HeunIncrement
@@ -35,11 +36,7 @@ def mixture(dtype=jnp.float64, shift=0.0):
 def exact_noise(x, node):
     """That of the mixture, in numpy."""
     means, scales = np.array([[-2.0, 0.0], [1.0, 1.0], [0.5, -2.0]]), np.array([0.6, 0.8, 0.5])
-    variances = node.alpha**2 * scales**2 + node.sigma**2
-    gaps = x[:, None] - node.alpha * means
-    weights = np.exp(-0.5 * np.sum(gaps**2, -1) / variances) / variances
-    weights /= weights.sum(1, keepdims=True)
-    return node.sigma * np.sum((weights / variances)[..., None] * gaps, 1)
+    return mixture_noise(x, node.alpha, node.sigma, means, scales)
 
 
 def even(count):

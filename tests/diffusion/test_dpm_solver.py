@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from mixture_noise import mixture_noise
 
 from jaxopt_ext import diffusion
 from jaxopt_ext.diffusion import DPMSolver, MultiStep, SingleStep, dpm_solver_fast
@@ -21,12 +22,7 @@ TIMES = diffusion.uniform_time(SCHEDULE, 5)  # steps that differ in lambda
 
 def noise(x, t):
     """The exact noise of the mixture, from its density."""
-    a, s = SCHEDULE.alpha(t), SCHEDULE.sigma(t)
-    variances = a**2 * SCALES**2 + s**2
-    gaps = x[:, None] - a * MEANS
-    weights = np.exp(-0.5 * np.sum(gaps**2, -1) / variances) / variances
-    weights /= weights.sum(1, keepdims=True)
-    return s * np.sum((weights / variances)[..., None] * gaps, 1)
+    return mixture_noise(x, SCHEDULE.alpha(t), SCHEDULE.sigma(t), MEANS, SCALES)
 
 
 def eagerly(sampler, times=TIMES, network=noise):

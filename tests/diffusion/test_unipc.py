@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import mpmath
 import numpy as np
 import pytest
+from mixture_noise import mixture_noise
 
 from jaxopt_ext import diffusion
 from jaxopt_ext.diffusion import BH1, BH2, DataForm, NoiseForm, UniC, UniP, UniPC, Varying
@@ -25,12 +26,8 @@ def run(sampler, times=TIMES, model=MODEL):
 
 def output(x, node, noise):
     """The exact noise or data of the mixture, without a program."""
-    a, s = np.asarray(node.alpha), np.asarray(node.sigma)
-    x, variances = np.asarray(x), a**2 * SCALES**2 + s**2
-    gaps = x[:, None] - a * MEANS
-    weights = np.exp(-0.5 * np.sum(gaps**2, -1) / variances) / variances
-    weights /= weights.sum(1, keepdims=True)
-    found = s * np.sum((weights / variances)[..., None] * gaps, 1)
+    x, a, s = map(np.asarray, (x, node.alpha, node.sigma))
+    found = mixture_noise(x, a, s, MEANS, SCALES)
     return found if noise else (x - s * found) / a
 
 

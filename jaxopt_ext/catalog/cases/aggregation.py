@@ -1,12 +1,12 @@
 """Networks whose features are merged."""
 
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from ... import diffusion
 from ..shapes.function import AbstractFunctionCase
+from .draws import draws
 
 WIDTH, GROUPS, FREQUENCIES = 4, 2, 2
 
@@ -14,28 +14,20 @@ WIDTH, GROUPS, FREQUENCIES = 4, 2, 2
 class AggregationCase(AbstractFunctionCase):
     """Two perceptrons of one block on one vector, with all weights drawn."""
 
-    def network(self, dtype):
-        """Shapes of weights, and the rest of the networks."""
+    def draw(self, seed, dtype):
+        rng = np.random.default_rng(seed)
         embedding = diffusion.Sinusoidal(FREQUENCIES)
         options = {"embedding": embedding, "key": jax.random.key(0)}
         make = lambda: diffusion.MLPDenoiser((2,), WIDTH, 1, dtype=dtype, **options)
         merged = lambda: diffusion.AggregatedNetwork.create(
             (make(), make()), hidden=3, groups=GROUPS, **options
         )
-        is_shape = lambda leaf: isinstance(leaf, jax.ShapeDtypeStruct)
-        return eqx.partition(eqx.filter_eval_shape(merged), is_shape)
-
-    def draw(self, seed, dtype):
-        rng = np.random.default_rng(seed)
-        shapes, _ = self.network(dtype)
-        drawn = jax.tree.map(lambda a: jnp.asarray(rng.normal(size=a.shape), dtype), shapes)
+        network = draws(merged, rng, dtype, scale=1.0)
         x, sigma = rng.normal(size=2), np.exp(rng.normal())
-        return drawn, jnp.asarray(x, dtype), jnp.asarray(sigma, dtype)
+        return network, jnp.asarray(x, dtype), jnp.asarray(sigma, dtype)
 
-    def call(self, weights, x, sigma):
-        _, rest = self.network(x.dtype)
-        node = diffusion.Node(sigma, jnp.ones_like(sigma), sigma)
-        return eqx.combine(weights, rest)(x, node)
+    def call(self, network, x, sigma):
+        return network(x, diffusion.Node(sigma, jnp.ones_like(sigma), sigma))
 
     def reference(self, weights, x, sigma):
         array = lambda a: np.asarray(a, np.float64)

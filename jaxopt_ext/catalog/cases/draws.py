@@ -11,7 +11,7 @@ def draws(make, rng, dtype, scale=0.7):
     **Arguments:**
 
     - `rng`: numpy's generator.
-    - `dtype`: of the arrays.
+    - `dtype`: of the arrays. `scale`: their standard deviation.
     """
 
     def fill(leaf):
