@@ -302,6 +302,18 @@ def short_steps(key) -> Curves:
     return _walk(problem, method, start, complementarity)[CHECKPOINTS - 1], proved
 
 
+def path_following(key) -> Curves:
+    """The same programs; the start is on the path, and the gap is that to the dual point."""
+    a, b = jax.random.split(key)
+    rows = jnp.concatenate([_normal(a, 4, 3), jnp.eye(3)])
+    problem = jxt.LinearProgram(_normal(b, 3), rows, -jnp.ones(7), jnp.ones(7))
+    method = tb.BarrierMethod(tol=0.0, max_steps=STEPS)
+    start = jxt.PrimalDual(jnp.zeros(3), jnp.zeros(7))
+    gap = lambda x, state: problem.c @ x.primal + jnp.sum(jnp.abs(x.dual))
+    proved = tb.guarantee(method, CHECKPOINTS, tb.Constants(barrier=14.0))
+    return _walk(problem, method, start, gap)[CHECKPOINTS - 1], proved
+
+
 def _cuts(make: Callable[[], Any], dimension: int, random: bool = False):
     """On a box, its solution inside."""
 
@@ -384,6 +396,7 @@ RATES: dict[str, Callable[[jax.Array], Curves]] = {
         lambda x, y, radii, most: tb.SaddleMirrorProx(x, y, radii, (0.0, 0.0, most), **_options())
     ),
     "short-step interior point": short_steps,
+    "barrier method": path_following,
     "center of gravity": _cuts(lambda: tb.CenterOfGravity(1.0, **_options()), 2),
     "ellipsoids": _cuts(lambda: tb.Ellipsoid(3**0.5, **_options()), 3),
     "Vaidya, by its cuts": vaidya,
@@ -423,6 +436,7 @@ LANDED = (
     "conditional gradient",
     "mirror descent, smooth",
     "short-step interior point",
+    "barrier method",
     "random coordinate descent",
     "center of gravity",
     "ellipsoids",

@@ -1,4 +1,4 @@
-"""Rows of cutting planes, random walks and rounding."""
+"""Rows of cutting planes, barriers, random walks and rounding."""
 
 import jaxopt_ext as jxt
 
@@ -34,6 +34,16 @@ TEXTBOOK_CUTS: tuple[Row, ...] = (
         system=("S172",),
         claim="minimize/cutting_plane",
         opt_outs={"problems": _INTERIOR},
+    ),
+    SolverRow(
+        "Barrier method",
+        "minimize.textbook.BarrierMethod",
+        f"{_BOOK}; Nesterov, Nemirovskii, Interior-Point Polynomial Algorithms in Convex "
+        "Programming, 1994",
+        lambda: jxt.minimize.textbook.BarrierMethod(jxt.minimize.LongStep(), weight=0.1),
+        system=("S172",),
+        claim="minimize/interior_point",
+        opt_outs={"pytree": "a conic program is over one vector and its multipliers"},
     ),
     SolverRow(
         "Center of gravity, by random walks",

@@ -94,8 +94,9 @@ class ACODER(AbstractSolver):
       for one entry each.
     - `backtracking`: whether to take `lipschitz` as a first estimate only.
     - `restart`: whether to begin anew from $y$ whenever the error is below three tenths of
-      that at the last start. The method of the paper has no restarts; without them, and
-      without strong convexity in $g$, it does not converge linearly.
+      that at the last start. The paper's method has no restarts; without strong convexity in
+      $g$ it does not converge linearly, and with them it does where the objective grows
+      quadratically.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Raises:** `ValueError` for more blocks than entries; `TypeError` if $x$ is not one array, or
@@ -111,7 +112,7 @@ class ACODER(AbstractSolver):
     strong_convexity: Scalar = scalar_field(0.0)
     blocks: int | None = 1
     backtracking: bool = False
-    restart: bool = True
+    restart: bool = False
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
     problems = (Composite,)
@@ -317,7 +318,7 @@ class VRACODER(AbstractSolver):
     )
     strong_convexity: Scalar = scalar_field(0.0)
     blocks: int | None = 1
-    restart: bool = True
+    restart: bool = False
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 2000
     problems = (FiniteSum,)

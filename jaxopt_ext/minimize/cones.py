@@ -11,6 +11,7 @@ import abc
 from typing import Generic, TypeVar
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -42,6 +43,10 @@ class AbstractCone(eqx.Module, Generic[W]):
     @abc.abstractmethod
     def scaling(self, s: Array, z: Array) -> tuple[W, Array]:
         """The scaling of two interior points, and the scaled point."""
+
+    @abc.abstractmethod
+    def inverse(self, s: Array) -> Array:
+        """$s^{-1}$ of an interior point, with $s \\circ s^{-1} = e$: minus the barrier's slope."""
 
     @abc.abstractmethod
     def scale(self, w: W, z: Array) -> Array:
@@ -92,6 +97,9 @@ class Orthant(AbstractCone[Array]):
         root, other = jnp.sqrt(s), jnp.sqrt(z)  # a product might vanish
         return root / other, root * other
 
+    def inverse(self, s):
+        return 1 / s
+
     def scale(self, w, z):
         return w * z
 
@@ -138,6 +146,10 @@ class SecondOrderCones(AbstractCone[tuple[Array, Array]]):
         w = 0.5 * (unit_s + _flip(unit_z)) / half
         w = (jnp.sqrt(size_s / size_z), w)
         return w, self.scale(w, z)
+
+    def inverse(self, s):
+        size = _length(s)[:, None]
+        return _flip(s) / size / size
 
     def scale(self, w, z):
         size, axis = w
@@ -214,6 +226,11 @@ class SemidefiniteCones(AbstractCone[tuple[Array, Array]]):
         there = low_s @ _transpose(right) / root
         back = _transpose(low_z @ left / root)
         return (there, back), jnp.eye(self.shape[1], dtype=s.dtype) * values[..., None, :]
+
+    def inverse(self, s):
+        root = jnp.linalg.cholesky(s)
+        back = jax.scipy.linalg.solve_triangular(root, self.unit(s.dtype), lower=True)
+        return _transpose(back) @ back
 
     def scale(self, w, z):
         there, _ = w

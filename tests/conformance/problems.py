@@ -253,7 +253,7 @@ ALONG = np.array([1.0, -0.5, 0.7, 0.3, -0.8])
 
 
 def _ellipsoid_start(kind):
-    """Multipliers are those of a neighbour's solution."""
+    """Multipliers are those of a neighbour's solution; the point is inside."""
     x = _solve_ellipsoid(ALONG)
     edge = np.concatenate([[1.0], STRETCH @ x])
     if kind is jxt.LinearMatrixInequality:
@@ -262,7 +262,7 @@ def _ellipsoid_start(kind):
     else:
         edge[1:] *= -1
     dual = edge * -(ALONG @ x)
-    return lambda dtype: jxt.PrimalDual(jnp.asarray(x, dtype), jnp.asarray(dual, dtype))
+    return lambda dtype: jxt.PrimalDual(jnp.asarray(0.5 * x, dtype), jnp.asarray(dual, dtype))
 
 
 P_BLOCK = np.array([[1.2, 0.3], [0.3, 0.9]])

@@ -77,7 +77,7 @@ def test_equals_the_recursion_and_keeps_the_theorem(blocks, parts, gamma):
     path = by_hand(parts, gamma, 25)
     nonsmooth = prox.ElasticNet(LAM, gamma)
     problem = jxt.Composite(PROBLEM.smooth, nonsmooth)
-    solver = minimize.ACODER(L, gamma, blocks, restart=False, tol=0.0, max_steps=25)
+    solver = minimize.ACODER(L, gamma, blocks, tol=0.0, max_steps=25)
     found = jxt.solve(problem, solver, jnp.asarray(START), trace=lambda problem, x, state: x).trace
     np.testing.assert_allclose(found, [y for y, _ in path], atol=1e-11)
     best = solution(gamma)
@@ -88,7 +88,10 @@ def test_equals_the_recursion_and_keeps_the_theorem(blocks, parts, gamma):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("solver", [minimize.ACODER(blocks=None), minimize.ACODER(100.0, 0.0, 2)])
+@pytest.mark.parametrize(
+    "solver",
+    [minimize.ACODER(blocks=None, restart=True), minimize.ACODER(100.0, 0.0, 2, restart=True)],
+)
 def test_converges_without_a_bound_and_with_a_loose_one(solver):
     found = jxt.solve(PROBLEM, solver, jnp.asarray(START))
     assert found.status == jxt.Status.converged
@@ -139,7 +142,7 @@ def fit(w, row):
 )
 def test_variance_reduction_equals_the_recursion_without_noise(blocks, parts):
     problem = jxt.FiniteSum(fit, (jnp.asarray(X), jnp.asarray(Y)), prox.L1(LAM), sampling=All())
-    solver = minimize.VRACODER(5, 20, L, 0.0, blocks, restart=False, tol=0.0, max_steps=6)
+    solver = minimize.VRACODER(5, 20, L, 0.0, blocks, tol=0.0, max_steps=6)
     found = jxt.solve(problem, solver, jnp.asarray(START), trace=lambda problem, x, state: x).trace
     np.testing.assert_allclose(found, vr_by_hand(parts, 5, 6), atol=1e-11)
 
@@ -148,7 +151,7 @@ def test_variance_reduction_equals_the_recursion_without_noise(blocks, parts):
 @pytest.mark.parametrize("blocks", [3, 1])
 def test_variance_reduction_reaches_the_solution(blocks):
     problem = jxt.FiniteSum(fit, (jnp.asarray(X), jnp.asarray(Y)), prox.L1(LAM))
-    solver = minimize.VRACODER(40, blocks=blocks, tol=1e-6)
+    solver = minimize.VRACODER(40, blocks=blocks, restart=True, tol=1e-6)
     found = jxt.solve(problem, solver, jnp.asarray(START))
     assert found.status == jxt.Status.converged, (found.status, found.residual)
     np.testing.assert_allclose(found.value, solution(0.0), atol=1e-5)

@@ -9,6 +9,12 @@ In few unknowns, by cuts through the center of what is left, with `Solution.gap`
   two unknowns (`PolygonCentroid`), by random walks in more (`SampledCentroid`).
 - Sets are known by a `ProjectionOracle` or a `FunctionOracle`.
 
+Conic programs:
+
+- `BarrierMethod`: the central path in the primal variables, from a point in the interior, which a
+  `DampedApproach` or a `ReversedPath` leads to it. `InteriorPoint` is faster and needs no such
+  point.
+
 By random walks in a convex body, a `Polytope`, a `Ball` or a `ConvexBody`:
 
 - `hit_and_run` draws from it; `SimulatedAnnealing` minimizes by values.
@@ -45,6 +51,7 @@ Their contracts for others are `AbstractSeparationOracle`, `AbstractCentroid`, `
 """
 
 from .averaging import AbstractAverage, BestPoint, LinearAverage, UniformAverage
+from .barrier import AbstractApproach, BarrierMethod, DampedApproach, ReversedPath
 from .centroid import AbstractCentroid, PolygonCentroid
 from .cutting_plane import (
     AbstractSeparationOracle,
@@ -100,6 +107,7 @@ from .theorem import Constants, guarantee
 
 __all__ = [
     "SVRG",
+    "AbstractApproach",
     "AbstractAverage",
     "AbstractBody",
     "AbstractCentroid",
@@ -107,11 +115,13 @@ __all__ = [
     "AbstractSampledObjective",
     "AbstractSeparationOracle",
     "Ball",
+    "BarrierMethod",
     "BestPoint",
     "BurerMonteiro",
     "CenterOfGravity",
     "Constants",
     "ConvexBody",
+    "DampedApproach",
     "DualAveraging",
     "Ellipsoid",
     "ExactRelaxation",
@@ -128,6 +138,7 @@ __all__ = [
     "Polytope",
     "ProjectedSubgradient",
     "ProjectionOracle",
+    "ReversedPath",
     "RoundedSigns",
     "SaddleMirrorDescent",
     "SaddleMirrorProx",
