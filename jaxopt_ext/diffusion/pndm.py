@@ -6,23 +6,19 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from ..core import checks, loops
 from .denoiser import AbstractDenoiser, Sample, combine
-from .exponential import (
-    derivatives,
-    empty,
-    weighted,
-)
+from .exponential import derivatives, empty, weighted
 from .sampler import AbstractSampler, ends
 from .schedules import Coefficients, Node, Times
 
 
 class AbstractStarter(eqx.Module):
-    """How the first steps go, when there is no history."""
+    """How the first steps go, when there is no history: each place in a step is reached along the
+    output at the place before, the end along a combination of all."""
 
     @property
     @abc.abstractmethod
@@ -31,8 +27,8 @@ class AbstractStarter(eqx.Module):
 
     @property
     @abc.abstractmethod
-    def stages(self) -> Float[np.ndarray, "p p"]:
-        """The combination of outputs that moves to each further place, and, last, to the end."""
+    def weights(self) -> Float[np.ndarray, " p"]:
+        """The combination of outputs that moves to the end."""
 
     @abc.abstractmethod
     def steps(self, order: int) -> int:
@@ -47,8 +43,8 @@ class RungeKutta(AbstractStarter):
         return (0.0, 0.5, 0.5, 1.0)
 
     @property
-    def stages(self):
-        return np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1 / 6, 1 / 3, 1 / 3, 1 / 6]])
+    def weights(self):
+        return np.array([1, 2, 2, 1]) / 6
 
     def steps(self, order):
         return order - 1
@@ -62,8 +58,8 @@ class ImprovedEuler(AbstractStarter):
         return (0.0, 1.0)
 
     @property
-    def stages(self):
-        return np.array([[1.0, 0.0], [0.5, 0.5]])
+    def weights(self):
+        return np.array([0.5, 0.5])
 
     def steps(self, order):
         return 1
@@ -207,25 +203,30 @@ class _Rule(NamedTuple):
 
     starting: Bool[np.ndarray, " n"]
     times: Float[np.ndarray, "n p"]
-    stages: Float[np.ndarray, "p p"]
-    weights: Float[np.ndarray, "n q"]
+    within: Float[np.ndarray, " p"]
+    across: Float[np.ndarray, "n q"]
 
 
 class _Stage(NamedTuple):
-    """The point $\\kappa x_s + \\sum_j w_j f_j$, and the node of an output."""
+    """A place in a step: the point $\\kappa x_s + w f$ with the output f before, the node of its
+    own output, and what this counts for in the end."""
 
     node: Any
     keep: Coefficients
-    weights: Any
+    weight: Any
+    share: Any
 
 
 class _Row(NamedTuple):
-    """A step by stages inside it, which end with the weights `end`, or from the steps before."""
+    """A step to $\\kappa x_s + \\sum_j w_j f_j$, of the outputs at the places inside it, or of the
+    first of these and those of the steps before."""
 
     starting: Any
+    node: Any
+    keep: Coefficients
+    share: Any
     inner: _Stage
-    end: Coefficients
-    across: _Stage
+    weights: Coefficients
 
 
 def _extra(starter: AbstractStarter, order: int) -> int:
@@ -240,13 +241,15 @@ def _rule(starter: AbstractStarter, order: int, times: Times, variable: bool) ->
         raise ValueError(f"needs at least {order} steps, its order, got {steps}")
     length = np.diff(times)
     weights = np.zeros((steps, order))
+    equal = [adams(-np.arange(p)) for p in range(1, order + 1)]
     for k in range(steps):
         p = min(k + 1, order)
-        equal = -np.arange(p)
-        weights[k, :p] = adams((times[k + equal] - times[k]) / length[k] if variable else equal)
+        before = k - np.arange(p)
+        rule = adams((times[before] - times[k]) / length[k]) if variable else equal[p - 1]
+        weights[k, :p] = rule
     inner = times[:-1, None] + length[:, None] * np.asarray(starter.places)
     inner[:, -1] = times[1:]
-    return _Rule(np.arange(steps) < starter.steps(order), inner, starter.stages, weights)
+    return _Rule(np.arange(steps) < starter.steps(order), inner, starter.weights, weights)
 
 
 def adams(places: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
@@ -260,33 +263,28 @@ def _rows(rule: _Rule, nodes: Any, keep: Any, move: Any) -> _Row:
     """Rows of a run from how a step's beginning (`keep`) and an output (`move`) act at each place
     in it, the last of which is its end."""
     tree = lambda a: jax.tree.map(lambda leaf: leaf[:, a], nodes)
-    across = _Stage(tree(0), keep[:, -1], move[:, -1:] * rule.weights)
-    inner = _Stage(tree(slice(1, None)), keep[:, 1:], move[:, 1:, None] * rule.stages[:-1])
-    return _Row(rule.starting, inner, move[:, -1:] * rule.stages[-1], across)
+    end = move[:, -1:]
+    shares = end * rule.within
+    inner = _Stage(tree(slice(1, None)), keep[:, 1:], move[:, 1:], shares[:, 1:])
+    weights = end * rule.across
+    return _Row(rule.starting, tree(0), keep[:, -1], shares[:, 0], inner, weights)
 
 
 def _step(model: AbstractDenoiser, x: Sample, memory: tuple, row: _Row):
-    first = model.noise(x, row.across.node)
-    outputs = (first, *memory)
+    first = model.noise(x, row.node)
 
     def within():
         # a loop, so that the model is compiled once for all stages
-        count = row.end.size
-        found = jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype).at[0].set(a), first)
+        def stage(carry, now):
+            last, end = carry
+            new = model.noise(combine((now.keep, x), (now.weight, last)), now.node)
+            return (new, combine((1, end), (now.share, new))), None
 
-        def total(keep, weights, found):
-            parts = (jax.tree.map(lambda a, j=j: a[j], found) for j in range(count))
-            return weighted(keep, x, weights, tuple(parts))
+        start = first, combine((row.keep, x), (row.share, first))
+        return loops.scan(stage, start, row.inner)[0][1]
 
-        def stage(found, now):
-            i, stage = now
-            new = model.noise(total(stage.keep, stage.weights, found), stage.node)
-            return jax.tree.map(lambda a, b: a.at[i].set(b), found, new), None
-
-        found, _ = loops.scan(stage, found, (1 + jnp.arange(count - 1), row.inner))
-        return total(row.across.keep, row.end, found)
-
-    across = lambda: weighted(row.across.keep, x, row.across.weights, outputs)
+    outputs = (first, *memory)
+    across = lambda: weighted(row.keep, x, row.weights, outputs)
     return loops.cond(row.starting, within, across), outputs[:-1]
 
 

@@ -95,12 +95,12 @@ def test_the_classical_method_equals_a_loop():
 
 
 def test_rules_are_the_classical_ones_and_sum_to_one():
-    weights = F.plan(SCHEDULE, diffusion.uniform_time(SCHEDULE, 6)).across.weights
+    weights = F.plan(SCHEDULE, diffusion.uniform_time(SCHEDULE, 6)).weights
     _, end = SCHEDULE.nodes(0.175), SCHEDULE.nodes(0.01)
     move = end.sigma - SCHEDULE.sigma(0.175) * end.alpha / SCHEDULE.alpha(0.175)
     np.testing.assert_allclose(weights[-1] / move, np.array([55, -59, 37, -9]) / 24, rtol=1e-12)
     for starter in (diffusion.RungeKutta(), diffusion.ImprovedEuler()):
-        np.testing.assert_allclose(starter.stages.sum(1), 1)
+        np.testing.assert_allclose(starter.weights.sum(), 1)
     for places in ([0.0], [0, -1.0], [0, -0.4, -1.7], [0, -0.4, -1.7, -1.9]):
         found = pndm.adams(np.array(places))
         np.testing.assert_allclose(found.sum(), 1)
@@ -159,19 +159,19 @@ def test_order_of_convergence(sampler, grid, order):
 def test_variable_weights_change_nothing_on_equal_steps():
     times = diffusion.uniform_time(SCHEDULE, 9)
     fixed, variable = (diffusion.PNDM(variable=v).plan(SCHEDULE, times) for v in (False, True))
-    np.testing.assert_allclose(variable.across.weights, fixed.across.weights, rtol=1e-10)
+    np.testing.assert_allclose(variable.weights, fixed.weights, rtol=1e-10)
 
 
 def test_the_classical_method_takes_the_slope_of_the_path():
     # d/dt of alpha x0 + sigma e, both fixed, is what the plan says at any node
     plan = diffusion.FON().plan(SCHEDULE, even(8))
-    row = plan.across.node
+    row = plan.node
     x0, e, h = 0.7, -1.3, 1e-6
     path = lambda t: SCHEDULE.alpha(t) * x0 + SCHEDULE.sigma(t) * e
     wanted = (path(row.node.t + h) - path(row.node.t - h)) / (2 * h)
     np.testing.assert_allclose(row.linear * path(row.node.t) + row.noise * e, wanted, rtol=1e-6)
     chain = diffusion.FON(width=1e-3).plan(CHAIN, diffusion.linspaced(CHAIN, 20)[:-1])
-    assert all(np.all(np.isfinite(a)) for a in chain.across.node.node)
+    assert all(np.all(np.isfinite(a)) for a in chain.node.node)
 
 
 @pytest.mark.parametrize(
