@@ -19,7 +19,12 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
 
     - `path`: the file to write; missing folders are made.
     - `tree`: any pytree of arrays, random keys and Python scalars.
+
+    **Raises:** `ValueError` for a tree without one: its numbers, if there are any, are constants
+    that would not be written.
     """
+    if not any(map(_has_numbers, jax.tree.leaves(tree))):
+        raise ValueError(f"there is nothing to save in {type(tree).__name__}: it has no arrays")
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
@@ -37,6 +42,10 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     """
     with open(path, "rb") as file:
         return eqx.tree_deserialise_leaves(file, like, _read)
+
+
+def _has_numbers(leaf: Any) -> bool:
+    return eqx.is_array_like(leaf) or is_key(leaf)
 
 
 def is_key(leaf: Any) -> bool:

@@ -23,6 +23,8 @@ class ModelStatistics(eqx.Module):
     - `linear`, `scaling`, `offset`: $l$, $s$ and $b$, shape `(M + 1, *shape)`, with the shape of a
       sample, or one that broadcasts to it.
     - `log_snr`: $\\lambda$, rising, shape `(M + 1,)`.
+    - `arrays`: all four in this order. They are constants of a sampler, no leaves of a pytree: what
+      is saved are `arrays`, and `ModelStatistics(*arrays)` is made of what is loaded.
 
     **Raises:** `ValueError` if shapes do not fit or levels do not rise.
     """
@@ -62,6 +64,11 @@ class ModelStatistics(eqx.Module):
     def log_snr(self) -> Float[np.ndarray, " M"]:
         """$\\lambda$."""
         return self._log_snr.value
+
+    @property
+    def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """What the constructor takes."""
+        return self.linear, self.scaling, self.offset, self.log_snr
 
     def at(self, log_snr: Float[np.ndarray, " n"]) -> tuple[Float[np.ndarray, "n *shape"], ...]:
         """$l$, $s$ and $b$ at other levels, on the host."""

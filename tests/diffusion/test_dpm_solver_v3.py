@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from scipy.integrate import quad
 
-from jaxopt_ext import diffusion
+from jaxopt_ext import checkpoint, diffusion
 from jaxopt_ext.diffusion import (
     DividedDifferences,
     DPMSolverV3,
@@ -206,6 +206,19 @@ def test_evaluations_are_counted():
     run(DPMSolverV3(made_up()), model=diffusion.Denoiser(network))
     jax.effects_barrier()
     assert next(calls) == 7
+
+
+def test_statistics_are_saved_by_their_arrays(tmp_path):
+    rng = np.random.default_rng(0)
+    parts = rng.normal(size=(3, 4, 2))
+    statistics = ModelStatistics(*parts, np.arange(4.0))
+    with pytest.raises(ValueError, match="nothing to save"):
+        checkpoint.save(tmp_path / "none", statistics)
+    checkpoint.save(tmp_path / "file", statistics.arrays)
+    like = tuple(np.zeros_like(a) for a in statistics.arrays)
+    loaded = ModelStatistics(*checkpoint.load(tmp_path / "file", like))
+    assert loaded == statistics
+    np.testing.assert_array_equal(loaded.scaling, parts[1])
 
 
 def test_bad_input_is_refused():
