@@ -4,6 +4,8 @@ import abc
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
@@ -14,6 +16,9 @@ from .exponential import AbstractForm, DataForm, MultistepRow
 from .sampler import AbstractSampler, ends
 from .schedules import Coefficients, Node
 from .stepping import by_order, rising_orders
+
+ALWAYS = 2**31 - 1
+"""As `lower_order_final`: the last steps of every run have falling orders."""
 
 
 class AbstractVariant(eqx.Module):
@@ -53,17 +58,18 @@ class UniP(AbstractSampler):
 
     with the derivatives of the polynomial through the last p outputs; $\\kappa, c, z$ as in
     `exponential`. Order 1 is `DDIM()`, orders 2 and 3 are `DPMSolverPP(MultiStep(order))`. One
-    evaluation a step. Single steps with inner points are those of `SingleStep(order, taylor=True)`.
+    evaluation a step. Single steps with inner points are `DPMSolverPP(SingleStep(order))`.
 
-    The first steps have orders 1, 2, ...; the last ones of a short run ..., 2, 1, and one that ends
-    without noise has order 1.
+    The first steps have orders 1, 2, ..., the last ones ..., 2, 1, and one that ends without noise
+    has order 1. That is what few steps with a trained model want; with falling orders no run has
+    more than the second order of convergence, so set `lower_order_final=0` where that is asked for.
 
     **Arguments:**
 
     - `order`: p.
     - `variant`: `BH2()`, `BH1()` or `Varying()`.
     - `form`: which output is expanded, `DataForm()` or `NoiseForm()`.
-    - `lower_order_final`: runs of fewer steps end with falling orders; 0 for none.
+    - `lower_order_final`: runs of fewer steps end with falling orders: all, or with 0 none.
 
     **Raises:** `ValueError` if `order` is below 1 or, when run, exceeds the number of steps;
     `TypeError` if `variant` or `form` is none.
@@ -75,7 +81,7 @@ class UniP(AbstractSampler):
     order: int = 3
     variant: AbstractVariant = BH2()
     form: AbstractForm = DataForm()
-    lower_order_final: int = 10
+    lower_order_final: int = ALWAYS
 
     def __check_init__(self):
         _check(self.order, self.variant, self.form, self.lower_order_final)
@@ -133,7 +139,7 @@ class UniPC(AbstractSampler):
     order: int = 3
     variant: AbstractVariant = BH2()
     form: AbstractForm = DataForm()
-    lower_order_final: int = 10
+    lower_order_final: int = ALWAYS
 
     def __check_init__(self):
         _check(self.order, self.variant, self.form, self.lower_order_final)
@@ -158,8 +164,8 @@ class UniC(AbstractSampler):
     """The corrector of UniPC after the steps of another sampler, whose order of convergence it
     raises by one, at no further evaluation.
 
-    The other sampler is not asked again for the output at a step's beginning: it gets the one that
-    the corrector has, from the predicted point. `UniC(p, base=UniP(p))` is `UniPC(p)`.
+    The other sampler does not ask again for the output at the point where a step begins: it gets
+    the one that the corrector has, from the predicted point. `UniC(p, base=UniP(p))` is `UniPC(p)`.
 
     **Arguments:**
 
@@ -177,7 +183,7 @@ class UniC(AbstractSampler):
     base: AbstractSampler
     variant: AbstractVariant = BH2()
     form: AbstractForm = DataForm()
-    lower_order_final: int = 10
+    lower_order_final: int = ALWAYS
 
     def __check_init__(self):
         _check(self.order, self.variant, self.form, self.lower_order_final)
@@ -204,30 +210,32 @@ class UniC(AbstractSampler):
         row, here, there, correction = row
         outputs, inner = memory
         predicts = Data() if isinstance(self.form, DataForm) else Noise()
-        known = _KnownAt(model, here, predicts, outputs[0])
+        known = _KnownAt(model, here, x, predicts, outputs[0])
         predicted, inner = self.base.step(known, x, inner, row, key)
         x, outputs = _correct(self.form, model, x, predicted, outputs, there, correction)
         return x, (outputs, inner)
 
 
 class _KnownAt(AbstractDenoiser):
-    """A model that is not asked for its output at one node, since that is known."""
+    """A model that is not asked for its output at one point of one node, since that is known."""
 
     model: AbstractDenoiser
     node: Node
+    point: Sample
     predicts: AbstractPrediction
     output: Sample
 
     def noise(self, x, node):
         known = lambda: self.predicts.noise(self.output, x, node)
-        return loops.cond(self._is(node), known, lambda: self.model.noise(x, node))
+        return loops.cond(self._is(x, node), known, lambda: self.model.noise(x, node))
 
     def data(self, x, node):
         known = lambda: self.predicts.data(self.output, x, node)
-        return loops.cond(self._is(node), known, lambda: self.model.data(x, node))
+        return loops.cond(self._is(x, node), known, lambda: self.model.data(x, node))
 
-    def _is(self, node):
-        return node.t == self.node.t
+    def _is(self, x, node):
+        same = jax.tree.map(lambda a, b: jnp.all(a == b), x, self.point)
+        return (node.t == self.node.t) & jnp.all(jnp.stack(jax.tree.leaves(same)))
 
 
 def _check(order, variant, form, lower_order_final):

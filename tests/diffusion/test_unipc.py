@@ -11,7 +11,7 @@ import pytest
 from mixture_noise import mixture_noise
 
 from jaxopt_ext import diffusion
-from jaxopt_ext.diffusion import BH1, BH2, DataForm, NoiseForm, UniC, UniP, UniPC, Varying
+from jaxopt_ext.diffusion import BH1, BH2, DataForm, NoiseForm, UniC, UniP, UniPC, Varying, unipc
 
 SCHEDULE = diffusion.VariancePreserving(start=1.0, end=0.01)
 MEANS, SCALES = np.array([[-2.0, 0.0], [1.0, 1.0], [0.5, -2.0]]), np.array([0.6, 0.8, 0.5])
@@ -122,9 +122,9 @@ def test_relatives_are_equal():
     multi = lambda order: diffusion.DPMSolverPP(diffusion.MultiStep(order))
     for found, wanted in (
         (UniP(1), diffusion.DDIM()),
-        (UniP(2), multi(2)),
-        (UniP(3), multi(3)),
-        (UniC(2, multi(2)), UniPC(2)),
+        (UniP(2, lower_order_final=10), multi(2)),
+        (UniP(3, lower_order_final=10), multi(3)),
+        (UniC(2, multi(2), lower_order_final=10), UniPC(2, lower_order_final=10)),
         (UniC(1, diffusion.DDIM()), UniPC(1)),
         (UniC(2, UniP(2, form=NoiseForm()), form=NoiseForm()), UniPC(2, form=NoiseForm())),
     ):
@@ -137,11 +137,28 @@ def test_the_corrector_adds_an_order(form):
     exact = run(diffusion.RK4(), diffusion.uniform_log_snr(SCHEDULE, 4000))
     for order, kind in itertools.product((1, 2, 3), (UniP, UniPC)):
         errors = [
-            np.abs(run(kind(order, form=form), diffusion.uniform_log_snr(SCHEDULE, n)) - exact)
+            np.abs(
+                run(
+                    kind(order, form=form, lower_order_final=0),
+                    diffusion.uniform_log_snr(SCHEDULE, n),
+                )
+                - exact
+            )
             for n in (160, 320)
         ]
         slope = np.log2(np.sqrt(np.mean(errors[0] ** 2) / np.mean(errors[1] ** 2)))
         assert abs(slope - order - (kind is UniPC)) < 0.2, (order, kind, slope)
+
+
+def test_only_the_known_point_is_known():
+    """A base that asks at two points of one node, as exact inversion by pairs does, is answered by
+    the model at the second."""
+    node, x = SCHEDULE.nodes(0.5), jnp.array([0.3, -0.4])
+    model = unipc._KnownAt(MODEL, node, x, diffusion.Noise(), jnp.array([7.0, 8.0]))
+    np.testing.assert_array_equal(model.noise(x, node), [7.0, 8.0])
+    np.testing.assert_allclose(model.noise(x + 1, node), MODEL.noise(x + 1, node), rtol=1e-12)
+    later = SCHEDULE.nodes(0.4)
+    np.testing.assert_allclose(model.noise(x, later), MODEL.noise(x, later), rtol=1e-12)
 
 
 @pytest.mark.slow
