@@ -519,11 +519,11 @@ class GradientRegularization(AbstractRegularization):
         return self.initial if self.constant is None else None
 
     def move(self, here, memory):
-        size = jnp.linalg.norm(here.gradient)
+        root = _power(tree.norm(here.gradient), 0.5)
         if self.constant is not None:
-            shift = jnp.sqrt(self.constant.astype(size.dtype) * size)
+            shift = jnp.sqrt(self.constant.astype(root.dtype)) * root
             return _cubic.regularized_step(here.at, here.gradient, shift), memory, _ONE
-        return _searched(here, memory, lambda constant: jnp.sqrt(constant * size))
+        return _searched(here, memory, lambda constant: jnp.sqrt(constant) * root)
 
 
 class LocalRegularization(AbstractRegularization):
@@ -573,7 +573,7 @@ class SuperUniversalRegularization(AbstractRegularization):
         return self.initial
 
     def move(self, here, memory):
-        power = jnp.linalg.norm(here.gradient) ** self.exponent.astype(here.x.dtype)
+        power = _power(tree.norm(here.gradient), self.exponent.astype(here.x.dtype))
         return _searched(here, memory, lambda constant: constant * power)
 
 
@@ -682,7 +682,10 @@ class RegularizedNewton(AbstractSolver):
         at, hessians = _snapshot(flat, state, self.period == 1)
         here = Regularized(flat.fun, flat.x, state.value, state.gradient, at)
         move, memory, trials = self.regularization.move(here, state.memory)
-        descends = ~(jnp.vdot(state.gradient, move) > 0)
+        # What is not a number in the data must stay visible; a rule without a number breaks down.
+        known = jnp.all(jnp.isfinite(state.gradient)) & jnp.all(jnp.isfinite(at.values))
+        slope = jnp.vdot(state.gradient, move)
+        descends = jnp.where(known, slope <= 0, True)
         new = flat.x + jnp.where(descends, move, 0)
         value, gradient = tree.value_and_gradient(flat.fun, new)
         return flat.unravel(new), _LazyState(

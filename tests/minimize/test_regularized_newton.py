@@ -154,10 +154,27 @@ def test_singular_hessians_and_functions_that_are_not_convex():
     assert solution.status == jxt.Status.converged
     assert jax.jit(polytope)(solution.value) <= 1e-9
     concave = jxt.Smooth(lambda x: -jnp.sum(x**2))
-    solver = RegularizedNewton(GradientRegularization(0.1))
-    solution = jxt.solve(concave, solver, jnp.ones(3))
-    assert solution.status == jxt.Status.breakdown
-    np.testing.assert_array_equal(solution.value, 1)
+    # Of the second there is no decrement.
+    for rule in (GradientRegularization(0.1), LocalRegularization()):
+        solution = jxt.solve(concave, RegularizedNewton(rule), jnp.ones(3))
+        assert solution.status == jxt.Status.breakdown
+        np.testing.assert_array_equal(solution.value, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rule", [GradientRegularization(1.0), SuperUniversalRegularization()])
+def test_unrolled_derivatives_at_a_minimizer_are_numbers(rule):
+    """The regularization is zero there, with an infinite derivative; the value moves all along."""
+
+    def solved(shift):
+        weights = jnp.arange(1.0, 4.0)
+        problem = jxt.Smooth(lambda x: weights @ ((x - shift) ** 2 + (x - shift) ** 4))
+        solver = RegularizedNewton(rule, tol=0.0, max_steps=2)
+        adjoint = jxt.UnrolledAdjoint()
+        return jxt.solve(problem, solver, jnp.zeros(3), adjoint=adjoint).value
+
+    for mode in (jax.jacfwd, jax.jacrev):
+        np.testing.assert_allclose(jax.jit(mode(solved))(jnp.zeros(3)), np.eye(3), atol=1e-6)
 
 
 @pytest.mark.parametrize(
