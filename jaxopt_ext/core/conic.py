@@ -270,6 +270,15 @@ class LinearMatrixInequality(AbstractProblem):
                 f"nonnegative must have shape {self.cost.shape}, got {self.nonnegative.shape}"
             )
 
+    @classmethod
+    def from_standard(cls, C, A, b) -> "LinearMatrixInequality":
+        """The dual of the standard form $\\min_{X \\succeq 0} \\langle C, X\\rangle$ subject to
+        $\\langle A_i, X\\rangle = b_i$, with $A$ of shape `(m, n, n)`: $X$ is the `dual` of its
+        solution, $-c^\\top z$ the value. What is infeasible there is unbounded here, and the other
+        way around."""
+        C, A = jnp.asarray(C), jnp.asarray(A)
+        return cls(-jnp.asarray(b, C.dtype), -C, A)
+
     def objective(self, z: Float[Array, " k"]) -> Float[Array, ""]:
         """$c^\\top z$."""
         return jnp.vdot(self.cost, z)

@@ -273,3 +273,22 @@ def test_bad_programs():
         inequality(COST).check(np.ones(3))
     with pytest.raises(ValueError, match="dual starting point"):
         inequality(COST).check(jxt.PrimalDual(np.ones(3), np.eye(4)))
+
+
+@pytest.mark.slow
+def test_the_standard_form_is_the_dual():
+    """The least trace among matrices with given products, against Clarabel."""
+    rng = np.random.default_rng(4)
+    A = rng.normal(size=(3, 4, 4))
+    A = A + np.swapaxes(A, 1, 2)
+    root = rng.normal(size=(4, 4))
+    b, C = np.einsum("iab,ab->i", A, root @ root.T), np.diag([1.0, 2.0, 1.0, 3.0])
+    problem = jxt.LinearMatrixInequality.from_standard(C, A, b)
+    found = jxt.solve(problem, jxt.minimize.InteriorPoint(tol=1e-7))
+    X = cp.Variable((4, 4), PSD=True)
+    rows = [cp.trace(A[i] @ X) == b[i] for i in range(3)]
+    wanted = cp.Problem(cp.Minimize(cp.trace(C @ X)), rows)
+    wanted.solve(**TIGHT)
+    assert found.status == jxt.Status.converged
+    np.testing.assert_allclose(found.value.dual, X.value, atol=1e-4)
+    np.testing.assert_allclose(-problem.objective(found.value.primal), wanted.value, rtol=1e-6)
