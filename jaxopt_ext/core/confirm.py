@@ -31,6 +31,7 @@ def confirmed(
     estimate: Float[Array, ""],
     last: Float[Array, ""],
     tol: Float[Array, ""],
+    confirm: bool = True,
 ) -> Float[Array, ""]:
     """An error that is below `tol` only if the norm of the problem's residual is.
 
@@ -44,12 +45,16 @@ def confirmed(
     - `last`: the error of the step before. Where it passed, the solve is over, and only goes on as
       a member of a batch: nothing is measured for it again, and its error is infinite.
     - `tol`: the solver's tolerance.
+    - `confirm`: whether the residual may be asked, which differentiates the objective. Else an
+      estimate that passes is replaced by `unknown`: no solve ends as converged.
 
     **Returns:** the error, without derivatives.
     """
     dynamic, static = eqx.partition((problem, x, estimate, last), eqx.is_inexact_array)
     problem, x, estimate, last = eqx.combine(jax.lax.stop_gradient(dynamic), static)
     passes = estimate <= tol
+    if not confirm:
+        return jnp.where(passes, unknown(estimate.dtype), estimate)
     ask = passes & ~(last <= tol)
 
     measure = lambda x: tree.norm(problem.residual(x)).astype(estimate.dtype)

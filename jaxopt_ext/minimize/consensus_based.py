@@ -190,6 +190,8 @@ class ConsensusBased(AbstractSolver):
     - `init_scale`: the standard deviation of the particles at the start.
     - `batch_size`: how many particles, drawn anew in each step, make the consensus point; `None`
       for all. It is also the number of evaluations of $f$ in a step.
+    - `confirm`: whether the residual may be asked, which differentiates $f$; without it no solve
+      ends as converged.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Raises:** `ValueError` for a batch larger than the number of particles.
@@ -212,6 +214,7 @@ class ConsensusBased(AbstractSolver):
     batch_size: int | None = None
     tol: Scalar = scalar_field(1e-4)
     max_steps: int = 2000
+    confirm: bool = eqx.field(static=True, default=True)
     problems = (Smooth, Constrained)
 
     def __check_init__(self):
@@ -274,7 +277,7 @@ class ConsensusBased(AbstractSolver):
         away = jax.tree.map(lambda p, c: p - c, particles, consensus)
         spread = jnp.mean(jax.vmap(tree.norm)(away)).astype(state.error.dtype)
         estimate = jnp.maximum(_length(new, x), spread).astype(state.error.dtype)
-        error = confirmed(problem, new, estimate, state.error, self.tol)
+        error = confirmed(problem, new, estimate, state.error, self.tol, self.confirm)
         return new, _State(particles, consensus, spread, steps, key, error)
 
     def error(self, problem, x, state):
@@ -319,6 +322,7 @@ class ConsensusHopping(AbstractSolver):
     - `width`: $s > 0$, or a schedule, a function of the number of steps taken.
     - `inverse_temperature`: $\\alpha > 0$, or a schedule. At a small $s$ a large $\\alpha$
       needs many more samples, since few of them then have weight.
+    - `confirm`: as in `ConsensusBased`, of samples.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Raises:** `TypeError` for a `Constrained` problem with `num_samples=None`.
@@ -332,6 +336,7 @@ class ConsensusHopping(AbstractSolver):
     inverse_temperature: Scalar | Schedule = eqx.field(converter=_scheduled, default=10.0)
     tol: Scalar = scalar_field(1e-4)
     max_steps: int = 2000
+    confirm: bool = eqx.field(static=True, default=True)
     problems = (Smooth, Constrained)
 
     def __check_init__(self):
@@ -360,7 +365,7 @@ class ConsensusHopping(AbstractSolver):
             mean = laplace_mean(jax.vmap(_objective(problem))(points), points, alpha)
             new = tree.cast_like(_value(problem, mean), x)
             moved = _length(new, x).astype(dtype)
-            error = confirmed(problem, new, moved, state.error, self.tol)
+            error = confirmed(problem, new, moved, state.error, self.tol, self.confirm)
             failed = state.failed
         return new, _HoppingState(state.steps + 1, key, error, failed)
 

@@ -128,7 +128,7 @@ class NonconvexAGD(AbstractSolver):
     - `lipschitz`: the Lipschitz constant of $\\nabla \\ell$; `None` estimates it by thirty steps of
       the power method, from the bound on the curvature of a linear model or the Hessian at the
       start, and doubles it where a step shows it to be too small.
-    - `safety`: $c \\in (0, 1]$.
+    - `safety`: $c > 0$; theory has $c \\le 1$.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Raises:** `TypeError` if the nonsmooth part is none of `SCAD`, `MCP`, `L1`.

@@ -16,6 +16,7 @@ from jaxopt_ext.minimize import (
     Isotropic,
     laplace_mean,
 )
+from jaxopt_ext.minimize.textbook import SimulatedAnnealing
 
 RNG = np.random.default_rng(3)
 BOWL = jxt.Smooth(lambda x: 0.5 * jnp.sum(jnp.array([1.0, 4.0]) * x**2))
@@ -226,6 +227,31 @@ def test_kinks_and_holes():
     np.testing.assert_allclose(solution.value, target, atol=0.01)
     # The gradient is no less than one near it: that is not called converged.
     assert solution.status == jxt.Status.breakdown
+
+
+def _black_box(x):
+    """A square that JAX cannot differentiate."""
+    shape = jax.ShapeDtypeStruct((), x.dtype)
+    host = lambda x: np.asarray(np.sum((x - 0.5) ** 2), x.dtype)
+    return jax.pure_callback(host, shape, x, vmap_method="sequential")
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        ConsensusBased(20, step_size=0.1, confirm=False, max_steps=100),
+        ConsensusHopping(20, confirm=False, max_steps=20),
+        SimulatedAnnealing(2.0, num_chains=5, num_steps=2, confirm=False, max_steps=20),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_values_are_enough(solver):
+    """Of a function without derivatives; what values cannot prove is not said to be solved."""
+    with pytest.raises(ValueError, match="JVP"):
+        jax.grad(_black_box)(jnp.ones(2))
+    found = jxt.solve(jxt.Smooth(_black_box), solver, jnp.ones(2))
+    assert found.status in (jxt.Status.step_limit, jxt.Status.breakdown)
+    assert np.linalg.norm(found.value - 0.5) < 0.35
 
 
 def test_what_cannot_be_solved_shows():

@@ -317,15 +317,16 @@ class SimulatedAnnealing(AbstractSolver):
     $$T \\leftarrow T (1 - 1 / \\sqrt n),$$
 
     by `hit_and_run` from the samples of the last temperature, whose covariance gives the
-    directions. Only values of $f$ are asked. The body is the ball of the given radius around the
-    start, cut with the set of a `Constrained` problem, which needs an interior. The value is the
-    best sample so far.
+    directions. Only values of $f$ are asked for this. The body is the ball of the given radius
+    around the start, cut with the set of a `Constrained` problem, which needs an interior. The
+    value is the best sample so far.
 
     **Theorem.** For a convex $f$ a sample has $\\mathbb E f(x) - f^* \\le n T$, so that
     $\\tilde O(\\sqrt n)$ temperatures suffice; `guarantee` is that of exact samples.
 
     The error is $n T$, and, only where this passes, the larger of it and the norm of the problem's
-    residual at the value: a function with a kink at its minimizer never converges. A temperature
+    residual at the value, which differentiates $f$ unless `confirm=False` forbids it: then, and
+    for a function with a kink at its minimizer, no solve ends as converged. A temperature
     that rounding of $f$ does not see ends the solve as `Status.breakdown`, at the best value.
 
     **Arguments:**
@@ -335,6 +336,7 @@ class SimulatedAnnealing(AbstractSolver):
     - `cooling`: the factor in (0, 1) in the place of $1 - 1 / \\sqrt n$.
     - `num_chains`: samples; by default $4 (n + 1)$.
     - `num_steps`: steps of the walk at a temperature; by default $8 n + 16$.
+    - `confirm`: whether the residual may be asked.
     - `tol`, `max_steps`: see `AbstractSolver`.
 
     **Raises:** `ValueError` for numbers out of these ranges.
@@ -352,6 +354,7 @@ class SimulatedAnnealing(AbstractSolver):
     num_steps: int | None = eqx.field(static=True, default=None)
     tol: Scalar = scalar_field(1e-4)
     max_steps: int = 200
+    confirm: bool = eqx.field(static=True, default=True)
     problems = (Smooth, Constrained)
 
     def __check_init__(self):
@@ -433,7 +436,7 @@ class SimulatedAnnealing(AbstractSolver):
         best = jnp.where(better, values[at], state.best).astype(dtype)
         estimate = (n * temperature).astype(dtype)
         value = flat.unravel(new)
-        error = confirmed(problem, value, estimate, state.error, self.tol)
+        error = confirmed(problem, value, estimate, state.error, self.tol, self.confirm)
         error = jnp.where(jnp.isnan(best), best, error).astype(dtype)
         cold = n * temperature <= jnp.finfo(dtype).eps * jnp.abs(best)
         cooler = temperature * jnp.asarray(self._factor(n), dtype)
