@@ -621,7 +621,8 @@ class ContinuousMLP(AbstractNetwork):
 
 
 def parameter_count(model: PyTree) -> int:
-    """How many numbers a model's floating-point arrays hold, those that are not trained too.
+    """How many numbers a model's floating-point arrays hold. Random frequencies, which are not
+    trained, are no such arrays.
 
     **Arguments:**
 

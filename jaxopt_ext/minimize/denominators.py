@@ -235,7 +235,7 @@ def _fourth(y, q):
 
 
 class FourNorm(AbstractOfImage):
-    """$g(x) = |Gx|_4$; for `Direct` steps alone.
+    """$g(x) = |Gx|_4$.
 
     **Arguments:**
 

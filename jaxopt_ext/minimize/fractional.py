@@ -186,7 +186,15 @@ class Parametric(AbstractMode):
         if exponent == 0.5:
             squares = _product(_product(rise, rise), 4 * bottom)
             return _plus(squares, -((ratio * factor) ** 2) * _product(slope, slope))
-        raise TypeError(f"Parametric takes exponents 1, 2 and 1/2, got {exponent}: take Direct()")
+        if exponent == 0.25:
+            square = _product(rise, rise)
+            fourth, cube = _product(square, square), _product(bottom, _product(bottom, bottom))
+            square = _product(slope, slope)
+            last = -((ratio * factor) ** 4) * _product(square, square)
+            return _plus(256 * _product(fourth, cube), last)
+        raise TypeError(
+            f"Parametric takes exponents 1, 2, 1/2 and 1/4, got {exponent}: take Direct()"
+        )
 
 
 def minimize_line(

@@ -98,7 +98,6 @@ MODES = [
     pytest.param(name, mode, id=f"{name}-{type(mode).__name__}")
     for name in DENOMINATORS
     for mode in (minimize.Direct(), minimize.Parametric())
-    if not (name == "four" and isinstance(mode, minimize.Parametric))
 ]
 QUICK = ("squared sum-Direct", "norm-Parametric", "least-Direct")
 
@@ -248,10 +247,6 @@ def test_bad_input_raises():
         denominator, nonsmooth = make()
         with pytest.raises(error, match=match):
             jxt.solve(jxt.Fractional(fit, nonsmooth, denominator), solver, starting)
-    four = jxt.Fractional(fit, None, denominators.FourNorm(G))
-    parametric = minimize.FractionalCoordinateDescent(minimize.Parametric())
-    with pytest.raises(TypeError, match=r"take Direct\(\)"):
-        jxt.solve(four, parametric, starting)
     with pytest.raises(ValueError, match="at most the 5"):
         jxt.solve(jxt.Fractional(fit, None, denominators.SumOfLargest(6)), solver, starting)
     with pytest.raises(ValueError, match="proximal_weight"):

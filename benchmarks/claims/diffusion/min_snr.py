@@ -24,13 +24,25 @@ SETTINGS = (
 )
 RATES = {"Min-SNR": 4e-3, "constant": 4e-3}
 GRID, TUNING, REPORTED, EVERY, STEPS = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3), 100, (3, 4, 5), 500, 1500
+
 WEIGHTINGS = {
     "Min-SNR": diffusion.MinSNR(5.0),
     "constant": diffusion.ConstantWeighting(),
+    "truncated": diffusion.TruncatedSNR(),
+    "SNR": diffusion.SNR(),
+    "SNR + 1": diffusion.EDMWeighting(1.0),
+    "P2": diffusion.P2(),
 }
-
-
-PREDICTIONS = {"noise": diffusion.Noise(), "velocity": diffusion.Velocity()}
+PREDICTIONS = {"noise": diffusion.Noise(), "velocity": diffusion.Velocity(), "data": None}
+OTHERS = {  # prediction and weights of the data's error: its own constant ones are marked
+    ("data", "truncated"): 4e-3,
+    ("data", "SNR"): 4e-3,
+    ("noise", "Min-SNR"): 4e-3,
+    ("noise", "SNR"): 4e-3,
+    ("noise", "P2"): 4e-3,
+    ("velocity", "Min-SNR"): 4e-3,
+    ("velocity", "SNR + 1"): 4e-3,
+}
 
 
 def found(weighting, rate, seed, steps=STEPS, every=EVERY, prediction=None):
@@ -51,9 +63,12 @@ def found(weighting, rate, seed, steps=STEPS, every=EVERY, prediction=None):
 
 
 def tune():
-    """How RATES were found."""
+    """How RATES and those of OTHERS were found."""
     for name in RATES:
-        print(name, {rate: found(name, rate, TUNING, 1000, 1000)[0] for rate in GRID})
+        print(name, {rate: found(name, rate, TUNING, 1000, 1000)[0] for rate in GRID}, flush=True)
+    for predicts, name in OTHERS:
+        one = lambda rate, p=predicts, n=name: found(n, rate, TUNING, 1000, 1000, PREDICTIONS[p])[0]
+        print(predicts, name, {rate: one(rate) for rate in GRID}, flush=True)
 
 
 def run() -> Outcome:
@@ -66,11 +81,10 @@ def run() -> Outcome:
             row[name], row[f"{name} spread"] = float(mean), float(spread)
     ours, constant = means["Min-SNR"], means["constant"]
     holds = bool(np.all(ours < constant) and ours[1] < constant[2])
-    for predicts, prediction in PREDICTIONS.items():
-        runs = {k: found(k, r, REPORTED[0], prediction=prediction) for k, r in RATES.items()}
-        for i in range(STEPS // EVERY):
-            values = {name: float(run[i]) for name, run in runs.items()}
-            table.append({"predicts": predicts, "steps": EVERY * (i + 1)} | values)
+    for (predicts, name), rate in OTHERS.items():
+        distances = found(name, rate, REPORTED[0], prediction=PREDICTIONS[predicts])
+        row = {"predicts": f"{predicts}, one seed", "weights": name}
+        table.append(row | {f"{EVERY * (i + 1)} steps": float(d) for i, d in enumerate(distances)})
     return Outcome(table, holds, NOTE, why="scale: at this size the gain is smaller than the claim")
 
 
