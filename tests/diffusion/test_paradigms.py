@@ -113,6 +113,8 @@ SAMPLERS = {
     "DDIM": diffusion.DDIM(),
     "Heun": diffusion.Heun(),
     "accelerated": diffusion.AcceleratedDDPM(),
+    "ParaDPMSolver": diffusion.DPMSolverPP(diffusion.MultiStep(2)),
+    "UniPC": diffusion.UniPC(2),
 }
 
 
