@@ -39,8 +39,9 @@ def run() -> Outcome:
     note = (
         "rounds, of 64 sequential steps. Blocks: rounds of 8 sequential steps each; window: of 8 "
         "positions. The gaps are relative: the largest between the samples of all orders, and "
-        "between the states of Newton's method and a scan. Time is not measured: that a round "
-        "takes as long as a step needs a device with room for all of them"
+        "between the states of Newton's method and a scan. Time is measured in "
+        "docs/peers.md, and is no gain on two cores: that a round takes as long as a step needs a "
+        "device with room for all of them"
     )
     why = (
         "ours: weights of 0.1 N(0, 1) have no fixed memory: where the product of Jacobians shrinks "
