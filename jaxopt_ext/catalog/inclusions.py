@@ -4,6 +4,17 @@ import jaxopt_ext as jxt
 
 from .shapes import SolverRow
 
+_SADDLE = (
+    "Khalafi, Boob, Accelerated Primal-Dual Methods for Convex-Strongly-Concave Saddle Point "
+    "Problems, ICML 2023, arXiv:2209.04604"
+)
+
+_OF_A_HORIZON = {
+    name: "the gap of its mean falls as 1/K^2, so the tight tolerance of this check is out of "
+    "reach; tests/games/test_primal_dual.py holds it to its rate"
+    for name in ("oracle", "gradient", "vmap")
+}
+
 INCLUSIONS: tuple[SolverRow, ...] = (
     SolverRow(
         "Extragradient",
@@ -45,6 +56,33 @@ INCLUSIONS: tuple[SolverRow, ...] = (
         "Arrow, Hurwicz, Uzawa, Studies in Linear and Non-Linear Programming, 1958",
         lambda: jxt.games.GradientDescentAscent(),
         claim="games/extragradient",
+    ),
+    SolverRow(
+        "Accelerated linearized primal-dual method (ALPD)",
+        "games.AcceleratedLinearizedPrimalDual",
+        _SADDLE,
+        lambda: jxt.games.AcceleratedLinearizedPrimalDual(0.5),
+        claim="games/primal_dual",
+        system=("S020",),
+        opt_outs=_OF_A_HORIZON,
+    ),
+    SolverRow(
+        "Inexact accelerated primal-dual method",
+        "games.InexactAcceleratedPrimalDual",
+        _SADDLE,
+        lambda: jxt.games.InexactAcceleratedPrimalDual(0.5),
+        claim="games/primal_dual",
+        system=("S020",),
+        opt_outs=_OF_A_HORIZON,
+    ),
+    SolverRow(
+        "Linearized primal-dual method (LPD)",
+        "games.LinearizedPrimalDual",
+        _SADDLE,
+        lambda: jxt.games.LinearizedPrimalDual(0.5),
+        claim="games/primal_dual",
+        system=("S020",),
+        opt_outs=_OF_A_HORIZON,
     ),
     SolverRow(
         "DEGAS",
