@@ -235,9 +235,10 @@ class ScaledDogleg(AbstractSolver):
     norms. Convergence is quadratic to roots with a regular Jacobian.
 
     The error is the larger of $|F|$ and the norm of the problem's residual. Where the region
-    shrinks to nothing, or $|D^{1/2} g| \\le \\epsilon |F|$, the point is stationary but no root,
-    and the solve ends with the status `breakdown`. A start at a bound or outside is moved inside by
-    a ten-thousandth of the width between the bounds.
+    shrinks to nothing, $|D^{1/2} g| \\le \\epsilon |F|$, or the model promises no more than
+    rounding, the point is stationary but no root, and the solve ends with the status `breakdown`.
+    A start at a bound or outside is moved inside by a ten-thousandth of the width between the
+    bounds.
 
     **Arguments:**
 
@@ -339,7 +340,7 @@ class ScaledDogleg(AbstractSolver):
             return jnp.where(poor, pc, p), size - jnp.where(poor, left_cauchy, left)
 
         def attempt(carry):
-            radius, *_, trials, _ = carry
+            radius, *_, trials, _, _ = carry
             p, promised = propose(radius)
             new = box.stay(x, x + p)
             value = fun(new)
@@ -352,13 +353,15 @@ class ScaledDogleg(AbstractSolver):
             again = ~taken & (shrunk >= 1e-2 * eps) & (trials < 60)
             radius = jnp.where(taken, grown, shrunk)
             new, value = jnp.where(taken, new, x), jnp.where(taken, value, F)
-            return radius, new, value, taken, trials + 1, again
+            return radius, new, value, taken, trials + 1, promised, again
 
         no, go = jnp.asarray(False), jnp.asarray(True)
-        start = (state.radius, x, F, no, jnp.asarray(0, jnp.int32), go)
-        radius, new, value, taken, trials, _ = loops.while_loop(lambda c: c[-1], attempt, start)
+        start = (state.radius, x, F, no, jnp.asarray(0, jnp.int32), size, go)
+        end = loops.while_loop(lambda c: c[-1], attempt, start)
+        radius, new, value, taken, trials, promised, _ = end
         new = jnp.where(jnp.isfinite(size), new, jnp.nan)
         still = norm(jnp.where(fixed, 0, jnp.sqrt(d) * g)) <= self.stationary.astype(dtype) * size
+        still |= promised <= 16 * eps * size  # steps that are taken though nothing is gained
         going = (taken & ~(still & (size > 0))) | ~jnp.isfinite(size)
         verdict = Status.where(going, Status.running, Status.breakdown)
         out = unravel(new)
