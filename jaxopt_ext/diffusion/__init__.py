@@ -18,8 +18,8 @@ says what it predicts, a schedule says how much noise there is, a grid where to 
   `MultiStep`; `SDEDPMSolverPP` draws noise. `sample_adaptive` with `DPMSolverAdaptive` chooses the
   steps. Use `DPMSolverPP()` for few evaluations, `MultiStep(3)` from 20 on.
 - Predictor and corrector: `UniPC`, of one order more than `UniP` at the same evaluations, with
-  `BH1`, `BH2` or `Varying` coefficients; `UniC` corrects any other sampler. Use `UniPC()` from 10
-  evaluations on, `UniPC(2)` below and under guidance.
+  `BH1`, `BH2` or `Varying` coefficients; `UniC` corrects any other sampler. Use `UniPC(2)` up
+  to 10 evaluations and under guidance, `UniPC()` above.
 - Multistep samplers, one evaluation a step: `PNDM` (a `RungeKutta` or `ImprovedEuler` start, then
   Adams-Bashforth in the outputs; `FON` is the classical method that it is measured against);
   `GradientEstimation`, for networks with few evaluations.

@@ -12,11 +12,14 @@ from jaxopt_ext.minimize import textbook
 
 CLAIM = (
     "On each of six graphs (Petersen, the karate club, and random ones of 12, 12, 80 and 150 "
-    "nodes) the mean of 4000 random hyperplanes is at least 0.878 of the relaxation, of which a "
+    "nodes) the mean of 100,000 random hyperplanes is at least 0.878 of the relaxation, of which a "
     "random cut has less; and the best of them is the largest cut where that can be "
     "counted."
 )
-SETTINGS = "Nothing is chosen. Seeds 10 to 13 for the graphs and 20 to 25 for the planes."
+SETTINGS = (
+    "Nothing is chosen. Seeds 10 to 13 for the graphs and 20 to 25 for the planes, of which there "
+    "were 4000 at first: too few on Petersen's graph, where runs gave 0.8800 and 0.8778."
+)
 
 
 def _largest(weights):
@@ -40,7 +43,7 @@ def run() -> Outcome:
     table = []
     with jax.enable_x64(True):
         for i, (name, weights) in enumerate(_graphs()):
-            found = textbook.max_cut(jnp.asarray(weights), jax.random.key(20 + i), 4000)
+            found = textbook.max_cut(jnp.asarray(weights), jax.random.key(20 + i), 100_000)
             count = _largest(weights) if len(weights) <= 12 else np.nan
             table.append(
                 {
