@@ -192,7 +192,7 @@ def test_equals_clarabel_and_lies_between_the_bounds(sizes, activation, group):
 @pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 @pytest.mark.parametrize("sizes", [(10, 16, 16, 5), (10, 16, 16, 16, 1)], ids=str)
 def test_wider_and_deeper_networks_equal_clarabel(sizes):
-    """4.178 and 2.532: products of norms are 6.49 and 6.37, and what is sampled is 2.86 and 1.58."""
+    """4.178 and 2.532, where products of norms are 6.49 and 6.37 and samples give 2.86 and 1.58."""
     layers = _network(sizes, MaxMin())
     weights = _weights(layers)
     certificate = lipschitz_bound(layers)

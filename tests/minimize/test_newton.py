@@ -130,6 +130,52 @@ def test_universal_damping_against_numpy_and_in_other_coordinates():
     np.testing.assert_allclose(free, wanted, rtol=1e-7)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["root", "root 2", "aicn", "armijo", "exact", "fixed"])
+def test_damped_steps_move_with_the_coordinates(name):
+    """Newton directions and decrements are those of the function, so their dampings are."""
+    damping, alpha = DAMPINGS[name]
+    plain, other = turned(DampedNewton(damping, tol=0.0, max_steps=5))
+    np.testing.assert_allclose(other, plain, rtol=1e-10, atol=1e-11)
+    np.testing.assert_allclose(other, damped(START, 5, alpha), rtol=1e-6, atol=1e-7)
+    assert np.linalg.norm(plain[-1] - START) > 1
+
+
+@pytest.mark.slow
+def test_steps_that_are_regularized_by_gradients_do_not_move_with_the_coordinates():
+    plain, other = turned(RegularizedNewton(GradientRegularization(1.0), tol=0.0, max_steps=5))
+    assert np.max(np.abs(plain - other)) > 0.1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("damping", "steps"),
+    [
+        (RootDamping(4.0, 1e-8), 50),
+        (RootDamping(3.0, 1e-4), 60),
+        (AICNDamping(1e-3), 40),
+        (UniversalDamping(), 60),
+        (ArmijoDamping(), 40),
+        (ExactDamping(), 5),
+        (FixedDamping(1.0), 40),
+        (FixedDamping(0.5), 70),
+    ],
+    ids=repr,
+)
+def test_points_of_a_polytope(damping, steps):
+    """The sum of the fourth powers of 500 violations falls from 1e8 to less than 1e-12, where
+    Hessians are nearly singular, or zero."""
+    rng = np.random.default_rng(0)
+    rows, center = rng.normal(size=(500, 20)), rng.normal(size=20)
+    sides = rows @ center + rng.uniform(0.5, 1, 500)
+    violated = lambda x: jnp.sum(jnp.maximum(rows @ x - sides, 0) ** 4)
+    solver = DampedNewton(damping, tol=0.0, max_steps=steps)
+    start = np.full(20, 3.0)
+    found = jxt.solve(jxt.Smooth(violated), solver, jnp.asarray(start)).value
+    assert np.sum(np.maximum(rows @ start - sides, 0) ** 4) > 1e6
+    assert np.sum(np.maximum(rows @ np.asarray(found) - sides, 0) ** 4) <= 1e-12
+
+
 def test_singular_hessians_and_functions_that_are_not_convex():
     b = RNG.uniform(0.5, 1, N)
     polytope = lambda x: jnp.sum(jnp.maximum(A @ x - b, 0) ** 4)
