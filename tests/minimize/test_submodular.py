@@ -222,6 +222,61 @@ def test_submodular_functions_are_minimized_exactly(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("solver", "subtracted"),
+    [
+        (SubmodularDCA(0.1), False),
+        (SubmodularDCA(0.0), False),
+        (SubmodularCDCA(0.1), False),
+        (SubmodularDCA(0.0, max_steps=1), True),
+        (SubmodularCDCA(0.0, max_steps=1), True),
+    ],
+)
+def test_the_least_of_all_cuts_is_found(solver, subtracted):
+    """Cuts of eight random graphs plus sums over the members, to rounding: with nothing
+    subtracted, and with the sums subtracted in one step without the quadratic."""
+    n, rng, sets = 12, np.random.default_rng(7), ALL.astype(float)
+    problems, least = [], []
+    for _ in range(8):
+        edges = np.triu(rng.random((n, n)) * (rng.random((n, n)) < 0.4), 1) / 2
+        edges, costs = edges + edges.T, rng.normal(size=n)
+        values = np.einsum("si,ij,sj->s", sets, edges, 1 - sets) + sets @ costs
+        least.append(values.min())
+        added, removed = (0 * costs, -costs) if subtracted else (costs, 0 * costs)
+        cut = WeightedSum((Cut(edges), Modular(added)))
+        problems.append(DifferenceOfSubmodular(cut, Modular(removed)))
+    found, _ = solve_all(solver, jax.tree.map(lambda *a: jnp.stack(a), *problems))
+    np.testing.assert_allclose(found.value, least, atol=1e-9)
+    assert np.sum(np.array(least) < -0.5) >= 5
+
+
+def cut_minus_coverage(seed, n=12):
+    rng = np.random.default_rng(seed)
+    edges = np.triu(rng.random((n, n)) * (rng.random((n, n)) < 0.5), 1)
+    grown = WeightedSum((Cut(edges + edges.T), Modular(rng.random(n))))
+    coverage = Coverage(rng.random((n, 20)) < 0.25, 0.6 * rng.random(20))
+    return DifferenceOfSubmodular(grown, coverage)
+
+
+@pytest.mark.slow
+def test_dca_is_never_above_modular_bounds_on_cuts():
+    """A cut and a sum minus a coverage, 24 times: below them in 8, best in 20 where they are in 13,
+    and 0.04 above the least value on average where they are 0.26; single changes alone are 0.19
+    above, and once above the bounds. On the first six instances of `difference` DCA is above the bounds in two and below in one."""
+    problems = jax.tree.map(lambda *a: jnp.stack(a), *map(cut_minus_coverage, range(24)))
+    least = jax.vmap(lambda p, sets: jnp.min(jax.vmap(p.value)(sets)), (0, None))
+    brute = np.asarray(jax.jit(least)(problems, jnp.asarray(ALL)))
+    ours, bounds = (
+        np.asarray(solve_all(solver, problems)[0].value)
+        for solver in (SubmodularDCA(0.1), ModMod())
+    )
+    assert np.all(ours <= bounds + 1e-9)
+    assert np.sum(ours < bounds - 1e-6) >= 7
+    assert np.sum(ours <= brute + 1e-6) >= 18
+    assert np.mean(ours - brute) <= 0.25 * np.mean(bounds - brute)
+
+
+@pytest.mark.slow
 def test_convex_steps_by_a_quadratic_program():
     """In two ways, and by scipy over the whole base polytope."""
     cut, bend = cut_minus_modular(3, 5)
