@@ -107,6 +107,31 @@ def test_squared_errors_and_the_network():
 
 
 @pytest.mark.slow
+def test_sixty_patterns_to_a_thousandth_and_roughly_after_twenty_steps():
+    """Of 60 points in five dimensions with the penalty 0.01, from rho = 0.01: 1.43 times the
+    optimum after 20 steps, 1.00008 after 3000, where the network has 1.0001. With rho held fast
+    it is 7.3, and 0.9988, of a point that is not feasible yet."""
+    X, y = draw(60, 5)
+    sampled = patterns(60, 5, 60)
+    wanted = by_cvxpy(X, y, np.asarray(sampled.active)[sampled.present], 0.01, SquaredError)
+
+    def fit(steps):
+        solver = ADMM(0.01, tol=0.0, max_steps=steps)
+        model = ConvexReLU(penalty=0.01, patterns=sampled, solver=solver)
+        return model, model.fit(X, y)
+
+    _, early = fit(20)
+    assert wanted <= early.objective <= 1.5 * wanted
+    model, late = fit(3000)
+    np.testing.assert_allclose(late.objective, wanted, rtol=2e-4)
+    np.testing.assert_allclose(model.objective(late, X, y), wanted, rtol=3e-4)
+    hidden, output = np.asarray(late.hidden), np.asarray(late.output)
+    z = np.maximum(X @ hidden.T, 0) @ output
+    value = 0.5 * np.sum((z - y) ** 2) + 0.005 * (np.sum(hidden**2) + np.sum(output**2))
+    np.testing.assert_allclose(value, wanted, rtol=3e-4)
+
+
+@pytest.mark.slow
 def test_single_precision():
     X, y = draw()
     model = ConvexReLU(penalty=0.1, patterns=patterns(), solver=ADMM(0.1, tol=1e-4))
