@@ -160,6 +160,51 @@ def test_scale_is_kept_and_the_best_of_starts_is_the_best(mode):
     np.testing.assert_allclose(sizes[:, 4], 1)
 
 
+def test_a_ratio_with_a_known_minimizer():
+    """$(1 + |x|^2 / 2) / (a^\\top x + b)$ is least at $\\lambda a$, where it is $\\lambda$ with
+    $\\lambda^2 |a|^2 / 2 + b \\lambda = 1$."""
+    a, b = np.array([1.0, -2.0, 0.5]), 1.5
+    affine = denominators.Affine(a, b)
+    problem = jxt.Fractional(lambda x: 1 + 0.5 * jnp.sum(x**2), None, affine)
+    solver = minimize.FractionalCoordinateDescent(
+        selection=minimize.Cyclic(), lipschitz=1.0, tol=1e-9
+    )
+    solution = jxt.solve(problem, solver, jnp.zeros(3))
+    least = (np.sqrt(b**2 + 2 * a @ a) - b) / (a @ a)
+    assert solution.status == jxt.Status.converged
+    np.testing.assert_allclose(solution.value, least * a, atol=1e-8)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", [minimize.Direct(), minimize.Parametric()])
+def test_sparse_recovery_falls_in_each_step_to_where_no_entry_can_move(mode):
+    """Over the sum of the three largest entries: from 1.57 to below 0.1, and no other value of one
+    entry is better."""
+    rng = np.random.default_rng(0)
+    A, rho, top = rng.normal(size=(20, 40)) / np.sqrt(20), 0.05, 3
+    target = A[:, :3] @ [2, -1.5, 1] + 0.01 * rng.normal(size=20)
+    start = A.T @ target
+
+    def ratio(x):  # of each row
+        fit = 0.5 * np.sum((x @ A.T - target) ** 2, axis=-1) + rho * np.sum(np.abs(x), axis=-1)
+        return fit / np.sum(np.sort(np.abs(x), axis=-1)[..., -top:], axis=-1)
+
+    fit = lambda x: 0.5 * jnp.sum((A @ x - target) ** 2)
+    problem = jxt.Fractional(fit, prox.L1(rho), denominators.SumOfLargest(top))
+    solver = minimize.FractionalCoordinateDescent(mode, minimize.Cyclic(), tol=0.0, max_steps=400)
+    record = lambda problem, x, state: x
+    points = np.asarray(jxt.solve(problem, solver, jnp.asarray(start), trace=record).trace)
+    values = np.concatenate([[ratio(start)], ratio(points)])
+    assert values[0] > 1.5
+    assert values[-1] < 0.1
+    assert np.max(np.diff(values)) <= 1e-14
+    last = points[-1]
+    for i in range(40):
+        moved = np.repeat(last[None], 802, axis=0)
+        moved[:, i] = np.append(last[i] + np.linspace(-3, 3, 801), 0)
+        assert np.min(ratio(moved)) >= values[-1] - 1e-6
+
+
 @pytest.mark.slow
 def test_concave_denominators_have_one_value():
     """That of a bisection of convex programs."""
