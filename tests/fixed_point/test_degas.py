@@ -125,6 +125,32 @@ def test_stale_own_blocks_blow_up():
     assert not stale.residual < 1
 
 
+@pytest.mark.slow
+def test_douglas_rachford_with_stale_entries():
+    """The operator of a splitting method, entry by entry, on a lasso whose columns are nearly
+    orthogonal: 512 events at ages of 20, where those of ARock at full length do not come to rest.
+    The solution is that of proximal gradient steps in numpy."""
+    rng = np.random.default_rng(1)
+    n, d, lam = 40, 8, 0.3
+    X = np.linalg.qr(rng.normal(size=(n, d)))[0] * np.sqrt(n) + 0.15 * rng.normal(size=(n, d))
+    y = X @ np.array([2, -1, 0, 0, 0.7, 0, 0, 1.5]) + 0.1 * rng.normal(size=n)
+    wanted = np.zeros(d)
+    for _ in range(2000):
+        v = wanted - 0.5 * X.T @ (X @ wanted - y) / n
+        wanted = np.sign(v) * np.maximum(np.abs(v) - 0.5 * lam, 0)
+    assert np.sum(wanted == 0) == 4
+    problem = jxt.Composite(jxt.objectives.SquaredLoss(X, y), prox.L1(lam))
+    method = jxt.splitting.DouglasRachford(step_size=2.0)
+    start = method.start(problem, jnp.zeros(d))
+    wrapped = fp.fixed_point_of(problem, method, start)
+    aged = fp.ConstantDelay(20)
+    found = jxt.solve(wrapped, fp.DelayAgnostic(aged, tol=1e-12, max_steps=2000), start)
+    assert found.status == jxt.Status.converged
+    np.testing.assert_allclose(method.read(problem, found.value), wanted, atol=1e-11)
+    arock = fp.ARock(aged, averaging=1.0, tol=1e-12, max_steps=2000)
+    assert not jxt.solve(wrapped, arock, start).residual < 1
+
+
 def consensus(kappa, n=6, d=4):
     rng = np.random.default_rng(3)
     curvature = rng.uniform(1, kappa, (n, d))
