@@ -262,7 +262,8 @@ def cut_minus_coverage(seed, n=12):
 def test_dca_is_never_above_modular_bounds_on_cuts():
     """A cut and a sum minus a coverage, 24 times: below them in 8, best in 20 where they are in 13,
     and 0.04 above the least value on average where they are 0.26; single changes alone are 0.19
-    above, and once above the bounds. On the first six instances of `difference` DCA is above the bounds in two and below in one."""
+    above, and once above the bounds. On the first six instances of `difference` DCA is above the
+    bounds in two and below in one."""
     problems = jax.tree.map(lambda *a: jnp.stack(a), *map(cut_minus_coverage, range(24)))
     least = jax.vmap(lambda p, sets: jnp.min(jax.vmap(p.value)(sets)), (0, None))
     brute = np.asarray(jax.jit(least)(problems, jnp.asarray(ALL)))
