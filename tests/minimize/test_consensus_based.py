@@ -245,6 +245,7 @@ def _black_box(x):
     ],
     ids=lambda solver: type(solver).__name__,
 )
+@pytest.mark.always(1)
 def test_values_are_enough(solver):
     """Of a function without derivatives; what values cannot prove is not said to be solved."""
     with pytest.raises(ValueError, match="JVP"):
