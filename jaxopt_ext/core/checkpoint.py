@@ -23,7 +23,7 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
     **Raises:** `ValueError` for a tree without one: its numbers, if there are any, are constants
     that would not be written.
     """
-    if not any(map(_has_numbers, jax.tree.leaves(tree))):
+    if not any(map(eqx.is_array_like, jax.tree.leaves(tree))):
         raise ValueError(f"there is nothing to save in {type(tree).__name__}: it has no arrays")
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,10 +42,6 @@ def load(path: str | os.PathLike, like: PyTree) -> PyTree:
     """
     with open(path, "rb") as file:
         return eqx.tree_deserialise_leaves(file, like, _read)
-
-
-def _has_numbers(leaf: Any) -> bool:
-    return eqx.is_array_like(leaf) or is_key(leaf)
 
 
 def is_key(leaf: Any) -> bool:

@@ -65,7 +65,8 @@ class AbstractInclusion(AbstractProblem):
         checks.shaped_like("the resolvent", jax.eval_shape(self.backward, z), z)
 
 
-def _prox(function: Any, x: PyTree[Array], t: Any) -> PyTree[Array]:
+def prox_of(function: Any, x: PyTree[Array], t: Any) -> PyTree[Array]:
+    """$\\mathrm{prox}_{t g}(x)$, which is $x$ without $g$."""
     return x if function is None else function.prox(x, t)
 
 
@@ -122,7 +123,7 @@ class VariationalInequality(AbstractInclusion):
         return self.operator(z)
 
     def backward(self, z, t=1.0):
-        return _prox(self.nonsmooth, z, t)
+        return prox_of(self.nonsmooth, z, t)
 
     def residual_with(self, z, slope):
         return natural(self.nonsmooth, z, slope)
@@ -163,7 +164,7 @@ class MinMax(AbstractInclusion):
         return PrimalDual(gradient.primal, jax.tree.map(jnp.negative, gradient.dual))
 
     def backward(self, z, t=1.0):
-        return PrimalDual(_prox(self.primal, z.primal, t), _prox(self.dual, z.dual, t))
+        return PrimalDual(prox_of(self.primal, z.primal, t), prox_of(self.dual, z.dual, t))
 
     def residual_with(self, z, slope):
         primal = natural(self.primal, z.primal, slope.primal)
@@ -234,7 +235,7 @@ class Game(AbstractInclusion):
     def backward(self, z, t=1.0):
         if self.feasible is None:
             return z
-        return tuple(_prox(one, own, t) for one, own in zip(self.feasible, z, strict=True))
+        return tuple(prox_of(one, own, t) for one, own in zip(self.feasible, z, strict=True))
 
     def residual_with(self, z, slope):
         if self.feasible is None:
@@ -296,7 +297,7 @@ class FiniteSumInclusion(AbstractInclusion):
         return tree.scale(self._total(z, rows.take(self.data, indices)), 1 / b)
 
     def backward(self, z, t=1.0):
-        return _prox(self.nonsmooth, z, t)
+        return prox_of(self.nonsmooth, z, t)
 
     def residual_with(self, z, slope):
         return natural(self.nonsmooth, z, slope)

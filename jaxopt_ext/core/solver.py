@@ -20,8 +20,8 @@ else:
     Scalar = Float[Array, ""]
 
 
-def scalar_field(default: float) -> Any:
-    """A hyperparameter kept as an array leaf: a new value does not retrace."""
+def scalar_field(default: float | None) -> Any:
+    """A hyperparameter kept as an array leaf, or `None`: a new value does not retrace."""
     return eqx.field(converter=checks.scalar, default=default)
 
 

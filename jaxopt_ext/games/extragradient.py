@@ -184,7 +184,7 @@ class Extragradient(_AbstractMethod):
     Inequalities, 2004.
     """
 
-    step_size: Scalar | None = scalar_field(None)  # pyright: ignore[reportArgumentType]
+    step_size: Scalar | None = scalar_field(None)
     average: bool = eqx.field(static=True, default=False)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
@@ -222,7 +222,7 @@ class OptimisticGradient(_AbstractMethod):
     Extra-Gradient Methods, 2019, arXiv:1908.08465.
     """
 
-    step_size: Scalar | None = scalar_field(None)  # pyright: ignore[reportArgumentType]
+    step_size: Scalar | None = scalar_field(None)
     average: bool = eqx.field(static=True, default=False)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
@@ -260,7 +260,7 @@ class ForwardReflectedBackward(_AbstractMethod):
     Without Cocoercivity, 2020, arXiv:1808.04162.
     """
 
-    step_size: Scalar | None = scalar_field(None)  # pyright: ignore[reportArgumentType]
+    step_size: Scalar | None = scalar_field(None)
     average: bool = eqx.field(static=True, default=False)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
@@ -302,7 +302,7 @@ class AnchoredExtragradient(_AbstractMethod):
     Inclusion, 2022, arXiv:2206.05248.
     """
 
-    step_size: Scalar | None = scalar_field(None)  # pyright: ignore[reportArgumentType]
+    step_size: Scalar | None = scalar_field(None)
     average: bool = eqx.field(static=True, default=False)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000
@@ -341,7 +341,7 @@ class GradientDescentAscent(_AbstractMethod):
     **Reference:** Arrow, Hurwicz, Uzawa, Studies in Linear and Non-Linear Programming, 1958.
     """
 
-    step_size: Scalar | None = scalar_field(None)  # pyright: ignore[reportArgumentType]
+    step_size: Scalar | None = scalar_field(None)
     average: bool = eqx.field(static=True, default=False)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000

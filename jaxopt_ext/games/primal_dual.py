@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, PyTree
 
 from ..core import AbstractSolver, MinMax, PrimalDual, Scalar, checks, loops, scalar_field, tree
+from ..core.inclusion import prox_of
 from ..core.operators import Map, norm_bound
 from ..prox import AbstractFunction
 
@@ -21,10 +22,6 @@ class LipschitzConstants(NamedTuple):
     smooth: Any
     primal: Any
     coupling: Any
-
-
-def _optional_scalar():
-    return eqx.field(converter=lambda a: None if a is None else checks.scalar(a), default=None)
 
 
 class _State(eqx.Module):
@@ -87,13 +84,10 @@ class _AbstractLinearized(AbstractSolver[MinMax, _State]):
         bound = self._constant(constants) + 3 * constants.coupling**2 / mu
         tau = k / jnp.where(bound > 0, bound, 1)
         primal, dual = state.point
-        mixed = lambda old, new: tree.cast_like(
-            tree.axpy(tree.scale(old, 1 - 1 / beta), 1 / beta, new), old
-        )
 
         rise = tree.gradient(lambda y: problem.objective(primal, y), dual)
         ahead = tree.axpy(rise, theta, jax.tree.map(jnp.subtract, rise, state.past))
-        dual = _prox(problem.dual, tree.axpy(dual, sigma, ahead), sigma)
+        dual = prox_of(problem.dual, tree.axpy(dual, sigma, ahead), sigma)
         dual = tree.cast_like(dual, state.point.dual)
 
         look = self._look(x.primal, primal, beta)
@@ -103,7 +97,7 @@ class _AbstractLinearized(AbstractSolver[MinMax, _State]):
         new = self._primal(problem, primal, dual, slope, tau, constants, k)
         new = tree.cast_like(new, primal)
 
-        value = PrimalDual(mixed(x.primal, new), mixed(x.dual, dual))
+        value = tree.cast_like(_mixed(x, PrimalDual(new, dual), beta), x)
         error = tree.norm(problem.residual(value)).astype(dtype)
         rise = tree.cast_like(rise, state.past)
         return value, _State(PrimalDual(new, dual), rise, constants, state.count + 1, error)
@@ -167,9 +161,9 @@ class LinearizedPrimalDual(_AbstractLinearized):
     """
 
     strong_concavity: Scalar = eqx.field(converter=checks.scalar)
-    lipschitz_smooth: Scalar | None = _optional_scalar()
-    lipschitz_primal: Scalar | None = _optional_scalar()
-    lipschitz_coupling: Scalar | None = _optional_scalar()
+    lipschitz_smooth: Scalar | None = scalar_field(None)
+    lipschitz_primal: Scalar | None = scalar_field(None)
+    lipschitz_coupling: Scalar | None = scalar_field(None)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
     problems = (MinMax,)
@@ -203,9 +197,9 @@ class AcceleratedLinearizedPrimalDual(_AbstractLinearized):
     """
 
     strong_concavity: Scalar = eqx.field(converter=checks.scalar)
-    lipschitz_smooth: Scalar | None = _optional_scalar()
-    lipschitz_primal: Scalar | None = _optional_scalar()
-    lipschitz_coupling: Scalar | None = _optional_scalar()
+    lipschitz_smooth: Scalar | None = scalar_field(None)
+    lipschitz_primal: Scalar | None = scalar_field(None)
+    lipschitz_coupling: Scalar | None = scalar_field(None)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
     problems = (MinMax,)
@@ -214,7 +208,7 @@ class AcceleratedLinearizedPrimalDual(_AbstractLinearized):
         return 2 * constants.smooth + self.max_steps * constants.primal
 
     def _look(self, average, point, beta):
-        return tree.axpy(tree.scale(average, 1 - 1 / beta), 1 / beta, point)
+        return _mixed(average, point, beta)
 
     def _primal(self, problem, x, dual, slope, step, constants, count):
         return _linearized(problem, x, dual, slope, step)
@@ -239,9 +233,9 @@ class InexactAcceleratedPrimalDual(_AbstractLinearized):
     """
 
     strong_concavity: Scalar = eqx.field(converter=checks.scalar)
-    lipschitz_smooth: Scalar | None = _optional_scalar()
-    lipschitz_primal: Scalar | None = _optional_scalar()
-    lipschitz_coupling: Scalar | None = _optional_scalar()
+    lipschitz_smooth: Scalar | None = scalar_field(None)
+    lipschitz_primal: Scalar | None = scalar_field(None)
+    lipschitz_coupling: Scalar | None = scalar_field(None)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 1000
     problems = (MinMax,)
@@ -250,7 +244,7 @@ class InexactAcceleratedPrimalDual(_AbstractLinearized):
         return 2 * constants.smooth
 
     def _look(self, average, point, beta):
-        return tree.axpy(tree.scale(average, 1 - 1 / beta), 1 / beta, point)
+        return _mixed(average, point, beta)
 
     def _primal(self, problem, x, dual, slope, step, constants, count):
         root = jnp.sqrt(1 + step * constants.primal)
@@ -265,20 +259,20 @@ class InexactAcceleratedPrimalDual(_AbstractLinearized):
             rise = tree.gradient(lambda x: problem.objective(x, dual), moved)
             pull = jax.tree.map(jnp.subtract, moved, x)
             total = jax.tree.map(jnp.add, slope, tree.axpy(rise, 1 / step, pull))
-            new = _prox(problem.primal, tree.axpy(moved, -length, total), length)
+            new = prox_of(problem.primal, tree.axpy(moved, -length, total), length)
             return tree.cast_like(new, point), point
 
         return loops.fori_loop(0, steps, inner, (x, x))[0]
 
 
-def _prox(function, x, t):
-    return x if function is None else function.prox(x, t)
+def _mixed(mean, point, beta):
+    return tree.axpy(tree.scale(mean, 1 - 1 / beta), 1 / beta, point)
 
 
 def _linearized(problem, x, dual, slope, step):
     rise = tree.gradient(lambda x: problem.objective(x, dual), x)
     moved = tree.axpy(x, -step, jax.tree.map(jnp.add, slope, rise))
-    return _prox(problem.primal, moved, step)
+    return prox_of(problem.primal, moved, step)
 
 
 def _constants(method, problem: MinMax, x: PrimalDual, dtype) -> LipschitzConstants:

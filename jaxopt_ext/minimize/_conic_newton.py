@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from ..core import loops
+from ..core import loops, tree
 from ._conic_form import Form
 from .cones import Orthant
 
@@ -99,3 +99,27 @@ def factorized(form: Form, refinements: int):
         return loops.fori_loop(0, refinements, refine, approximate(a, b, d))
 
     return solve
+
+
+def in_metric(form: Form, scales) -> Form:
+    """The form whose cones' rows are measured by the scalings of a point."""
+    rows = zip(form.cones, scales, form.G, form.h, strict=True)
+    scaled = [
+        (jax.vmap(lambda g, cone=cone, w=w: cone.scale_slack(w, g))(G), cone.scale_slack(w, h))
+        for cone, w, G, h in rows
+    ]
+    G, h = zip(*scaled, strict=True)
+    return Form(form.c, form.E, form.e, form.used, G, h, form.cones)
+
+
+def moved_within(form: Form, point, moved, inside, length):
+    """`moved(length)`, with a length that is halved while rounding puts it outside, seven times at
+    most, and the point itself if that is not enough."""
+    tries, _, new = loops.while_loop(
+        lambda carry: (carry[0] < 8) & ~inside(carry[2]),
+        lambda carry: (carry[0] + 1, 0.5 * carry[1], moved(0.5 * carry[1])),
+        (jnp.asarray(0, jnp.int32), length, moved(length)),
+    )
+    # Not a number in the data must stay visible.
+    stays = (tries >= 8) & tree.all_finite((form.c, form.E, form.e, form.G, form.h))
+    return tree.where(stays, point, new)

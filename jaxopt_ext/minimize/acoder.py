@@ -106,9 +106,7 @@ class ACODER(AbstractSolver):
     Extrapolation for Composite Convex Optimization, 2023, arXiv:2303.16279.
     """
 
-    lipschitz: Scalar | None = eqx.field(
-        converter=lambda x: None if x is None else checks.scalar(x), default=None
-    )
+    lipschitz: Scalar | None = scalar_field(None)
     strong_convexity: Scalar = scalar_field(0.0)
     blocks: int | None = 1
     backtracking: bool = False
@@ -313,9 +311,7 @@ class VRACODER(AbstractSolver):
 
     inner_steps: int = 50
     batch: int = 1
-    lipschitz: Scalar | None = eqx.field(
-        converter=lambda x: None if x is None else checks.scalar(x), default=None
-    )
+    lipschitz: Scalar | None = scalar_field(None)
     strong_convexity: Scalar = scalar_field(0.0)
     blocks: int | None = 1
     restart: bool = False

@@ -204,9 +204,7 @@ class ConsensusBased(AbstractSolver):
 
     num_particles: int = 100
     drift: Scalar = scalar_field(1.0)
-    noise: Scalar | None = eqx.field(
-        converter=lambda a: None if a is None else checks.scalar(a), default=None
-    )
+    noise: Scalar | None = scalar_field(None)
     step_size: Scalar = scalar_field(0.01)
     inverse_temperature: Scalar | Schedule = eqx.field(converter=_scheduled, default=_RAISED)
     geometry: AbstractNoise = Anisotropic()

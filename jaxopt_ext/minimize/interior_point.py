@@ -16,12 +16,11 @@ from ..core import (
     SecondOrderConeProgram,
     Status,
     checks,
-    loops,
     scalar_field,
     tree,
 )
 from ._conic_form import Form, Scaling, conic_form, equilibrated, original
-from ._conic_newton import factorized, polyhedral, proximal_weight
+from ._conic_newton import factorized, in_metric, moved_within, polyhedral, proximal_weight
 from .cones import SemidefiniteCones, symmetrized
 
 
@@ -274,11 +273,7 @@ def _advance(form: Form, point: _Point, path: AbstractPath, refinements: int, ne
     each = lambda name, *args: tuple(
         getattr(cone, name)(*parts) for cone, *parts in zip(cones, *args, strict=True)
     )
-    G = tuple(
-        jax.vmap(lambda g, cone=cone, w=w: cone.scale_slack(w, g))(G)
-        for cone, w, G in zip(cones, w, form.G, strict=True)
-    )
-    scaled = Form(form.c, form.E, form.e, form.used, G, each("scale_slack", w, form.h), cones)
+    scaled = in_metric(form, w)
     solve = factorized(scaled, refinements)
 
     rx = form.E.T @ y + form.adjoint(z) + form.c * tau
@@ -359,12 +354,4 @@ def _advance(form: Form, point: _Point, path: AbstractPath, refinements: int, ne
             ok = ok & jnp.all(jax.vmap(cone.interior)(jnp.stack(both)))
         return ok
 
-    # By rounding a point may be outside still.
-    tries, length, new = loops.while_loop(
-        lambda carry: (carry[0] < 8) & ~inside(carry[2]),
-        lambda carry: (carry[0] + 1, 0.5 * carry[1], moved(0.5 * carry[1])),
-        (jnp.asarray(0, jnp.int32), length, moved(length)),
-    )
-    # Not a number in the data must stay visible.
-    stays = (tries >= 8) & tree.all_finite((form.c, form.E, form.e, form.G, form.h))
-    return tree.where(stays, point, new), decrement, off
+    return moved_within(form, point, moved, inside, length), decrement, off

@@ -72,9 +72,7 @@ class HessianFree(AbstractHessian):
     - `max_steps`: products for one system at most.
     """
 
-    rtol: Scalar | None = eqx.field(
-        converter=lambda a: None if a is None else checks.scalar(a), default=None
-    )
+    rtol: Scalar | None = scalar_field(None)
     max_steps: int = 200
 
     def __check_init__(self):
@@ -505,9 +503,7 @@ class GradientRegularization(AbstractRegularization):
     Distances, 2021, arXiv:2112.02952.
     """
 
-    constant: Scalar | None = eqx.field(
-        converter=lambda a: None if a is None else checks.scalar(a), default=None
-    )
+    constant: Scalar | None = scalar_field(None)
     initial: Scalar = scalar_field(1.0)
 
     def __check_init__(self):
@@ -747,9 +743,7 @@ class LazyCubicNewton(AbstractSolver):
     """
 
     period: int = 1
-    constant: Scalar | None = eqx.field(
-        converter=lambda a: None if a is None else checks.scalar(a), default=None
-    )
+    constant: Scalar | None = scalar_field(None)
     initial: Scalar = scalar_field(1.0)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 2000

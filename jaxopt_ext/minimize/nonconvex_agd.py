@@ -140,9 +140,7 @@ class NonconvexAGD(AbstractSolver):
 
     averaging: AbstractAveraging = OptimalAveraging()
     restart: SpeedRestart | None = SpeedRestart()
-    lipschitz: Scalar | None = eqx.field(
-        converter=lambda a: None if a is None else checks.scalar(a), default=None
-    )
+    lipschitz: Scalar | None = scalar_field(None)
     safety: Scalar = scalar_field(0.99)
     tol: Scalar = scalar_field(1e-6)
     max_steps: int = 5000

@@ -221,9 +221,7 @@ class MirrorBatch(AbstractBatchMethod):
     """
 
     distance: Scalar = scalar_field(1.0)
-    step_size: Scalar | None = eqx.field(
-        converter=lambda a: None if a is None else checks.scalar(a), default=None
-    )
+    step_size: Scalar | None = scalar_field(None)
 
     def __check_init__(self):
         checks.positive("distance", self.distance)

@@ -88,9 +88,7 @@ class PrimalDualHybridGradient(AbstractSplittingSolver):
     Methods for Linear Programming using Restarts and Sharpness, 2023, arXiv:2105.12715.
     """
 
-    step_size: Float[Array, ""] | None = eqx.field(
-        converter=lambda s: None if s is None else checks.scalar(s), default=None
-    )
+    step_size: Float[Array, ""] | None = scalar_field(None)
     weight: Scalar = scalar_field(1.0)
     adaptive: bool = eqx.field(static=True, default=True)
     restart: bool = eqx.field(static=True, default=True)

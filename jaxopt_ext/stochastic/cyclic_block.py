@@ -173,9 +173,7 @@ class VarianceReducedCyclic(AbstractSolver):
     step_size: Any = rate_field()
     batch: int | None = eqx.field(static=True, default=None)
     small_batch: int | None = eqx.field(static=True, default=None)
-    probability: Scalar | None = eqx.field(
-        converter=lambda p: None if p is None else checks.scalar(p), default=None
-    )
+    probability: Scalar | None = scalar_field(None)
     blocks: Any = eqx.field(static=True, default=None)
     order: AbstractSelection = eqx.field(default_factory=Cyclic)
     output: AbstractOutput = eqx.field(default_factory=Last)

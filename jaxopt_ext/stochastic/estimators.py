@@ -251,9 +251,7 @@ class PAGE(AbstractEstimator):
     Estimator for Nonconvex Optimization, 2021, arXiv:2008.10898.
     """
 
-    probability: Scalar | None = eqx.field(
-        converter=lambda p: None if p is None else checks.scalar(p), default=None
-    )
+    probability: Scalar | None = scalar_field(None)
     batch: int | None = eqx.field(static=True, default=None)
     big_batch: int | None = eqx.field(static=True, default=None)
 

@@ -7,6 +7,7 @@ import pytest
 import scipy.optimize
 
 import jaxopt_ext as jxt
+from benchmarks.claims.minimize.scaled_trust_region import PROBLEMS
 from jaxopt_ext.minimize import (
     ColemanLi,
     ConvexCombination,
@@ -56,75 +57,14 @@ def test_scalings_by_hand():
     np.testing.assert_allclose(uneven, 0.25 * a + 0.75 * b, rtol=1e-6)
 
 
-def himmelblau(x):
-    return jnp.array([x[0] ** 2 + x[1] - 11, x[0] + x[1] ** 2 - 7])
-
-
-def powell(x):
-    return jnp.array([1e4 * x[0] * x[1] - 1, jnp.exp(-x[0]) + jnp.exp(-x[1]) - 1.0001])
-
-
-def chandrasekhar(x, c=0.99):
-    mu = (jnp.arange(x.size) + 0.5) / x.size
-    kernel = mu[:, None] / (mu[:, None] + mu)
-    return x - 1 / (1 - c / (2 * x.size) * (kernel @ x))
-
-
-def combustion(x):
-    """Meintjes and Morgan's chemical equilibrium of propane in air."""
-    a, b, c, d, e = x
-    s = 40**-0.5
-    R5, R6, R7, R8 = 0.193, 0.002597 * s, 0.003448 * s, 0.00001799 / 40
-    R9, R10 = 0.0002155 * s, 0.00003846 / 40
-    return jnp.array(
-        [
-            a * b + a - 3 * e,
-            2 * a * b + a + b * c**2 + R8 * b - 10 * e + 2 * R10 * b**2 + R7 * b * c + R9 * b * d,
-            2 * b * c**2 + 2 * R5 * c**2 - 8 * e + R6 * c + R7 * b * c,
-            R9 * b * d + 2 * d**2 - 40 * e,
-            a * b
-            + a
-            + R10 * b**2
-            + R7 * b * c
-            + R9 * b * d
-            + R8 * b
-            + b * c**2
-            + R5 * c**2
-            + R6 * c
-            + d**2
-            - 1,
-        ]
-    )
-
-
-def trigexp(x):
-    left, right = x[:-1], x[1:]
-    first = 3 * left**3 + 2 * right - 5 + jnp.sin(left - right) * jnp.sin(left + right)
-    second = 4 * right - left * jnp.exp(left - right) - 3
-    return jnp.append(first, 0) + jnp.append(0, second)
-
-
-def bratu(x, size=3.0):
-    h = 1 / (x.size + 1)
-    padded = jnp.pad(x, 1)
-    return padded[:-2] - 2 * x + padded[2:] + size * h**2 * jnp.exp(x)
-
-
 MIXED = ConvexCombination((ColemanLi(), KanzowKlug()))
-SETS = {  # with bounds, a start of the second root if there is one, and how many starts go to one
-    "powell": (powell, [0.0, 0.0], [1.0, 10.0], None, 3, MIXED),
-    "himmelblau": (himmelblau, [0.0, 0.0], [5.0, 5.0], None, 3, HeinkenschlossUlbrich()),
-    "combustion": (combustion, [0.0] * 5, [100.0] * 5, None, 3, ColemanLi()),
-    "trigexp": (trigexp, [-10.0] * 30, [10.0] * 30, None, 3, KanzowKlug()),
-    "bratu": (bratu, [-1.0] * 30, [5.0] * 30, np.zeros(30), 3, MIXED),
-    "chandrasekhar": (
-        chandrasekhar,
-        [0.0] * 30,
-        [5.0] * 30,
-        np.linspace(1, 4, 30),
-        2,
-        HagerMairZhang(),
-    ),
+SETS = {  # a start of the second root if there is one, and how many starts go to one
+    "powell": (None, 3, MIXED),
+    "himmelblau": (None, 3, HeinkenschlossUlbrich()),
+    "combustion": (None, 3, ColemanLi()),
+    "trigexp": (None, 3, KanzowKlug()),
+    "bratu": (np.zeros(30), 3, MIXED),
+    "chandrasekhar": (np.linspace(1, 4, 30), 2, HagerMairZhang()),
 }
 
 
@@ -133,8 +73,9 @@ SETS = {  # with bounds, a start of the second root if there is one, and how man
 def test_roots_in_the_box_equal_those_of_scipy(name):
     """All starts lead to a root but the last of Chandrasekhar's equation, which lies beyond a pole
     and which scipy's reflective trust region does not solve either. Two equations have two."""
-    fun, low, high, other, solved, scaling = SETS[name]
-    low, high = np.array(low), np.array(high)
+    fun, size, low, high = PROBLEMS[name]
+    other, solved, scaling = SETS[name]
+    low, high = np.full(size, low), np.full(size, high)
     starts = np.stack([low + nu * (high - low) for nu in (0.25, 0.5, 0.75)])
     problem = jxt.BoundedRootFinding(fun, low, high)
     solve = lambda x: jxt.solve(problem, ScaledDogleg(scaling, tol=1e-11), x)
@@ -192,7 +133,7 @@ def test_steps_of_a_free_dogleg_against_numpy_and_quadratic_in_the_end():
     assert 5 < len(sizes) < 15
     assert sizes[-1] < 10 * sizes[-2] ** 2 < 1e-4
     solver = ScaledDogleg(KanzowKlug(), Spherical(), radius=0.3, tol=0.0, max_steps=len(wanted))
-    problem = jxt.BoundedRootFinding(himmelblau)
+    problem = jxt.BoundedRootFinding(PROBLEMS["himmelblau"][0])
     trace = lambda problem, x, state: x
     found = jxt.solve(problem, solver, jnp.array([0.3, 0.2]), trace=trace).trace
     np.testing.assert_allclose(found, wanted, rtol=1e-7)
@@ -201,7 +142,8 @@ def test_steps_of_a_free_dogleg_against_numpy_and_quadratic_in_the_end():
 @pytest.mark.slow
 def test_paths_without_bounds_are_the_same_for_both_scalings_and_regions():
     """Where Coleman and Li's scaling and Kanzow and Klug's are the identity."""
-    problem = jxt.BoundedRootFinding(trigexp)
+    fun = PROBLEMS["trigexp"][0]
+    problem = jxt.BoundedRootFinding(fun)
     trace = lambda problem, x, state: x
     start = 2 * np.random.default_rng(0).normal(size=8)
 
@@ -212,7 +154,7 @@ def test_paths_without_bounds_are_the_same_for_both_scalings_and_regions():
     scalings, regions = (ColemanLi(), KanzowKlug()), (Spherical(), Elliptical())
     run = jax.jit(lambda: [[path(scaling, region) for region in regions] for scaling in scalings])
     paths = np.asarray(run()).reshape(4, 12, 8)
-    sizes = [float(jnp.linalg.norm(trigexp(x))) for x in paths[0]]
+    sizes = [float(jnp.linalg.norm(fun(x))) for x in paths[0]]
     assert sizes[0] > 1 > 1e-10 > sizes[-1]
     for other in paths[1:]:
         np.testing.assert_allclose(other, paths[0], rtol=1e-13, atol=1e-14)

@@ -16,12 +16,11 @@ from ...core import (
     SecondOrderConeProgram,
     Status,
     checks,
-    loops,
     scalar_field,
     tree,
 )
 from .._conic_form import Form, Scaling, conic_form, equilibrated, original
-from .._conic_newton import factorized
+from .._conic_newton import factorized, in_metric, moved_within
 from ..cones import Orthant
 from ..interior_point import AbstractPath, ShortStep
 
@@ -137,19 +136,10 @@ class BarrierMethod(AbstractSolver):
 
     def init(self, problem, x, key):
         form, scaling = equilibrated(conic_form(problem, x))
-        dtype = form.c.dtype
         # Of the equilibrated cost, which is measured in another unit.
-        weight = self.weight.astype(dtype) / (scaling.cost * scaling.side)
+        weight = self.weight.astype(form.c.dtype) / (scaling.cost * scaling.side)
         point = scaling.side * x.primal / scaling.columns
-        slack = _slack(form, point)
-        inside = _inside(form, slack)
-        held = jnp.where(inside, self.approach.pull(), 0).astype(dtype)
-        safe = tree.where(inside, slack, tuple(cone.unit(dtype) for cone in form.cones))
-        push = tuple(cone.inverse(s) for cone, s in zip(form.cones, safe, strict=True))
-        slope = weight * form.c + form.adjoint(push)
-        infinity = jnp.full((), jnp.inf, dtype)
-        lost = Status.where(inside, Status.running, Status.breakdown)
-        return _State(form, scaling, slope, held, weight, infinity, infinity, point, lost)
+        return _begin(form, scaling, weight, point, self.approach.pull())
 
     def refresh(self, problem, x, state):
         """The path from the point reached: with its weight, without a hold."""
@@ -157,13 +147,7 @@ class BarrierMethod(AbstractSolver):
         unit = lambda s: s.cost * s.side
         weight = state.weight * unit(state.scaling) / unit(scaling)
         point = state.point * state.scaling.columns / state.scaling.side
-        point = scaling.side * point / scaling.columns
-        inside = _inside(form, _slack(form, point))
-        lost = Status.where(inside, Status.running, Status.breakdown)
-        infinity = jnp.full_like(state.error, jnp.inf)
-        return _State(
-            form, scaling, state.slope, 0 * state.pull, weight, infinity, infinity, point, lost
-        )
+        return _begin(form, scaling, weight, scaling.side * point / scaling.columns, 0.0)
 
     def step(self, problem, x, state):
         form, point = state.form, state.point
@@ -185,12 +169,8 @@ class BarrierMethod(AbstractSolver):
         length = jnp.where(off <= FULL, 1, 1 / (1 + off))
 
         moved = lambda length: point + length * dx
-        # By rounding a point may be outside still.
-        outside = lambda c: (c[0] < 8) & ~_inside(form, _slack(form, moved(c[1])))
-        first = (jnp.asarray(0, jnp.int32), length)
-        tries, length = loops.while_loop(outside, lambda c: (c[0] + 1, 0.5 * c[1]), first)
-        stays = (tries >= 8) & tree.all_finite((form.c, form.E, form.e, form.G, form.h))
-        new = jnp.where(stays, point, moved(length))
+        inside = lambda x: _inside(form, _slack(form, x))
+        new = moved_within(form, point, moved, inside, length)
 
         parts = zip(form.cones, scales, units, dz, strict=True)
         dual = tuple(cone.unscale(w, unit + a) for cone, w, unit, a in parts)
@@ -229,6 +209,18 @@ class BarrierMethod(AbstractSolver):
         return 2 * barrier / self.weight * rate**-steps
 
 
+def _begin(form: Form, scaling: Scaling, weight, point, pull) -> _State:
+    slack = _slack(form, point)
+    inside = _inside(form, slack)
+    safe = tree.where(inside, slack, tuple(cone.unit(weight.dtype) for cone in form.cones))
+    push = tuple(cone.inverse(s) for cone, s in zip(form.cones, safe, strict=True))
+    slope = weight * form.c + form.adjoint(push)
+    held = jnp.where(inside, pull, 0).astype(weight.dtype)
+    infinity = jnp.full_like(weight, jnp.inf)
+    lost = Status.where(inside, Status.running, Status.breakdown)
+    return _State(form, scaling, slope, held, weight, infinity, infinity, point, lost)
+
+
 def _slack(form: Form, x):
     return jax.tree.map(jnp.subtract, form.h, form.map(x))
 
@@ -256,11 +248,8 @@ def _newton(form: Form, state: _State, refinements):
     scales = [cone.scaling(s, cone.inverse(s))[0] for cone, s in pairs]
     # All is divided by the weight, so that multipliers stay as large as they are in the end.
     root = jnp.sqrt(weight)
-    G = tuple(
-        jax.vmap(lambda g, cone=cone, w=w: cone.scale_slack(w, g))(G) / root
-        for cone, w, G in zip(form.cones, scales, form.G, strict=True)
-    )
-    metric = eqx.tree_at(lambda f: f.G, form, G)
+    metric = in_metric(form, scales)
+    metric = eqx.tree_at(lambda f: f.G, metric, tree.scale(metric.G, 1 / root))
     solve = factorized(metric, refinements)
     units = _units(form)
     nothing = jax.tree.map(jnp.zeros_like, units)

@@ -347,9 +347,7 @@ class SimulatedAnnealing(AbstractSolver):
 
     radius: Scalar = eqx.field(converter=checks.scalar)
     temperature: Scalar = scalar_field(1.0)
-    cooling: Scalar | None = eqx.field(
-        converter=lambda a: None if a is None else checks.scalar(a), default=None
-    )
+    cooling: Scalar | None = scalar_field(None)
     num_chains: int | None = eqx.field(static=True, default=None)
     num_steps: int | None = eqx.field(static=True, default=None)
     tol: Scalar = scalar_field(1e-4)
